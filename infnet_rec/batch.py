@@ -1,0 +1,46 @@
+"""One batch on one rank.
+
+Shapes: B examples on this rank, T tasks.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass(slots=True)
+class Batch(Pipelineable):
+    """What the loader makes and the model reads.
+
+    Attributes:
+        categorical: features of the EmbeddingBagCollection, one id an example and key.
+        sequences: features that share a sequence's table (length one), then the sequences, oldest event first.
+        labels_BT: 0 or 1, float32.
+        user_B: the user's index in the store, int64; groups examples for gAUC.
+        weight_B: 1 for an example, 0 for the padding of a last short evaluation batch, float32.
+    """
+
+    categorical: KeyedJaggedTensor
+    sequences: KeyedJaggedTensor
+    labels_BT: Tensor
+    user_B: Tensor
+    weight_B: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # noqa: FBT001, FBT002 - TorchRec's signature
+        """The same batch on another device."""
+        return type(self)(
+            *(getattr(self, f.name).to(device=device, non_blocking=non_blocking) for f in fields(self))
+        )
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked host memory, so that copies to a GPU overlap with compute."""
+        return type(self)(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the memory alive until the work queued on `stream` is done."""
+        for f in fields(self):
+            getattr(self, f.name).record_stream(stream)

@@ -1,0 +1,1 @@
+"""One verb a file: configuration to objects to call."""

@@ -1,0 +1,22 @@
+"""What goes wrong in ways that a person can mend.
+
+The command line turns a `Fault` into one message and exit code 2, and a `Refusal` into exit code 3. Everything else is
+a bug or a failure of the machine and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class Fault(ValueError):
+    """A usage, configuration or data fault. The message names the thing, its value, the rule and the remedy."""
+
+
+class Refusal(Exception):
+    """The question was understood and the answer is no: a check that failed, a plan that does not fit."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean 'x'?)" for the closest known word, or "" when nothing is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

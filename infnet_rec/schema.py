@@ -1,0 +1,156 @@
+"""What one example is made of: features, sequences, the tables their ids index, and the tasks.
+
+Ids are the same everywhere: 0 is padding or a value never seen in training, 1 is null, values start at 2.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
+
+from infnet_rec.faults import Fault, did_you_mean
+
+UNSEEN_ID = 0
+NULL_ID = 1
+FIRST_VALUE_ID = 2
+
+Side = Literal["user", "item", "context"]
+Grouping = Literal["behaviour", "sequence", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """An embedding table of `num_rows` rows; ids run from 0 to num_rows - 1."""
+
+    name: str
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A categorical feature: one id an example, read from the user, the item or the example itself (context)."""
+
+    name: str
+    table: str
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One attribute of a user's past events of one behaviour, such as the authors of the videos they liked.
+
+    `attribute` names the item feature that is read for each event; `group` names the proxy token that pools it.
+    """
+
+    name: str
+    behaviour: str
+    attribute: str
+    table: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A binary label to predict; `label` is the column of the raw log that holds it."""
+
+    name: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Everything that batches, embeddings and models need to agree on.
+
+    A table that any sequence reads lives in the EmbeddingCollection; a feature that shares such a table is looked up
+    there as a sequence of length one. All other tables live in the EmbeddingBagCollection.
+    """
+
+    tables: tuple[Table, ...]
+    features: tuple[Feature, ...]
+    sequences: tuple[Sequence, ...]
+    tasks: tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        for kind, names in (
+            ("table", [t.name for t in self.tables]),
+            ("feature or sequence", [f.name for f in self.features] + [s.name for s in self.sequences]),
+            ("task", [t.name for t in self.tasks]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise Fault(f"schema: {kind} {', '.join(twice)} is declared more than once; names must be unique")
+        known = {t.name for t in self.tables}
+        for part in (*self.features, *self.sequences):
+            if part.table not in known:
+                raise Fault(f"schema: {part.name} reads table {part.table!r}, which is not declared")
+
+    @property
+    def sequence_tables(self) -> tuple[Table, ...]:
+        """Tables of the EmbeddingCollection, in declaration order."""
+        used = {s.table for s in self.sequences}
+        return tuple(t for t in self.tables if t.name in used)
+
+    @property
+    def bag_tables(self) -> tuple[Table, ...]:
+        """Tables of the EmbeddingBagCollection, in declaration order; tables that nothing reads are left out."""
+        used = {f.table for f in self.features} - {s.table for s in self.sequences}
+        return tuple(t for t in self.tables if t.name in used)
+
+    @property
+    def shared_features(self) -> tuple[Feature, ...]:
+        """Features whose table a sequence reads too; keys of `Batch.sequences`, before the sequences."""
+        used = {s.table for s in self.sequences}
+        return tuple(f for f in self.features if f.table in used)
+
+    @property
+    def bag_features(self) -> tuple[Feature, ...]:
+        """Features of their own tables; keys of `Batch.categorical`."""
+        used = {s.table for s in self.sequences}
+        return tuple(f for f in self.features if f.table not in used)
+
+    @property
+    def behaviours(self) -> tuple[str, ...]:
+        """Behaviours in the order of their first sequence."""
+        return tuple(dict.fromkeys(s.behaviour for s in self.sequences))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Sequence groups, one proxy token each, in the order of their first sequence."""
+        return tuple(dict.fromkeys(s.group for s in self.sequences))
+
+    @property
+    def group_of_sequence(self) -> tuple[int, ...]:
+        """For each sequence, the index of its group in `groups`."""
+        groups = self.groups
+        return tuple(groups.index(s.group) for s in self.sequences)
+
+    def with_features(self, names: Iterable[str]) -> Self:
+        """The same schema with these features only, in this order (a feature profile)."""
+        known = {f.name: f for f in self.features}
+        names = tuple(names)
+        for name in names:
+            if name not in known:
+                raise Fault(f"feature {name!r} is not in the store{did_you_mean(name, known)}")
+        return replace(self, features=tuple(known[name] for name in names))
+
+    def with_grouping(self, grouping: Grouping) -> Self:
+        """The same schema with one sequence group per behaviour, per sequence, or one for all."""
+        name_of = {
+            "behaviour": lambda s: s.behaviour,
+            "sequence": lambda s: s.name,
+            "all": lambda s: "all",
+        }[grouping]
+        return replace(self, sequences=tuple(replace(s, group=name_of(s)) for s in self.sequences))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Reads what `to_json` wrote."""
+        return cls(
+            tables=tuple(Table(**t) for t in data["tables"]),
+            features=tuple(Feature(**f) for f in data["features"]),
+            sequences=tuple(Sequence(**s) for s in data["sequences"]),
+            tasks=tuple(Task(**t) for t in data["tasks"]),
+        )
