@@ -1,0 +1,128 @@
+"""Which examples make global batch k, and which slice of it a rank reads: pure functions of numbers.
+
+A global batch depends on (seed, epoch, step) alone; the number of ranks only says who reads which part of it. So a
+resumed run needs one integer to continue, on any number of ranks.
+
+Shapes: G examples in a global batch, B on one rank.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from infnet_rec.faults import Fault
+
+BLOCK_EXAMPLES = 4_096
+BUFFER_BLOCKS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOrder:
+    """Every example once an epoch, in a new order each time; a last short global batch is dropped.
+
+    Blocks of neighbouring examples are shuffled, then examples within a buffer of blocks, so that reads stay local on
+    disk and any step is found at once. With at most `block_examples * buffer_blocks` examples this is a full shuffle.
+    """
+
+    num_examples: int
+    global_batch_size: int
+    seed: int
+    block_examples: int = BLOCK_EXAMPLES
+    buffer_blocks: int = BUFFER_BLOCKS
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size > self.num_examples:
+            raise Fault(
+                f"train.global_batch_size = {self.global_batch_size}: is larger than the training split "
+                f"({self.num_examples} examples); make it smaller"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full global batches in an epoch."""
+        return self.num_examples // self.global_batch_size
+
+    def global_batch(self, step: int) -> np.ndarray:
+        """Indices of the examples of one step, counted over all epochs; int64 [G]."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        start = within * self.global_batch_size
+        stop = start + self.global_batch_size
+        blocks, buffer_starts = self._blocks(epoch)
+        first = int(np.searchsorted(buffer_starts, start, side="right")) - 1
+        last = int(np.searchsorted(buffer_starts, stop, side="left"))
+        parts = [_shuffled_buffer(self, epoch, b) for b in range(first, last)]
+        examples = np.concatenate(parts)
+        return examples[start - buffer_starts[first] : stop - buffer_starts[first]]
+
+    def _blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        return _shuffled_blocks(self.num_examples, self.block_examples, self.buffer_blocks, self.seed, epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOrder:
+    """Every example once, in store order; the last global batch is filled up with example 0 at weight 0."""
+
+    num_examples: int
+    global_batch_size: int
+
+    @property
+    def num_steps(self) -> int:
+        """Global batches, the padded one included."""
+        return -(-self.num_examples // self.global_batch_size)
+
+    def global_batch(self, step: int) -> np.ndarray:
+        """Indices of the examples of one step, -1 where padded; int64 [G]."""
+        indices = np.arange(step * self.global_batch_size, (step + 1) * self.global_batch_size)
+        return np.where(indices < self.num_examples, indices, -1)
+
+
+Order = TrainOrder | EvalOrder
+
+
+def local_slice(global_G: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """This rank's part of a global batch; all parts are equally long.
+
+    Raises:
+        Fault: the global batch does not divide by the number of ranks.
+    """
+    check_divides(len(global_G), world_size)
+    size = len(global_G) // world_size
+    return global_G[rank * size : (rank + 1) * size]
+
+
+def check_divides(global_batch_size: int, world_size: int) -> None:
+    """Refuses a global batch that the ranks cannot share equally."""
+    if global_batch_size % world_size:
+        raise Fault(
+            f"train.global_batch_size = {global_batch_size}: does not divide by {world_size} ranks; "
+            f"use a multiple of {world_size}"
+        )
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, *key))))
+
+
+@lru_cache(maxsize=2)
+def _shuffled_blocks(
+    num_examples: int, block_examples: int, buffer_blocks: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Block numbers in this epoch's order, and where each buffer begins (with the end as last entry)."""
+    num_blocks = -(-num_examples // block_examples)
+    blocks = _generator(seed, epoch, 0).permutation(num_blocks)
+    sizes = np.full(num_blocks, block_examples)
+    sizes[blocks == num_blocks - 1] = num_examples - (num_blocks - 1) * block_examples
+    ends = np.cumsum(sizes)
+    last_of_buffer = np.append(np.arange(buffer_blocks, num_blocks, buffer_blocks), num_blocks) - 1
+    return blocks, np.concatenate([[0], ends[last_of_buffer]])
+
+
+@lru_cache(maxsize=4)
+def _shuffled_buffer(order: TrainOrder, epoch: int, buffer: int) -> np.ndarray:
+    """Examples of one buffer in this epoch's order."""
+    blocks, _ = order._blocks(epoch)
+    chosen = blocks[buffer * order.buffer_blocks : (buffer + 1) * order.buffer_blocks]
+    examples = (chosen[:, None] * order.block_examples + np.arange(order.block_examples)).reshape(-1)
+    examples = examples[examples < order.num_examples]
+    return _generator(order.seed, epoch, 1, buffer).permutation(examples)

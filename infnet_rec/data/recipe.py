@@ -1,0 +1,214 @@
+"""What a dataset's raw files are and mean: a TOML recipe, not code, per dataset.
+
+`configs/datasets/kuairand_pure.toml` is a complete example.
+"""
+
+from collections import Counter
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.strict import StrictModel, check, read_toml
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Files = Annotated[tuple[str, ...], Field(min_length=1)]
+Encoding = Literal["index", "quantile", "hour_of_day", "day_of_week"]
+
+
+class LogRecipe(StrictModel):
+    """The behaviour log: one row an impression.
+
+    Attributes:
+        files: CSV or Parquet files relative to the raw folder; together they are the log.
+        user: column of the user's id.
+        item: column of the item's id.
+        time: integer column of the instant, in `time_unit`s since 1970 UTC.
+        time_unit: unit of `time`.
+        utc_offset_hours: local clock, for split dates, hours and days of the week.
+        id_type: type of the user and item ids.
+    """
+
+    files: Files
+    user: str
+    item: str
+    time: str
+    time_unit: Literal["s", "ms"] = "ms"
+    utc_offset_hours: int = Field(0, ge=-12, le=14)
+    id_type: Literal["int64", "string"] = "int64"
+
+
+class SourceRecipe(StrictModel):
+    """Files with one row per user or item; several files are parts of one table."""
+
+    files: Files
+    key: str
+
+
+class SidesRecipe(StrictModel):
+    """Side tables of users and of items, each joined on its key."""
+
+    user: tuple[SourceRecipe, ...] = ()
+    item: tuple[SourceRecipe, ...] = ()
+
+
+class FeatureRecipe(StrictModel):
+    """Categorical features made the same way from columns of one side.
+
+    Attributes:
+        side: where the columns stand: user or item side table, or the log (context).
+        encoding: "index" gives every distinct training value an id; "quantile" cuts a number into `buckets` equally
+            frequent ranges (exact zero is an id of its own); "hour_of_day" and "day_of_week" read the log's time.
+        columns: the columns; a feature is named after its column.
+        name: the feature's name, where it must differ from its only column.
+        buckets: number of quantile ranges.
+        null_values: raw strings that mean "missing", besides the empty field.
+    """
+
+    side: Literal["user", "item", "context"]
+    encoding: Encoding
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    name: Name | None = None
+    buckets: int = Field(64, ge=2, le=10_000)
+    null_values: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_and_sides(self) -> Self:
+        if self.name is not None and len(self.columns) != 1:
+            raise ValueError(f"name = {self.name!r} needs exactly one column, got {len(self.columns)}")
+        if self.encoding in ("hour_of_day", "day_of_week") and self.side != "context":
+            raise ValueError(f"encoding {self.encoding!r} reads the log's time, so side must be 'context'")
+        return self
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """Feature name -> column."""
+        return {self.name or column: column for column in self.columns}
+
+
+class BehaviourRecipe(StrictModel):
+    """A behaviour whose events make sequences; `where` is an SQL predicate on the log's columns."""
+
+    name: Name
+    where: str
+
+
+class HistoryRecipe(StrictModel):
+    """Events before the log begins, one row a user with a list of item ids, oldest first.
+
+    `time` is the column with the instant of the user's last event; all events of the row are given that instant, so
+    they are visible to examples after it, in the order of the list.
+    """
+
+    file: str
+    user: str
+    time: str
+    behaviour: Name
+    items: str
+
+
+class SequencesRecipe(StrictModel):
+    """Item features read for each past event; with `share_tables` they use the item feature's own table."""
+
+    attributes: Annotated[tuple[str, ...], Field(min_length=1)]
+    share_tables: bool = True
+
+
+class TaskRecipe(StrictModel):
+    """A binary label: a 0/1 column of the log."""
+
+    name: Name
+    label: str
+
+
+class SplitsRecipe(StrictModel):
+    """Where each split begins, in local time; rows before `train` are history only, rows from `end` on are dropped."""
+
+    train: datetime
+    valid: datetime
+    test: datetime
+    end: datetime
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        if not self.train < self.valid < self.test < self.end:
+            raise ValueError("the boundaries must increase: train < valid < test < end")
+        return self
+
+
+class ProfileRecipe(StrictModel):
+    """A choice of features: all that are declared, without `drop`."""
+
+    drop: tuple[str, ...] = ()
+
+
+class Recipe(StrictModel):
+    """A whole recipe; see the attributes' own classes."""
+
+    name: Name
+    licence: str
+    log: LogRecipe
+    sides: SidesRecipe = SidesRecipe()
+    features: Annotated[tuple[FeatureRecipe, ...], Field(min_length=1)]
+    behaviours: tuple[BehaviourRecipe, ...] = ()
+    history: tuple[HistoryRecipe, ...] = ()
+    sequences: SequencesRecipe | None = None
+    tasks: Annotated[tuple[TaskRecipe, ...], Field(min_length=1)]
+    splits: SplitsRecipe
+    profiles: dict[Name, ProfileRecipe] = {}
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        features = [name for f in self.features for name in f.named_columns]
+        behaviours = [b.name for b in self.behaviours]
+        faults = [f"feature {n!r} is declared {k} times" for n, k in Counter(features).items() if k > 1]
+        faults += [f"behaviour {n!r} is declared {k} times" for n, k in Counter(behaviours).items() if k > 1]
+        items = [name for f in self.features if f.side == "item" for name in f.named_columns]
+        if (self.sequences is None) == bool(self.behaviours):
+            faults.append("behaviours and sequences go together: declare both or neither")
+        for attribute in self.sequences.attributes if self.sequences else ():
+            if attribute not in items:
+                faults.append(
+                    f"sequence attribute {attribute!r} is not an item feature{did_you_mean(attribute, items)}"
+                )
+        for history in self.history:
+            if history.behaviour not in behaviours:
+                faults.append(
+                    f"history: unknown behaviour {history.behaviour!r}{did_you_mean(history.behaviour, behaviours)}"
+                )
+        for name, profile in self.profiles.items():
+            faults += [
+                f"profile {name}: drops unknown feature {drop!r}{did_you_mean(drop, features)}"
+                for drop in profile.drop
+                if drop not in features
+            ]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def instant(self, local: datetime) -> int:
+        """A local date of `splits` in the log's time unit."""
+        zone = timezone(timedelta(hours=self.log.utc_offset_hours))
+        seconds = local.replace(tzinfo=zone).timestamp()
+        return round(seconds * (1000 if self.log.time_unit == "ms" else 1))
+
+    def profile_features(self) -> dict[str, list[str]]:
+        """Profile -> its features in declaration order; "all" is always there."""
+        names = [name for f in self.features for name in f.named_columns]
+        profiles = {"all": ProfileRecipe(), **self.profiles}
+        return {p: [n for n in names if n not in profile.drop] for p, profile in profiles.items()}
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads and checks a recipe.
+
+    Raises:
+        Fault: every fault of the file in one message.
+    """
+    if path.is_dir():
+        raise Fault(
+            f"recipe {path}: is a folder; name the recipe's TOML file, such as configs/datasets/kuairand_pure.toml"
+        )
+    return check(Recipe, read_toml(path), str(path))

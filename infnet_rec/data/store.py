@@ -1,0 +1,251 @@
+"""The dataset on disk: a manifest and memory-mapped Arrow tables.
+
+    manifest.json            schema, profiles, splits, row counts, length statistics, hashes, recipe, versions
+    users.arrow              one row a user: key, ids (int32, one a user feature), starts (int64, one a behaviour)
+    items.arrow              one row an item: key, ids (int32, one an item feature)
+    events/<behaviour>.arrow item (int32) and time (int64) of every event, sorted by (user, time); a user's events begin
+                             at their `starts` entry
+    examples/<split>.arrow   user, item (int32), time (int64), context and label columns, and per behaviour the number
+                             of the user's events strictly before the example (uint32, `seen_<behaviour>`)
+    vocab/<table>.arrow      what each id of a table means
+
+Every file is uncompressed Arrow IPC with a single record batch, so that each column is one contiguous array on disk:
+numpy, pandas, polars and duckdb read it without a copy.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.schema import Schema
+
+STORE_VERSION = 1
+SPLITS = ("train", "valid", "test")
+HASH_CHUNK_BYTES = 1 << 24
+
+
+def write_arrow(path: Path, columns: Mapping[str, np.ndarray | pa.Array]) -> None:
+    """Writes columns of one length as a single-batch Arrow IPC file; a 2-D array becomes a fixed-size list."""
+    arrays = {name: _to_arrow(column) for name, column in columns.items()}
+    batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _to_arrow(column: np.ndarray | pa.Array) -> pa.Array:
+    if isinstance(column, pa.Array):
+        return column
+    if column.ndim == 1:
+        return _flat(column)
+    return pa.FixedSizeListArray.from_arrays(_flat(column.reshape(-1)), column.shape[1])
+
+
+def _flat(column: np.ndarray) -> pa.Array:
+    """Wraps memory without copying it, a memory-mapped file's too."""
+    kind = pa.from_numpy_dtype(column.dtype)
+    return pa.Array.from_buffers(kind, len(column), [None, pa.py_buffer(np.ascontiguousarray(column))])
+
+
+def read_arrow(path: Path) -> pa.RecordBatch:
+    """Memory-maps a file that `write_arrow` made."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise Fault(f"{path}: cannot be read ({error}); build the store again") from error
+
+
+def as_numpy(batch: pa.RecordBatch, column: str) -> np.ndarray:
+    """A column as a numpy view of the file; a fixed-size list becomes a 2-D array."""
+    array = batch.column(column)
+    if pa.types.is_fixed_size_list(array.type):
+        width = array.type.list_size
+        return array.flatten().to_numpy(zero_copy_only=True).reshape(len(array), width)
+    return array.to_numpy(zero_copy_only=True)
+
+
+class ColumnSpool:
+    """Collects columns of unknown length on disk, then writes them as one Arrow file; memory stays constant."""
+
+    def __init__(self, folder: Path, dtypes: Mapping[str, str]) -> None:
+        """Opens one file a column.
+
+        Args:
+            folder: where the spool's own files stand until `finish`.
+            dtypes: numpy type of each column, such as "int32", or "(3,)int32" for three values a row.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._dtypes = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
+        self._paths = {name: folder / f"{name}.bin" for name in dtypes}
+        self._files = {name: path.open("wb") for name, path in self._paths.items()}
+        self.num_rows = 0
+
+    def append(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Appends rows; every column must be given, all of one length."""
+        lengths = {len(column) for column in columns.values()}
+        assert columns.keys() == self._files.keys() and len(lengths) == 1, (columns.keys(), lengths)
+        for name, column in columns.items():
+            self._files[name].write(np.ascontiguousarray(column, dtype=self._dtypes[name].base))
+        self.num_rows += lengths.pop()
+
+    def finish(self, path: Path, **more: np.ndarray | pa.Array) -> None:
+        """Writes the Arrow file, with `more` columns in front, and removes the spool's own files."""
+        columns = dict(more)
+        for name, file in self._files.items():
+            file.close()
+            dtype = self._dtypes[name]
+            shape = (self.num_rows, *dtype.shape)
+            on_disk = self.num_rows and dtype.itemsize
+            columns[name] = (
+                np.memmap(self._paths[name], dtype.base, "r", shape=shape) if on_disk else np.empty(shape, dtype.base)
+            )
+        write_arrow(path, columns)
+        del columns
+        for spooled in self._paths.values():
+            spooled.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """One split's columns, memory-mapped. N examples, T tasks, X context features, V behaviours."""
+
+    user_N: np.ndarray
+    item_N: np.ndarray
+    time_N: np.ndarray
+    context: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    seen: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.user_N)
+
+
+class Store:
+    """A finished store, opened for reading."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens a store.
+
+        Raises:
+            Fault: there is no finished store, or another version of this package made it.
+        """
+        self.path = path
+        manifest = path / "manifest.json"
+        if not manifest.is_file():
+            raise Fault(f"store {path}: holds no manifest.json; make a store with 'infnet-rec data build'")
+        self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        version = self.manifest.get("store_version")
+        if version != STORE_VERSION:
+            raise Fault(
+                f"store {path}: has store_version {version}, this package reads {STORE_VERSION}; "
+                "build it again with 'infnet-rec data build --replace'"
+            )
+        self.schema = Schema.from_json(self.manifest["schema"])
+
+    def profile_schema(self, profile: str) -> Schema:
+        """The store's schema with the features of one profile.
+
+        Raises:
+            Fault: the store has no such profile.
+        """
+        profiles = self.manifest["profiles"]
+        if profile not in profiles:
+            known = ", ".join(sorted(profiles))
+            raise Fault(
+                f"profile {profile!r} is not in store {self.path} (it has {known}){did_you_mean(profile, profiles)}"
+            )
+        return self.schema.with_features(profiles[profile])
+
+    def num_examples(self, split: str) -> int:
+        """Rows of one split."""
+        return self.manifest["splits"][split]["num_examples"]
+
+    @cached_property
+    def user_keys(self) -> pa.Array:
+        """Raw ids of the users, in store order (sorted)."""
+        return read_arrow(self.path / "users.arrow").column("key")
+
+    @cached_property
+    def item_keys(self) -> pa.Array:
+        """Raw ids of the items, in store order (sorted)."""
+        return read_arrow(self.path / "items.arrow").column("key")
+
+    @cached_property
+    def user_ids(self) -> np.ndarray:
+        """int32 [users, user features]."""
+        return as_numpy(read_arrow(self.path / "users.arrow"), "ids")
+
+    @cached_property
+    def item_ids(self) -> np.ndarray:
+        """int32 [items, item features]."""
+        return as_numpy(read_arrow(self.path / "items.arrow"), "ids")
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """int64 [users, behaviours]: where each user's events begin in each events file."""
+        return as_numpy(read_arrow(self.path / "users.arrow"), "starts")
+
+    def columns_of(self, side: str) -> list[str]:
+        """Feature names of the columns of `user_ids` or `item_ids`, or of the context columns."""
+        return self.manifest["columns"][side]
+
+    def events(self, behaviour: str) -> tuple[np.ndarray, np.ndarray]:
+        """Items (int32) and instants (int64) of every event of one behaviour."""
+        batch = read_arrow(self.path / "events" / f"{behaviour}.arrow")
+        return as_numpy(batch, "item"), as_numpy(batch, "time")
+
+    def examples(self, split: str) -> Examples:
+        """One split's columns.
+
+        Raises:
+            Fault: there is no such split.
+        """
+        if split not in SPLITS:
+            raise Fault(f"split {split!r}: is one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+        batch = read_arrow(self.path / "examples" / f"{split}.arrow")
+        behaviours = self.manifest["behaviours"]
+        return Examples(
+            *(as_numpy(batch, column) for column in ("user", "item", "time")),
+            context={name: as_numpy(batch, f"context_{name}") for name in self.columns_of("context")},
+            labels={task.name: as_numpy(batch, f"label_{task.name}") for task in self.schema.tasks},
+            seen={name: as_numpy(batch, f"seen_{name}") for name in behaviours},
+        )
+
+    def vocabulary(self, table: str) -> pa.RecordBatch:
+        """What each id of a table means, from id 2 on (see `vocab.py`)."""
+        return read_arrow(self.path / "vocab" / f"{table}.arrow")
+
+
+def hash_files(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size and blake2b hash of files below `root`, by their relative names."""
+    result = {}
+    for name in sorted(names):
+        digest = hashlib.blake2b(digest_size=16)
+        with (root / name).open("rb") as file:
+            while chunk := file.read(HASH_CHUNK_BYTES):
+                digest.update(chunk)
+        result[name] = {"bytes": (root / name).stat().st_size, "blake2b": digest.hexdigest()}
+    return result
+
+
+def check_store(store: Store) -> list[str]:
+    """Reads every file again and returns what differs from the manifest, one line a difference."""
+    faults = []
+    recorded = store.manifest["files"]
+    present = {str(p.relative_to(store.path)) for p in store.path.rglob("*.arrow")}
+    faults += [f"{name}: missing" for name in sorted(recorded.keys() - present)]
+    faults += [f"{name}: not in the manifest" for name in sorted(present - recorded.keys())]
+    for name, found in hash_files(store.path, present & recorded.keys()).items():
+        for what in ("bytes", "blake2b"):
+            if found[what] != recorded[name][what]:
+                faults.append(f"{name}: {what} is {found[what]}, the manifest says {recorded[name][what]}")
+                break
+    return faults

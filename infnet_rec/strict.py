@@ -1,0 +1,104 @@
+"""TOML files checked against pydantic models: strict, frozen, every fault at once.
+
+Used for dataset recipes and run configurations alike. pydantic does the checking; what is ours is the wording, and the
+"did you mean" for a misspelt key.
+"""
+
+import json
+import tomllib
+import types
+import typing
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from infnet_rec.faults import Fault, did_you_mean
+
+
+class StrictModel(BaseModel):
+    """A frozen model that knows all its keys and converts nothing silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+Model = TypeVar("Model", bound=StrictModel)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        Fault: the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise Fault(f"{path}: no such file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Fault(f"{path}: not a TOML file: {error}") from error
+
+
+def check(model: type[Model], data: dict[str, Any], source: str) -> Model:
+    """Validates `data` in JSON mode (strict types, lists for tuples, strings for paths).
+
+    Args:
+        model: what the data must be.
+        data: as read from TOML.
+        source: the file's name, for the message.
+
+    Raises:
+        Fault: one message that lists every fault with its key, its value and the rule.
+    """
+    try:
+        return model.model_validate_json(json.dumps(data, default=_instant))
+    except ValidationError as error:
+        lines = [_line(model, fault) for fault in error.errors(include_url=False)]
+        raise Fault(f"{source}: {len(lines)} fault{'s' * (len(lines) > 1)}\n" + "\n".join(lines)) from error
+
+
+def _instant(value: Any) -> str:
+    """TOML's dates and times as pydantic reads them; a date is its first instant."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    return value.isoformat()
+
+
+def _line(model: type[BaseModel], fault: Any) -> str:
+    loc = fault["loc"]
+    key = ".".join(str(part) for part in loc) or "(the whole file)"
+    if fault["type"] == "extra_forbidden":
+        return f"  {key}: unknown key{did_you_mean(str(loc[-1]), _fields_at(model, loc[:-1]))}"
+    if fault["type"] == "missing":
+        return f"  {key}: missing; it has no default"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error" or isinstance(fault["input"], dict):
+        return f"  {key}: {message}"
+    suggestion = ""
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        suggestion = did_you_mean(
+            fault["input"], fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        )
+    return f"  {key} = {fault['input']!r}: {message}{suggestion}"
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Names of the keys that the model nested at `loc` knows."""
+    current: Any = model
+    for part in loc:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field else None
+        current = _innermost_model(current)
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _innermost_model(annotation: Any) -> Any:
+    """The model inside `tuple[Model, ...]`, `dict[str, Model]` or `Model | None`; the annotation itself otherwise."""
+    if typing.get_origin(annotation) in (tuple, list, dict, typing.Union, types.UnionType):
+        for argument in typing.get_args(annotation):
+            inner = _innermost_model(argument)
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                return inner
+    return annotation
