@@ -1,6 +1,7 @@
 """One batch on one rank.
 
-Shapes: B examples on this rank, T tasks.
+Shapes: B examples on this rank, F sequences, K unpooled tokens (one a shared feature and example, one a sequence event),
+T tasks.
 """
 
 from dataclasses import dataclass, fields
@@ -18,7 +19,13 @@ class Batch(Pipelineable):
 
     Attributes:
         categorical: features of the EmbeddingBagCollection, one id an example and key.
-        sequences: features that share a sequence's table (length one), then the sequences, oldest event first.
+        sequences: the EmbeddingCollection's input, keyed by table: every distinct id of this batch once. Which example
+            an id is counted to means nothing. A batch repeats most of its ids some ten to a hundred times, and the
+            unpooled lookup, its backward pass and its all-to-all are the costliest part of a step.
+        spread_K: for each unpooled token its row among the distinct embeddings (all tables of `sequences` one after
+            the other), int64. First the features that share a sequence's table, feature-major, then the sequences,
+            feature-major, oldest event first.
+        lengths_FB: events of each sequence in each example, int64.
         labels_BT: 0 or 1, float32.
         user_B: the user's index in the store, int64; groups examples for gAUC.
         weight_B: 1 for an example, 0 for the padding of a last short evaluation batch, float32.
@@ -26,15 +33,15 @@ class Batch(Pipelineable):
 
     categorical: KeyedJaggedTensor
     sequences: KeyedJaggedTensor
+    spread_K: Tensor
+    lengths_FB: Tensor
     labels_BT: Tensor
     user_B: Tensor
     weight_B: Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # noqa: FBT001, FBT002 - TorchRec's signature
         """The same batch on another device."""
-        return type(self)(
-            *(getattr(self, f.name).to(device=device, non_blocking=non_blocking) for f in fields(self))
-        )
+        return type(self)(*(getattr(self, f.name).to(device=device, non_blocking=non_blocking) for f in fields(self)))
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked host memory, so that copies to a GPU overlap with compute."""

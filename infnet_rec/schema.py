@@ -61,7 +61,7 @@ class Schema:
     """Everything that batches, embeddings and models need to agree on.
 
     A table that any sequence reads lives in the EmbeddingCollection; a feature that shares such a table is looked up
-    there as a sequence of length one. All other tables live in the EmbeddingBagCollection.
+    there like a sequence of length one. All other tables live in the EmbeddingBagCollection.
     """
 
     tables: tuple[Table, ...]
@@ -97,7 +97,7 @@ class Schema:
 
     @property
     def shared_features(self) -> tuple[Feature, ...]:
-        """Features whose table a sequence reads too; keys of `Batch.sequences`, before the sequences."""
+        """Features whose table a sequence reads too; they come before the sequences in `Batch.spread_K`."""
         used = {s.table for s in self.sequences}
         return tuple(f for f in self.features if f.table in used)
 

@@ -20,6 +20,8 @@ from infnet_rec.data.order import Order, local_slice
 from infnet_rec.data.store import Examples, Store
 from infnet_rec.schema import Feature, Schema
 
+MARKING_ROWS_PER_ID = 16
+
 
 @dataclass(frozen=True, slots=True)
 class _Gather:
@@ -58,7 +60,6 @@ class BatchReader:
             for name in schema.behaviours
         }
         self._bag_keys = [f.name for f in schema.bag_features]
-        self._sequence_keys = [f.name for f in schema.shared_features] + [s.name for s in schema.sequences]
         by_behaviour = [s.name for name in schema.behaviours for s in schema.sequences if s.behaviour == name]
         assert by_behaviour == [s.name for s in schema.sequences], "sequences must be grouped by behaviour"
 
@@ -71,20 +72,44 @@ class BatchReader:
         rows_B = np.where(real_B, indices_B, 0)
         user_B = self._examples.user_N[rows_B]
         bag_MB = self._features(self._bag, rows_B, user_B)
-        shared_MB = self._features(self._shared, rows_B, user_B)
-        values, lengths = [shared_MB.reshape(-1)], [np.ones(shared_MB.size, np.int64)]
+        ids = list(self._features(self._shared, rows_B, user_B))
+        lengths_FB = []
         for behaviour in self.schema.behaviours:
-            ids_AE, lengths_B = self._history(behaviour, rows_B, user_B)
-            values.append(ids_AE.reshape(-1))
-            lengths += [lengths_B] * len(ids_AE)
+            ids_AE, length_B = self._history(behaviour, rows_B, user_B)
+            ids += list(ids_AE)
+            lengths_FB += [length_B] * len(ids_AE)
+        sequences, spread_K = self._distinct(ids, len(rows_B))
         labels_TB = np.stack([self._examples.labels[t.name][rows_B] for t in self.schema.tasks])
         return Batch(
             categorical=_keyed(self._bag_keys, bag_MB.reshape(-1), np.ones(bag_MB.size, np.int64)),
-            sequences=_keyed(self._sequence_keys, np.concatenate(values), np.concatenate(lengths)),
+            sequences=sequences,
+            spread_K=torch.from_numpy(spread_K),
+            lengths_FB=torch.from_numpy(np.stack(lengths_FB)),
             labels_BT=torch.from_numpy(labels_TB.T.astype(np.float32)),
             user_B=torch.from_numpy(user_B.astype(np.int64)),
             weight_B=torch.from_numpy(real_B.astype(np.float32)),
         )
+
+    def _distinct(self, ids: list[np.ndarray], batch_size: int) -> tuple[KeyedJaggedTensor, np.ndarray]:
+        """Each table's distinct ids, and where every token finds its own among them.
+
+        Args:
+            ids: the ids of each shared feature and each sequence, int64.
+            batch_size: B.
+        """
+        tables = self.schema.sequence_tables
+        readers = [f.table for f in self.schema.shared_features] + [s.table for s in self.schema.sequences]
+        rows: list[np.ndarray] = [np.empty(0, np.int64)] * len(ids)
+        values, lengths_KB, start = [], np.zeros((len(tables), batch_size), np.int64), 0
+        for k, table in enumerate(tables):
+            mine = [place for place, name in enumerate(readers) if name == table.name]
+            distinct, inverse = _distinct(np.concatenate([ids[place] for place in mine]), table.num_rows)
+            for place, part in zip(mine, np.split(inverse, np.cumsum([len(ids[p]) for p in mine])[:-1]), strict=True):
+                rows[place] = part + start
+            values.append(distinct)
+            lengths_KB[k, 0] = len(distinct)
+            start += len(distinct)
+        return _keyed([t.name for t in tables], np.concatenate(values), lengths_KB.reshape(-1)), np.concatenate(rows)
 
     def _features(self, gather: _Gather, rows_B: np.ndarray, user_B: np.ndarray) -> np.ndarray:
         """Ids of one list of features, int64 [M, B]."""
@@ -116,6 +141,17 @@ def _gather(store: Store, features: tuple[Feature, ...]) -> _Gather:
         places[side] = np.array([place for place, _ in mine], np.int64)
         columns[side] = np.array([column for _, column in mine], np.int64)
     return _Gather(len(features), columns, places)
+
+
+def _distinct(ids: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted distinct ids and each id's place among them, int64; by marking where the table is small, else by sorting."""
+    if num_rows > MARKING_ROWS_PER_ID * len(ids):
+        return np.unique(ids, return_inverse=True)
+    place = np.zeros(num_rows, np.int64)
+    place[ids] = 1
+    distinct = np.flatnonzero(place)
+    place[distinct] = np.arange(len(distinct))
+    return distinct, place[ids]
 
 
 def _keyed(keys: list[str], values: np.ndarray, lengths: np.ndarray) -> KeyedJaggedTensor:

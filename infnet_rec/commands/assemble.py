@@ -1,0 +1,156 @@
+"""Configuration to objects: what `train` and `eval` build alike.
+
+Nothing here opens a process group or allocates a table until `build_model` is called.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.types import ShardingPlan
+
+from infnet_rec.config.run import RunConfig
+from infnet_rec.data.loader import BatchReader, Loader
+from infnet_rec.data.order import EvalOrder, TrainOrder, check_divides
+from infnet_rec.data.store import Store
+from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.model.embeddings import TokenAssembly, make_bags, make_events
+from infnet_rec.model.infnet import Infnet, InfnetOptions
+from infnet_rec.model.ranking import MultiTaskLoss, RankingModel
+from infnet_rec.schema import Schema
+from infnet_rec.shard.optim import Optimizers, check_sparse, fuse_sparse
+from infnet_rec.shard.parallelize import parallelize
+from infnet_rec.shard.plan import make_plan
+from infnet_rec.shard.world import World
+from infnet_rec.train.evaluate import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The opened store as a run sees it."""
+
+    store: Store
+    schema: Schema
+
+    @property
+    def task_names(self) -> list[str]:
+        """Tasks in the order of labels and logits."""
+        return [task.name for task in self.schema.tasks]
+
+
+def open_data(config: RunConfig) -> Data:
+    """Opens the store with the run's profile and grouping.
+
+    Raises:
+        Fault: no such store, profile or task.
+    """
+    store = Store(Path(config.data.store))
+    schema = store.profile_schema(config.data.profile).with_grouping(config.data.sequence_groups)
+    names = [task.name for task in schema.tasks]
+    for task in config.train.loss.task_weights:
+        if task not in names:
+            raise Fault(
+                f"train.loss.task_weights.{task}: the store's tasks are {', '.join(names)}{did_you_mean(task, names)}"
+            )
+    return Data(store, schema)
+
+
+def check_run(config: RunConfig, data: Data, world: World) -> None:
+    """Refuses, before any process group, what would fail later.
+
+    Raises:
+        Fault: the batch does not divide or is larger than its split, or the device lacks the optimizer.
+    """
+    check_divides(config.train.global_batch_size, world.world_size)
+    check_divides(config.train.eval_batch_size, world.world_size)
+    train_order(config, data)
+    check_sparse(config.train.sparse.optimizer, world.device)
+    infnet_options(config)
+
+
+def train_order(config: RunConfig, data: Data) -> TrainOrder:
+    """The order of the training examples."""
+    return TrainOrder(data.store.num_examples("train"), config.train.global_batch_size, config.train.seed)
+
+
+def train_loader(config: RunConfig, data: Data, world: World) -> Loader:
+    """Training batches of this rank."""
+    reader = BatchReader(data.store, "train", data.schema, config.data.sequence_length)
+    return _loader(reader, train_order(config, data), config, world)
+
+
+def evaluation(config: RunConfig, data: Data, world: World, split: str) -> Evaluation:
+    """One split, ready to be scored."""
+    reader = BatchReader(data.store, split, data.schema, config.data.sequence_length)
+    order = EvalOrder(len(reader), config.train.eval_batch_size)
+    return Evaluation(_loader(reader, order, config, world), order.num_steps, data.task_names)
+
+
+def _loader(reader: BatchReader, order: TrainOrder | EvalOrder, config: RunConfig, world: World) -> Loader:
+    return Loader(
+        reader,
+        order,
+        rank=world.rank,
+        world_size=world.world_size,
+        read_ahead=config.data.read_ahead,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def infnet_options(config: RunConfig) -> InfnetOptions:
+    """The tower's options; their names are the configuration's keys."""
+    names = [field.name for field in fields(InfnetOptions)]
+    return InfnetOptions(**{name: getattr(config.model, name) for name in names})
+
+
+def meta_model(config: RunConfig, data: Data) -> RankingModel:
+    """The whole model on the meta device, with the tables' fused optimizers attached."""
+    schema, width = data.schema, config.model.width
+    weights = tuple(config.train.loss.task_weights.get(name, 1.0) for name in data.task_names)
+    with torch.device("meta"):
+        tower = Infnet(
+            num_features=len(schema.features),
+            group_of_sequence=schema.group_of_sequence,
+            num_tasks=len(schema.tasks),
+            width=width,
+            options=infnet_options(config),
+        )
+        criterion = MultiTaskLoss(weights, config.train.loss.weighting)
+    bags, events = make_bags(schema, width), make_events(schema, width)
+    model = RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion)
+    sparse = config.train.sparse
+    fuse_sparse(model, sparse.optimizer, lr=sparse.lr, weight_decay=sparse.weight_decay)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Sharded:
+    """A sharded model with its optimizers and the pipeline that runs it."""
+
+    model: DistributedModelParallel
+    plan: ShardingPlan
+    optimizers: Optimizers
+    pipeline: TrainPipelineSparseDist
+
+
+def shard_model(config: RunConfig, data: Data, world: World) -> Sharded:
+    """Plans, allocates and initialises the model; the process group must be open."""
+    model = meta_model(config, data)
+    plan = make_plan(
+        model,
+        world,
+        local_batch_size=config.train.global_batch_size // world.world_size,
+        row_wise_min_rows=config.sharding.row_wise_min_rows,
+    )
+    seed = config.train.seed
+    sharded = parallelize(model, plan, world, seed=seed, table_std=config.model.table_std)
+    dense = config.train.dense
+    optimizers = Optimizers(
+        sharded, dense.optimizer, lr=dense.lr, weight_decay=dense.weight_decay, max_grad_norm=dense.max_grad_norm
+    )
+    # Dropout draws differ between ranks, as the examples do.
+    torch.manual_seed(seed * 100_003 + world.rank)
+    pipeline = TrainPipelineSparseDist(sharded, optimizers.combined, world.device, execute_all_batches=True)
+    return Sharded(sharded, plan, optimizers, pipeline)

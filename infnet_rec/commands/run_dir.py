@@ -1,0 +1,82 @@
+"""The run directory: one folder that says what was run, where, and how it went."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrec.distributed.types import ShardingPlan
+
+from infnet_rec.faults import Fault
+from infnet_rec.shard.world import World
+
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "pyarrow", "duckdb", "torchmetrics", "infnet_rec")
+
+
+def create_run_dir(run_dir: Path) -> None:
+    """Makes the folder.
+
+    Raises:
+        Fault: it exists and holds something.
+    """
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise Fault(f"--run-dir {run_dir}: exists and is not empty; name a new folder")
+    run_dir.mkdir(parents=True, exist_ok=True)
+
+
+def environment(world: World) -> dict[str, Any]:
+    """What the result depends on besides the configuration."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    return {
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "num_cpus": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "world_size": world.world_size,
+        "local_world_size": world.local_world_size,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit this package was run from, with "+" when the tree was changed; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit + ("+" if _git(here, "status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    found = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def plan_json(plan: ShardingPlan, world: World) -> dict[str, Any]:
+    """Where every table lives."""
+    tables = {}
+    for collection, parameters in plan.plan.items():
+        for table, sharding in parameters.items():  # pyright: ignore[reportAttributeAccessIssue]
+            shards = sharding.sharding_spec.shards if sharding.sharding_spec else []
+            tables[table] = {
+                "collection": collection,
+                "sharding_type": sharding.sharding_type,
+                "compute_kernel": sharding.compute_kernel,
+                "shards": [
+                    {"rank": s.placement.rank(), "offsets": list(s.shard_offsets), "sizes": list(s.shard_sizes)}
+                    for s in shards
+                ],
+            }
+    return {"world_size": world.world_size, "tables": tables}

@@ -1,0 +1,162 @@
+"""Where all rooms meet: configuration to store, model, plan and loop.
+
+Read this first, then `train/loop.py`, then `model/infnet.py`.
+"""
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infnet_rec.commands.assemble import (
+    Data,
+    check_run,
+    evaluation,
+    open_data,
+    shard_model,
+    train_loader,
+    train_order,
+)
+from infnet_rec.commands.run_dir import create_run_dir, environment, plan_json
+from infnet_rec.config.load import load_config
+from infnet_rec.config.run import RunConfig
+from infnet_rec.shard.optim import count_dense
+from infnet_rec.shard.world import World, joined, place
+from infnet_rec.train.checkpoint import BEST
+from infnet_rec.train.loop import LearningRates, Pace, Training
+from infnet_rec.train.report import Report, clock, write_json
+from infnet_rec.train.schedule import Schedule
+
+
+def train(config_path: Path, overrides: Sequence[str], run_dir: Path | None) -> dict[str, Any] | None:
+    """Trains the run that a file describes; under torchrun, as one of its ranks.
+
+    Args:
+        config_path: a run's TOML file.
+        overrides: laid on it, see `load_config`.
+        run_dir: where to write; None makes `runs/<config>-<time>`.
+
+    Returns:
+        What stands in `result.json`, on rank 0.
+
+    Raises:
+        Fault: anything a person can mend, before any process group is made.
+    """
+    config = load_config(config_path, overrides)
+    data = open_data(config)
+    world = place()
+    check_run(config, data, world)
+    quieten()
+    use_threads(config.train.num_threads, world)
+    if run_dir is None:
+        run_dir = Path("runs") / f"{config_path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    if world.is_first:
+        create_run_dir(run_dir)
+        write_json(run_dir / "config.json", config.model_dump(mode="json"))
+    with joined(world):
+        return run(config, data, world, run_dir)
+
+
+def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str, Any] | None:
+    """Trains and tests; the process group is open and the run directory is there."""
+    started_at = time.perf_counter()
+    settings = config.train
+    order = train_order(config, data)
+    pace = Pace(
+        num_steps=max(1, math.floor(settings.num_epochs * order.steps_per_epoch)),
+        steps_per_epoch=order.steps_per_epoch,
+        eval_every_steps=settings.eval_every_steps or order.steps_per_epoch,
+        log_every_steps=settings.log_every_steps,
+        patience=settings.patience,
+        global_batch_size=settings.global_batch_size,
+    )
+    report = Report(run_dir if world.is_first else None, pace.num_steps)
+    sharded = shard_model(config, data, world)
+    tables = data.schema.bag_tables + data.schema.sequence_tables
+    num_sparse = sum(t.num_rows for t in tables) * config.model.width
+    num_dense = count_dense(sharded.model)
+    if world.is_first:
+        write_json(run_dir / "environment.json", environment(world))
+        write_json(run_dir / "plan.json", plan_json(sharded.plan, world))
+    report.say(
+        f"{order.num_examples:,} training examples, {pace.num_steps:,} steps of {settings.global_batch_size:,} on "
+        f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type}); {len(tables)} tables with "
+        f"{num_sparse:,} parameters, {num_dense:,} dense parameters"
+    )
+    schedule = settings.schedule
+    training = Training(
+        model=sharded.model,
+        pipeline=sharded.pipeline,
+        optimizers=sharded.optimizers,
+        loader=train_loader(config, data, world),
+        valid=evaluation(config, data, world, "valid"),
+        task_names=data.task_names,
+        rates=LearningRates(
+            settings.sparse.lr,
+            settings.dense.lr,
+            Schedule(schedule.kind, schedule.warmup_steps, pace.num_steps, schedule.final_fraction),
+        ),
+        pace=pace,
+        report=report,
+        best=run_dir / "checkpoints" / BEST,
+    )
+    trained = training.run()
+    test = evaluation(config, data, world, "test").metrics(sharded.model, sharded.pipeline)
+    report.evaluated("test", trained.best_step, test)
+    report.close()
+    if not world.is_first:
+        return None
+    result = {
+        "run_dir": str(run_dir),
+        "steps_done": trained.steps_done,
+        "best_step": trained.best_step,
+        "num_ranks": world.world_size,
+        "num_sparse_parameters": num_sparse,
+        "num_dense_parameters": num_dense,
+        "examples_per_s": trained.examples_per_s,
+        "wall_s": time.perf_counter() - started_at,
+        "metrics": {
+            split: {task: m.to_json() for task, m in metrics.items()}
+            for split, metrics in (("valid", trained.best_valid), ("test", test))
+        },
+    }
+    write_json(run_dir / "result.json", result)
+    return result
+
+
+def use_threads(num_threads: int, world: World) -> None:
+    """Shares the cores among the ranks of this machine; more threads than cores slow a rank down many times."""
+    torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // world.local_world_size))
+
+
+def quieten() -> None:
+    """Silences what TorchRec says to its own developers; our lines stay readable."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\..*|torchrec\..*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for name in ("torchrec", "torch.fx", "fbgemm_gpu"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The closing table for people."""
+    lines = [f"{'task':<12}{'valid AUC':>11}{'valid gAUC':>12}{'test AUC':>11}{'test gAUC':>12}{'test log loss':>15}"]
+    valid, test = result["metrics"]["valid"], result["metrics"]["test"]
+    for task in test:
+        cells = [valid[task]["auc"], valid[task]["gauc"], test[task]["auc"], test[task]["gauc"], test[task]["log_loss"]]
+        text = ["-" if cell is None else f"{cell:.4f}" for cell in cells]
+        lines.append(f"{task:<12}{text[0]:>11}{text[1]:>12}{text[2]:>11}{text[3]:>12}{text[4]:>15}")
+    lines.append("")
+    lines.append(
+        f"best at step {result['best_step']} of {result['steps_done']}; {result['examples_per_s']:,.0f} examples/s on "
+        f"{result['num_ranks']} rank{'s' * (result['num_ranks'] > 1)}; {clock(result['wall_s'])} in all"
+    )
+    lines.append(f"results: {result['run_dir']}")
+    return "\n".join(lines)

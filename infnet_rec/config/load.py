@@ -1,0 +1,52 @@
+"""TOML and `--set` to a checked `RunConfig`."""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from infnet_rec.config.run import RunConfig
+from infnet_rec.faults import Fault
+from infnet_rec.strict import check, read_toml
+
+BARE_WORD = re.compile(r"[A-Za-z_][\w./-]*")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a run's file, lays the overrides on it and checks the whole once.
+
+    Args:
+        path: a complete TOML file.
+        overrides: "section.key=value" each, the value in TOML; a bare word is taken as a string.
+
+    Raises:
+        Fault: every fault at once.
+    """
+    data = read_toml(path)
+    for override in overrides:
+        _lay(data, override)
+    source = f"{path}{' with --set ' + ' '.join(overrides) if overrides else ''}"
+    return check(RunConfig, data, source)
+
+
+def _lay(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise Fault(f"--set {override!r}: must look like section.key=value, such as train.dense.lr=3e-4")
+    section = data
+    for name in names[:-1]:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            raise Fault(f"--set {override!r}: {name!r} is a value, not a section")
+    section[names[-1]] = _value(override, text.strip())
+
+
+def _value(override: str, text: str) -> Any:
+    if BARE_WORD.fullmatch(text) and text not in ("true", "false", "inf", "nan"):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise Fault(f"--set {override!r}: {text!r} is not a TOML value ({error}); quote strings: '\"text\"'") from error

@@ -1,0 +1,97 @@
+"""Schema to embedding collections, and looked-up embeddings to tokens.
+
+Shapes: B examples, M features, F sequences, K unpooled tokens, L sequence tokens, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+
+from infnet_rec.faults import Fault
+from infnet_rec.model.tokens import Tokens
+from infnet_rec.schema import Schema
+
+
+def make_bags(schema: Schema, width: int) -> EmbeddingBagCollection:
+    """One table a feature that shares none, on the meta device: nothing is allocated before sharding.
+
+    Raises:
+        Fault: every feature shares its table with a sequence, so there is nothing to hold.
+    """
+    if not schema.bag_tables:
+        raise Fault("schema: every feature shares a sequence's table; at least one feature must have its own")
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=table.name,
+                embedding_dim=width,
+                num_embeddings=table.num_rows,
+                feature_names=[f.name for f in schema.bag_features if f.table == table.name],
+                pooling=PoolingType.SUM,
+            )
+            for table in schema.bag_tables
+        ],
+        device=torch.device("meta"),
+    )
+
+
+def make_events(schema: Schema, width: int) -> EmbeddingCollection:
+    """The tables that sequences read, on the meta device; a table is its own only feature (see `Batch.sequences`).
+
+    Raises:
+        Fault: the schema has no sequences.
+    """
+    if not schema.sequences:
+        raise Fault("schema: has no sequences; declare [[behaviours]] and [sequences] in the recipe")
+    return EmbeddingCollection(
+        tables=[
+            EmbeddingConfig(
+                name=table.name,
+                embedding_dim=width,
+                num_embeddings=table.num_rows,
+                feature_names=[table.name],
+            )
+            for table in schema.sequence_tables
+        ],
+        device=torch.device("meta"),
+    )
+
+
+class TokenAssembly(nn.Module):
+    """Puts what the two collections return into `Tokens`; owns no parameters."""
+
+    def __init__(self, schema: Schema, width: int) -> None:
+        super().__init__()
+        self._bag = [f.name for f in schema.bag_features]
+        self._tables = [t.name for t in schema.sequence_tables]
+        self._num_shared = len(schema.shared_features)
+        self._width = width
+
+    def forward(
+        self, bags: KeyedTensor, distinct: dict[str, JaggedTensor], spread_K: Tensor, lengths_FB: Tensor
+    ) -> Tokens:
+        """Assembles the tokens of a batch.
+
+        Args:
+            bags: D values a bag feature and example; sharding may have reordered the keys.
+            distinct: the embeddings of each table's distinct ids.
+            spread_K: see `Batch`.
+            lengths_FB: see `Batch`.
+        """
+        in_order = list(bags.keys()) == self._bag
+        bag_BX: Tensor = bags.values() if in_order else KeyedTensor.regroup([bags], [self._bag])[0]
+        bag_BMD = bag_BX.view(-1, len(self._bag), self._width)
+        distinct_XD = torch.cat([distinct[name].values() for name in self._tables])
+        # functional.embedding, not indexing: its backward pass sums repeated rows many times faster on a CPU.
+        tokens_KD = functional.embedding(spread_K, distinct_XD)
+        batch_size = bag_BMD.shape[0]
+        num_shared = self._num_shared * batch_size
+        shared_BMD = tokens_KD[:num_shared].view(self._num_shared, batch_size, self._width).transpose(0, 1)
+        return Tokens(
+            categorical_BMD=torch.cat([bag_BMD, shared_BMD], dim=1),
+            sequence_LD=tokens_KD[num_shared:],
+            lengths_FB=lengths_FB,
+        )

@@ -1,0 +1,106 @@
+"""The whole model that the training pipeline calls: lookup, tokens, tower, loss.
+
+Shapes: B examples, T tasks.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from infnet_rec.batch import Batch
+from infnet_rec.model.embeddings import TokenAssembly
+from infnet_rec.model.tokens import Tokens
+
+TaskWeighting = Literal["fixed", "uncertainty"]
+
+
+class Scores(NamedTuple):
+    """What one batch leaves behind; nothing in it carries a gradient.
+
+    Attributes:
+        logits_BT: before the sigmoid.
+        labels_BT: 0 or 1.
+        weight_B: 0 for padding.
+        user_B: the users, for gAUC.
+        loss_T: mean binary cross entropy of each task.
+    """
+
+    logits_BT: Tensor
+    labels_BT: Tensor
+    weight_B: Tensor
+    user_B: Tensor
+    loss_T: Tensor
+
+
+class MultiTaskLoss(nn.Module):
+    """sum_i lambda_i BCE_i, with given lambdas or with learned ones.
+
+    "uncertainty" learns s_i and minimises sum_i exp(-s_i) lambda_i BCE_i + s_i.
+
+    Reference: INFNet, training objective; Kendall, Gal and Cipolla, CVPR 2018, for the learned weights.
+    """
+
+    def __init__(self, task_weights: tuple[float, ...], weighting: TaskWeighting = "fixed") -> None:
+        super().__init__()
+        self._task_weights = task_weights
+        self.log_variance_T: nn.Parameter | None = None
+        if weighting == "uncertainty":
+            self.log_variance_T = nn.Parameter(torch.zeros(len(task_weights)))
+
+    def reset_parameters(self) -> None:
+        """Starts from equal weights."""
+        if self.log_variance_T is not None:
+            nn.init.zeros_(self.log_variance_T)
+
+    def forward(self, logits_BT: Tensor, labels_BT: Tensor, weight_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the loss to minimise (scalar) and the plain mean cross entropy of each task [T]."""
+        loss_BT = functional.binary_cross_entropy_with_logits(logits_BT, labels_BT, reduction="none")
+        loss_T = (loss_BT * weight_B[:, None]).sum(0) / weight_B.sum().clamp(min=1.0)
+        weighted_T = loss_T * loss_T.new_tensor(self._task_weights)
+        if self.log_variance_T is not None:
+            weighted_T = torch.exp(-self.log_variance_T) * weighted_T + self.log_variance_T
+        return weighted_T.sum(), loss_T.detach()
+
+
+class RankingModel(nn.Module):
+    """Batch to loss and scores.
+
+    TorchRec's pipeline traces `forward` with fx to overlap input distribution with compute, so it is a straight line and
+    the collections are called directly on the batch's fields.
+    """
+
+    def __init__(
+        self,
+        bags: EmbeddingBagCollection,
+        events: EmbeddingCollection,
+        assembly: TokenAssembly,
+        tower: nn.Module,
+        criterion: MultiTaskLoss,
+    ) -> None:
+        """Joins built parts.
+
+        Args:
+            bags: looks up `Batch.categorical`.
+            events: looks up `Batch.sequences`.
+            assembly: makes `Tokens` of both.
+            tower: `Tokens` to logits_BT.
+            criterion: logits and labels to the loss.
+        """
+        super().__init__()
+        self.bags = bags
+        self.events = events
+        self.assembly = assembly
+        self.tower = tower
+        self.criterion = criterion
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Scores]:
+        """Returns the loss and what evaluation needs."""
+        bags = self.bags(batch.categorical)
+        events = self.events(batch.sequences)
+        tokens: Tokens = self.assembly(bags, events, batch.spread_K, batch.lengths_FB)
+        logits_BT = self.tower(tokens)
+        loss, loss_T = self.criterion(logits_BT, batch.labels_BT, batch.weight_B)
+        return loss, Scores(logits_BT.detach(), batch.labels_BT, batch.weight_B, batch.user_B, loss_T)

@@ -1,0 +1,92 @@
+"""Optimizers: fused into the backward pass for tables, ordinary for the dense tower."""
+
+from typing import Any, Literal
+
+import torch
+import torchrec.optim
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from infnet_rec.faults import Fault
+from infnet_rec.model.ranking import RankingModel
+
+SparseName = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+DenseName = Literal["adam", "adamw", "adagrad"]
+
+SPARSE: dict[SparseName, type[torch.optim.Optimizer]] = {
+    "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
+    "adagrad": torchrec.optim.Adagrad,
+    "sgd": torchrec.optim.SGD,
+    "adam": torchrec.optim.Adam,
+}
+DENSE: dict[DenseName, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+}
+ON_CPU: tuple[SparseName, ...] = ("rowwise_adagrad", "adagrad", "sgd")
+
+
+def check_sparse(name: SparseName, device: torch.device) -> None:
+    """Refuses an optimizer that FBGEMM has no kernel for on this device.
+
+    Raises:
+        Fault: Adam on a CPU.
+    """
+    if device.type == "cpu" and name not in ON_CPU:
+        raise Fault(f"train.sparse.optimizer = {name!r}: has no fused kernel on CPU; use one of {', '.join(ON_CPU)}")
+
+
+def fuse_sparse(model: RankingModel, name: SparseName, *, lr: float, weight_decay: float) -> None:
+    """Attaches the optimizer to every table's parameter (meta device), before planning and sharding.
+
+    The update then happens inside the backward pass; no gradient of a table is ever stored.
+    """
+    kwargs: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+    for collection in (model.bags, model.events):
+        apply_optimizer_in_backward(SPARSE[name], collection.parameters(), kwargs)
+
+
+class Optimizers:
+    """The fused and the dense optimizer of a sharded model, and their learning rates."""
+
+    def __init__(
+        self, model: DistributedModelParallel, name: DenseName, *, lr: float, weight_decay: float, max_grad_norm: float
+    ) -> None:
+        """Wraps both.
+
+        Args:
+            model: the sharded model.
+            name: the dense optimizer.
+            lr: its initial learning rate.
+            weight_decay: L2 for Adam and Adagrad, decoupled for AdamW.
+            max_grad_norm: the dense gradient is scaled down to this norm; 0 leaves it alone.
+        """
+        params = dict(in_backward_optimizer_filter(model.named_parameters()))
+        dense: KeyedOptimizer = KeyedOptimizerWrapper(
+            params, lambda p: DENSE[name](p, lr=lr, weight_decay=weight_decay)
+        )
+        self._dense = dense
+        if max_grad_norm > 0:
+            dense = GradientClippingOptimizer(dense, clipping=GradientClipping.NORM, max_gradient=max_grad_norm)
+        self._sparse = model.fused_optimizer
+        self.combined = CombinedOptimizer([("sparse", self._sparse), ("dense", dense)])
+
+    def set_lr(self, *, sparse: float, dense: float) -> None:
+        """Sets both learning rates for the next step.
+
+        Call before the pipeline's `progress`: it begins with `zero_grad`, which hands the sparse rate to the kernels.
+        """
+        for group in self._sparse.param_groups:
+            group["lr"] = sparse
+        for group in self._dense.param_groups:
+            group["lr"] = dense
+
+
+def count_dense(model: nn.Module) -> int:
+    """Trainable values outside the tables."""
+    return sum(p.numel() for _, p in in_backward_optimizer_filter(model.named_parameters()))

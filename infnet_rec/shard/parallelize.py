@@ -1,0 +1,112 @@
+"""One function shards the model; the model does not know.
+
+Initial weights depend on (seed, table, row) or (seed, parameter) alone, so every number of ranks and every sharding
+starts from the same model.
+"""
+
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+
+from infnet_rec.model.ranking import RankingModel
+from infnet_rec.schema import UNSEEN_ID
+from infnet_rec.shard.plan import make_sharders
+from infnet_rec.shard.world import World
+
+INIT_CHUNK_ROWS = 16_384
+
+
+def parallelize(
+    model: RankingModel, plan: ShardingPlan, world: World, *, seed: int, table_std: float
+) -> DistributedModelParallel:
+    """Shards a model that stands on the meta device and gives it its initial weights.
+
+    Args:
+        model: on the meta device, sparse optimizers attached.
+        plan: where each table goes.
+        world: all ranks; their process group is open.
+        seed: of all initial weights.
+        table_std: standard deviation of the embeddings.
+    """
+    for part in (model.assembly, model.tower, model.criterion):
+        part.to_empty(device=world.device)
+    _reset_dense(model, seed)
+    sharded = DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        plan=plan,
+        sharders=make_sharders(),
+        device=world.device,
+        init_data_parallel=False,
+    )
+    initialise_tables(sharded, seed=seed, std=table_std)
+    sharded.init_data_parallel()
+    return sharded
+
+
+def _reset_dense(model: RankingModel, seed: int) -> None:
+    """Runs every dense module's own initialisation under one seed, on the CPU so that all devices agree."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part in (model.tower, model.criterion):
+            for module in part.modules():
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset):
+                    reset()
+
+
+def initialise_tables(sharded: nn.Module, *, seed: int, std: float) -> None:
+    """Fills the local shards of every table with N(0, std^2); the row of never-seen values is zero."""
+    with torch.no_grad():
+        for shard in local_shards(sharded):
+            _fill(shard, key=zlib.crc32(f"{seed}/{shard.name}".encode()), std=std)
+
+
+class TableShard(NamedTuple):
+    """The part of one table that lives on this rank.
+
+    Attributes:
+        name: the table's parameter name.
+        values: the local rows and columns; writing to them writes the table.
+        row: first row of the part.
+        column: first column of the part.
+        num_rows: rows of the whole table.
+        num_columns: columns of the whole table.
+    """
+
+    name: str
+    values: Tensor
+    row: int
+    column: int
+    num_rows: int
+    num_columns: int
+
+
+def local_shards(sharded: nn.Module) -> Iterator[TableShard]:
+    """Every table shard on this rank."""
+    for name, value in sharded.state_dict().items():
+        if isinstance(value, ShardedTensor):
+            for shard in value.local_shards():
+                row, column = shard.metadata.shard_offsets
+                yield TableShard(name, shard.tensor, row, column, *value.size())
+
+
+def _fill(shard: TableShard, *, key: int, std: float) -> None:
+    """Draws whole chunks of rows of the full table and keeps what belongs to this shard."""
+    stop, width = shard.row + shard.values.shape[0], shard.values.shape[1]
+    for chunk_start in range(shard.row // INIT_CHUNK_ROWS * INIT_CHUNK_ROWS, stop, INIT_CHUNK_ROWS):
+        chunk_stop = min(chunk_start + INIT_CHUNK_ROWS, shard.num_rows)
+        generator = torch.Generator().manual_seed((key << 24) + chunk_start // INIT_CHUNK_ROWS)
+        chunk = torch.randn(chunk_stop - chunk_start, shard.num_columns, generator=generator) * std
+        if chunk_start <= UNSEEN_ID < chunk_stop:
+            chunk[UNSEEN_ID - chunk_start] = 0.0
+        first, last = max(shard.row, chunk_start), min(stop, chunk_stop)
+        inside = chunk[first - chunk_start : last - chunk_start, shard.column : shard.column + width]
+        shard.values[first - shard.row : last - shard.row] = inside.to(shard.values)

@@ -1,0 +1,136 @@
+"""Does what training rests on work here? Small trials, each in processes of its own.
+
+A wrong build of fbgemm can end the process that loads it, and a collective that finds no network waits; neither may
+take the asker down. Shapes: U ids, B bags, V rows, D width.
+"""
+
+import multiprocessing as mp
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+Backend = Literal["gloo", "nccl"]
+Device = Literal["cpu", "cuda"]
+# Run by each process with its rank, their number and a place to meet; an exception is the answer no.
+Trial = Callable[[int, int, str], None]
+
+
+def lookup_fault(device: Device, timeout_s: float = 120.0) -> str | None:
+    """What is wrong with fbgemm's table-batched lookup; None when it gives the right number."""
+    return fault_of(partial(_lookup, device), world_size=1, timeout_s=timeout_s)
+
+
+def collective_fault(backend: Backend, world_size: int, timeout_s: float = 120.0) -> str | None:
+    """What is wrong with an all-reduce of `world_size` processes on this machine; None when it gives the right number.
+
+    The processes meet through a file, so that what is tried is the backend's own network.
+    """
+    return fault_of(partial(_all_reduce, backend), world_size, timeout_s)
+
+
+def fault_of(trial: Trial, world_size: int, timeout_s: float) -> str | None:
+    """Runs a top-level function in `world_size` spawned processes.
+
+    Returns:
+        None when all of them return; otherwise the last line of the first exception, how a process died, or that the
+        time ran out.
+    """
+    context = mp.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="probe-") as folder:
+        connections: list[Connection] = []
+        processes = []
+        try:
+            for rank in range(world_size):
+                ours, theirs = context.Pipe(duplex=False)
+                rendezvous = (Path(folder) / "store").as_uri()
+                process = context.Process(target=_run, args=(trial, rank, world_size, rendezvous, theirs), daemon=True)
+                process.start()
+                theirs.close()
+                connections.append(ours)
+                processes.append(process)
+            return _first_fault(connections, timeout_s)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+            for connection in connections:
+                connection.close()
+
+
+def _first_fault(connections: list[Connection], timeout_s: float) -> str | None:
+    deadline_s = time.monotonic() + timeout_s
+    pending = dict(zip(connections, range(len(connections)), strict=True))
+    while pending:
+        ready = wait(list(pending), max(0.0, deadline_s - time.monotonic()))
+        if not ready:
+            return f"no answer in {timeout_s:g} s"
+        for connection in ready:
+            assert isinstance(connection, Connection)
+            rank = pending.pop(connection)
+            try:
+                fault = connection.recv()
+            except EOFError:
+                return f"process {rank} died without a word"
+            if fault:
+                return fault
+    return None
+
+
+def _run(trial: Trial, rank: int, world_size: int, rendezvous: str, answer: Connection) -> None:
+    try:
+        trial(rank, world_size, rendezvous)
+    except BaseException as error:
+        answer.send(traceback.format_exception_only(error)[-1].strip())
+    else:
+        answer.send(None)
+
+
+def _lookup(device: Device, rank: int, world_size: int, rendezvous: str) -> None:
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        ComputeDevice,
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
+
+    on_cpu = device == "cpu"
+    place = EmbeddingLocation.HOST if on_cpu else EmbeddingLocation.DEVICE
+    table = SplitTableBatchedEmbeddingBagsCodegen(
+        [(10, 4, place, ComputeDevice.CPU if on_cpu else ComputeDevice.CUDA)],
+        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        device=torch.device(device),
+    )
+    weight_VD = torch.arange(40, dtype=torch.float32).view(10, 4)
+    table.split_embedding_weights()[0].copy_(weight_VD)
+    ids_U, offsets = torch.tensor([1, 2, 9, 0]), torch.tensor([0, 2, 2, 4])
+    # Reading the result waits for the device, which is where a missing kernel shows.
+    got_BD = table(ids_U.to(device), offsets.to(device)).cpu()
+    expected_BD = torch.nn.functional.embedding_bag(ids_U, weight_VD, offsets, mode="sum", include_last_offset=True)
+    if not torch.equal(got_BD, expected_BD):
+        raise ArithmeticError(f"a lookup gave {got_BD.tolist()}, not {expected_BD.tolist()}")
+
+
+def _all_reduce(backend: Backend, rank: int, world_size: int, rendezvous: str) -> None:
+    device = torch.device("cpu")
+    if backend == "nccl":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+    )
+    value = torch.tensor([float(rank + 1)], device=device)
+    # Collective: the trial itself. Reading the sum waits for the device.
+    dist.all_reduce(value)
+    expected = world_size * (world_size + 1) / 2
+    if value.item() != expected:
+        raise ArithmeticError(f"an all-reduce gave {value.item()}, not {expected}")
+    dist.destroy_process_group()

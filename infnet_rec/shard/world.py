@@ -1,0 +1,66 @@
+"""Which rank this process is, and the process group it belongs to."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One process among `world_size`."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what only one should."""
+        return self.rank == 0
+
+
+def place() -> World:
+    """Reads rank and world size from torchrun's environment; alone, this is rank 0 of 1. Starts nothing."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return World(
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
+        device=device,
+    )
+
+
+@contextmanager
+def joined(world: World) -> Iterator[World]:
+    """The process group of all ranks (nccl on GPUs, gloo elsewhere), left when the block ends.
+
+    When the block fails, the group is not waited for: the launcher ends the other ranks, and this rank's error stands
+    on top.
+    """
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    if world.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+    else:
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield world
+    except BaseException:
+        os.environ["INFNET_REC_FAILED_RANK"] = f"{world.rank} on {socket.gethostname()}"
+        raise
+    else:
+        dist.destroy_process_group()

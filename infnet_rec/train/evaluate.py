@@ -1,0 +1,43 @@
+"""A split's metrics from a sharded model.
+
+Shapes: B examples of a batch, N of the whole split on this rank, T tasks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from infnet_rec.data.loader import Loader
+from infnet_rec.train.metrics import Predictions, TaskMetrics, evaluate_over_ranks, gather_predictions
+
+
+class Evaluation:
+    """One split and how to score it; the padding of its last batch has weight 0 and is dropped."""
+
+    def __init__(self, loader: Loader, num_steps: int, task_names: Sequence[str]) -> None:
+        self._loader, self._num_steps, self._task_names = loader, num_steps, task_names
+
+    def metrics(self, model: nn.Module, pipeline: TrainPipelineSparseDist) -> dict[str, TaskMetrics]:
+        """Metrics of every task over all ranks' examples; the pipeline must be drained, and is drained afterwards."""
+        return evaluate_over_ranks(*self._score(model, pipeline), self._task_names)
+
+    def predictions(self, model: nn.Module, pipeline: TrainPipelineSparseDist) -> Predictions | None:
+        """Every example's logits, labels and user on rank 0, in store order."""
+        return gather_predictions(*self._score(model, pipeline))
+
+    def _score(self, model: nn.Module, pipeline: TrainPipelineSparseDist) -> tuple[torch.Tensor, ...]:
+        was_training = model.training
+        model.eval()
+        logits, labels, users, weights = [], [], [], []
+        batches = self._loader.batches(0, self._num_steps)
+        with torch.no_grad():
+            for _ in range(self._num_steps):
+                scores = pipeline.progress(batches)
+                logits.append(scores.logits_BT)
+                labels.append(scores.labels_BT)
+                users.append(scores.user_B)
+                weights.append(scores.weight_B)
+        model.train(was_training)
+        return tuple(torch.cat(parts) for parts in (logits, labels, users, weights))

@@ -1,0 +1,155 @@
+"""The training loop: read it once from top to bottom.
+
+It does not know how the model was sharded, nor how many ranks there are.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from infnet_rec.data.loader import Loader
+from infnet_rec.train.checkpoint import load_weights, save_weights
+from infnet_rec.train.evaluate import Evaluation
+from infnet_rec.train.metrics import TaskMetrics, mean_over_ranks
+from infnet_rec.train.report import Report
+from infnet_rec.train.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long, and how often what.
+
+    Attributes:
+        num_steps: of the whole run.
+        steps_per_epoch: for reports.
+        eval_every_steps: steps between evaluations.
+        log_every_steps: steps between progress lines.
+        patience: evaluations without improvement before training stops; 0 never stops early.
+        global_batch_size: examples a step over all ranks.
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    eval_every_steps: int
+    log_every_steps: int
+    patience: int
+    global_batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LearningRates:
+    """Full rates of both optimizers, and the schedule that both follow."""
+
+    sparse: float
+    dense: float
+    schedule: Schedule
+
+    def at(self, step: int) -> dict[str, float]:
+        """Both rates at a step, counted from 0."""
+        factor = self.schedule.factor(step)
+        return {"sparse": self.sparse * factor, "dense": self.dense * factor}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """How training ended: the step whose weights were best on valid, and its metrics; the model holds those weights."""
+
+    steps_done: int
+    best_step: int
+    best_valid: dict[str, TaskMetrics]
+    examples_per_s: float
+
+
+def mean_auc(metrics: Mapping[str, TaskMetrics]) -> float:
+    """What early stopping watches: the mean over tasks, leaving out tasks that have one class only."""
+    known = [m.auc for m in metrics.values() if not math.isnan(m.auc)]
+    return sum(known) / len(known) if known else math.nan
+
+
+class SetsRates(Protocol):
+    """Optimizers whose learning rates the loop moves."""
+
+    def set_lr(self, *, sparse: float, dense: float) -> None:
+        """Sets both rates for the next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Everything a run needs, built.
+
+    Attributes:
+        model: the sharded model, in training mode.
+        pipeline: its training pipeline; `progress` does one step, or one evaluation batch when the model is in
+            evaluation mode.
+        optimizers: whose rates to set before each step.
+        loader: training batches of this rank.
+        valid: the split that decides which weights are best.
+        task_names: names of the losses, in the model's order.
+        rates: learning rates.
+        pace: how long, and how often what.
+        report: whom to tell.
+        best: folder of the best weights.
+    """
+
+    model: nn.Module
+    pipeline: TrainPipelineSparseDist
+    optimizers: SetsRates
+    loader: Loader
+    valid: Evaluation
+    task_names: Sequence[str]
+    rates: LearningRates
+    pace: Pace
+    report: Report
+    best: Path
+
+    def run(self) -> Trained:
+        """Trains, evaluates on valid as it goes, stops early, and leaves the best weights in the model."""
+        pace, report = self.pace, self.report
+        step, best_step, best_auc, evaluations_since_best = 0, 0, -math.inf, 0
+        best_valid: dict[str, TaskMetrics] = {}
+        self.model.train()
+        while step < pace.num_steps and not (pace.patience and evaluations_since_best >= pace.patience):
+            step = self._stretch(step, min(step + pace.eval_every_steps, pace.num_steps))
+            metrics = self.valid.metrics(self.model, self.pipeline)
+            report.evaluated("valid", step, metrics)
+            evaluations_since_best += 1
+            if mean_auc(metrics) > best_auc or not best_valid:
+                save_weights(self.model, self.best)
+                best_step, best_auc, best_valid, evaluations_since_best = step, mean_auc(metrics), metrics, 0
+        if step < pace.num_steps:
+            report.say(f"stopped early: {pace.patience} evaluations without a better mean AUC than at step {best_step}")
+        if best_step < step:
+            load_weights(self.model, self.best)
+        return Trained(step, best_step, best_valid, report.examples_per_s)
+
+    def _stretch(self, step: int, stop: int) -> int:
+        """Trains from `step` to `stop`.
+
+        The pipeline works on several batches at once. It gets an iterator that ends at `stop`, so it is empty when
+        evaluation borrows it.
+        """
+        pace, report = self.pace, self.report
+        batches = self.loader.batches(step, stop - step)
+        losses: list[Tensor] = []
+        report.training_resumed()
+        while step < stop:
+            rates = self.rates.at(step)
+            self.optimizers.set_lr(**rates)
+            losses.append(self.pipeline.progress(batches).loss_T)
+            step += 1
+            report.step_done(pace.global_batch_size)
+            if step % pace.log_every_steps == 0 or step == stop:
+                loss_T = mean_over_ranks(torch.stack(losses).mean(0)).tolist()
+                if not all(math.isfinite(loss) for loss in loss_T):
+                    raise FloatingPointError(f"loss is {loss_T} before step {step}: lower the learning rates")
+                by_task = dict(zip(self.task_names, loss_T, strict=True))
+                report.progress(step, step / pace.steps_per_epoch, by_task, rates)
+                losses.clear()
+        report.training_paused()
+        return step
