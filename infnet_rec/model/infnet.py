@@ -1,0 +1,297 @@
+"""INFNet: categorical, sequence and task tokens that exchange information through a few proxies.
+
+Reference: INFNet: A Task-aware Information Flow Network for Large-Scale Recommendation Systems, arXiv 2508.11565.
+The paper's names, used in comments: C, S, T are categorical, sequence and task tokens; C~, S~, T~ their proxies (T~ the
+shared task tokens); CA is cross attention; PGU the proxy gated unit; X' what a block makes of X.
+
+A block has two stages. First the heterogeneous one, in which proxies and task tokens read the other kinds' tokens:
+
+    C~' = CA(C~, S) + CA(C~, T)      S~' = CA(S~, C) + CA(S~, T)
+    T~' = CA(T~, C) + CA(T~, S)      T^  = CA(T, C)  + CA(T, S)
+
+then the homogeneous one, in which each kind is gated by its updated proxies, X * sigmoid(MLP(flatten X~')):
+
+    C' = PGU(C, C~')                 S' = PGU(S, S~')                 T' = PGU(T^, T~')
+
+All flows of a block read its input. What nothing reads after the last block is neither computed nor has parameters.
+
+Shapes: B examples, M categorical tokens, F sequences, G groups of sequences, L sequence tokens of the whole batch,
+P tokens of one query set, T tasks, D width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
+
+import torch
+from torch import Tensor, nn
+
+from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.model.attention import DenseTokens, Reading, TokenSet, pool_sequences, tile_sequences
+from infnet_rec.model.heads import LearnedTokens, Linear, Mlp, TaskHeads, pool_proxies, pool_tokens
+from infnet_rec.model.tokens import Tokens
+
+Pooling = Literal["sum", "mean"]
+Residual = Literal["both", "proxy", "gate", "none"]
+ProxyNorm = Literal["none", "layer"]
+Ablation = Literal["none", "no_task_tokens", "no_gates", "no_cross_attention"]
+
+Kind = Literal["categorical", "sequence", "task"]
+Query = Literal["categorical_proxy", "sequence_proxy", "task_proxy", "task"]
+
+# The eight flows: who reads each kind of token.
+READERS: Mapping[Kind, tuple[Query, ...]] = {
+    "sequence": ("categorical_proxy", "task_proxy", "task"),
+    "categorical": ("sequence_proxy", "task_proxy", "task"),
+    "task": ("categorical_proxy", "sequence_proxy"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InfnetOptions:
+    """Everything about INFNet that the schema does not decide.
+
+    Attributes:
+        num_blocks: at least 2; an ablation can do with 1.
+        num_categorical_proxies: tokens of C~.
+        num_shared_tokens: tokens of T~.
+        num_heads: heads of every cross attention; divides the width.
+        proxy_hidden: hidden layers of the MLP that makes C~.
+        gate_hidden: hidden layers of every gate.
+        head_hidden: hidden layers of every task's head.
+        pooling: how the events of a group become its proxy. A sum grows with the length of the history.
+        residual: "proxy" adds each query to what it read (C~' = C~ + CA + CA, and so for S~, T~ and T^), "gate" makes
+            the gate's factor 1 + sigmoid, "both" does both. "none" is the paper to the letter; it trains slowly.
+        proxy_norm: "layer" normalises C~', S~', T~' and T^ before anything reads them.
+        dropout: on the hidden layers of proxies, gates and heads.
+        ablation: the paper's w/o1, w/o2, w/o3. Options of a part that is left out do nothing. Heads without task tokens
+            read mean C~ + mean S~; heads without cross attention read T_i + mean C + mean S.
+    """
+
+    num_blocks: int = 2
+    num_categorical_proxies: int = 4
+    num_shared_tokens: int = 2
+    num_heads: int = 1
+    proxy_hidden: tuple[int, ...] = (128,)
+    gate_hidden: tuple[int, ...] = (64,)
+    head_hidden: tuple[int, ...] = (64, 32)
+    pooling: Pooling = "sum"
+    residual: Residual = "both"
+    proxy_norm: ProxyNorm = "none"
+    dropout: float = 0.0
+    ablation: Ablation = "none"
+
+    def __post_init__(self) -> None:
+        faults = []
+        for field in fields(self):
+            name, value, choices = field.name, getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in choices:
+                faults.append(f"{name} is {value!r}; it must be one of {choices}{did_you_mean(value, choices)}")
+            if name.startswith("num_") and value < 1:
+                faults.append(f"{name} is {value}; it must be at least 1")
+            if name.endswith("_hidden") and min(value, default=1) < 1:
+                faults.append(f"{name} is {value}; a hidden layer has at least 1 unit: leave it out")
+        if not 0 <= self.dropout < 1:
+            faults.append(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.ablation == "none" and self.num_blocks == 1:
+            faults.append(
+                "num_blocks is 1; it must be at least 2: one block leaves the categorical and the sequence proxies"
+                " untrained, because nothing reads what they become in the last block"
+            )
+        _raise(faults)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlan:
+    """What one block computes: the kinds that are read, who is updated by reading them, the kinds that are gated."""
+
+    reads: tuple[Kind, ...]
+    updates: tuple[Query, ...]
+    gates: tuple[Kind, ...]
+
+
+def plan_blocks(ablation: Ablation, num_blocks: int) -> tuple[tuple[Query, ...], tuple[BlockPlan, ...]]:
+    """Which queries exist, and what each block does: no more than something after it reads."""
+    everyone = get_args(Query)
+    match ablation:
+        case "none":
+            queries = everyone
+            inner = BlockPlan(("sequence", "categorical", "task"), everyone, ("categorical", "sequence", "task"))
+            last = BlockPlan(("sequence", "categorical"), ("task_proxy", "task"), ("task",))
+        case "no_task_tokens":
+            queries = ("categorical_proxy", "sequence_proxy")
+            inner = BlockPlan(("sequence", "categorical"), queries, ("categorical", "sequence"))
+            last = BlockPlan(("sequence", "categorical"), queries, ())
+        case "no_gates":
+            queries = ("task",)
+            inner = last = BlockPlan(("sequence", "categorical"), queries, ())
+        case "no_cross_attention":
+            queries = everyone
+            inner = last = BlockPlan((), (), ("categorical", "sequence", "task"))
+    return queries, (*[inner] * (num_blocks - 1), last)
+
+
+class CategoricalProxies(nn.Module):
+    """C~ = reshape(MLP(flatten C)).
+
+    Reference: INFNet, proxy tokens, phi_cat.
+    """
+
+    def __init__(self, num_features: int, width: int, options: InfnetOptions) -> None:
+        super().__init__()
+        self.num_proxies = options.num_categorical_proxies
+        self.mlp = Mlp(num_features * width, options.proxy_hidden, self.num_proxies * width, options.dropout)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """[B, P, D]."""
+        return self.mlp(tokens.categorical_BMD.flatten(1)).unflatten(1, (self.num_proxies, -1))
+
+
+class SequenceProxies(nn.Module):
+    """S~: for each group of sequences, the sum (or mean) over its events of one shared linear projection.
+
+    A projection is linear, so the events are pooled first and projected once; its bias counts once for every event.
+
+    Reference: INFNet, proxy tokens, phi_seq.
+    """
+
+    def __init__(self, group_of_sequence: tuple[int, ...], width: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.group_of_sequence = group_of_sequence
+        self.pooling = pooling
+        self.projection = Linear(width, width)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """[B, G, D]; 0 for a group without events."""
+        sum_BGD, count_BG = pool_sequences(tokens.sequence_LD, tokens.lengths_FB, self.group_of_sequence)
+        count_BG1 = count_BG[..., None].to(sum_BGD.dtype)
+        proxy_BGD = sum_BGD @ self.projection.weight.t() + count_BG1 * self.projection.bias
+        return proxy_BGD if self.pooling == "sum" else proxy_BGD / count_BG1.clamp(min=1)
+
+
+class Block(nn.Module):
+    """One block of the network, as far as its plan goes."""
+
+    def __init__(self, plan: BlockPlan, num_tokens: Mapping[str, int], width: int, options: InfnetOptions) -> None:
+        super().__init__()
+        self.adds_query = options.residual in ("both", "proxy")
+        self.gate_offset = 1.0 if options.residual in ("both", "gate") else 0.0
+        self.readings = nn.ModuleDict()
+        for kind in plan.reads:
+            readers = [name for name in READERS[kind] if name in plan.updates]
+            self.readings[kind] = Reading(readers, width, options.num_heads)
+        self.norms = nn.ModuleDict()
+        for name in plan.updates:
+            self.norms[name] = nn.LayerNorm(width) if options.proxy_norm == "layer" else nn.Identity()
+        self.gates = nn.ModuleDict()
+        for kind in plan.gates:
+            num_inputs = num_tokens[f"{kind}_proxy"] * width
+            self.gates[kind] = Mlp(num_inputs, options.gate_hidden, width, options.dropout)
+
+    def forward(
+        self, query_BPD: Mapping[str, Tensor], sets: Mapping[str, TokenSet]
+    ) -> tuple[dict[str, Tensor], dict[str, TokenSet]]:
+        """The next block's input.
+
+        Args:
+            query_BPD: proxies and task tokens, [B, P, D] each.
+            sets: categorical and sequence tokens.
+        """
+        # Heterogeneous stage. Every flow reads the block's input: no update is seen before all have been made.
+        keys = {**sets, "task": DenseTokens(query_BPD["task"])} if "task" in self.readings else sets
+        reads = [reading(query_BPD, keys[kind]) for kind, reading in self.readings.items()]
+        updated_BPD = dict(query_BPD)
+        for name, norm in self.norms.items():
+            terms_BPD = [query_BPD[name]] if self.adds_query else []
+            terms_BPD += [read_BPD[name] for read_BPD in reads if name in read_BPD]
+            updated_BPD[name] = norm(sum(terms_BPD[1:], start=terms_BPD[0]))
+
+        # Homogeneous stage. Gates read the updated proxies.
+        gated = dict(sets)
+        for kind, gate in self.gates.items():
+            factor_BD = self.gate_offset + torch.sigmoid(gate(updated_BPD[f"{kind}_proxy"].flatten(1)))
+            if kind == "task":
+                updated_BPD["task"] = updated_BPD["task"] * factor_BD[:, None]
+            else:
+                gated[kind] = sets[kind].gated(factor_BD)
+        return updated_BPD, gated
+
+
+class Infnet(nn.Module):
+    """Tokens in, one logit a task out."""
+
+    def __init__(
+        self,
+        *,
+        num_features: int,
+        group_of_sequence: tuple[int, ...],
+        num_tasks: int,
+        width: int,
+        options: InfnetOptions,
+    ) -> None:
+        """Builds the network; on the meta device too.
+
+        Args:
+            num_features: M, categorical tokens an example.
+            group_of_sequence: for each sequence, the index of the proxy that pools it; 0 .. G - 1, each at least once.
+            num_tasks: T, logits an example.
+            width: D, of every token.
+            options: everything else.
+
+        Raises:
+            Fault: there is nothing to read or to predict, a group is empty, or the heads do not divide the width.
+        """
+        super().__init__()
+        sizes = {"num_features": num_features, "num_tasks": num_tasks, "width": width}
+        faults = [f"{name} is {value}; it must be at least 1" for name, value in sizes.items() if value < 1]
+        if not group_of_sequence or set(group_of_sequence) != set(range(max(group_of_sequence) + 1)):
+            faults.append(f"group_of_sequence is {group_of_sequence}; it must name each of 0 .. G - 1 at least once")
+        if width % options.num_heads:
+            divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
+            faults.append(f"num_heads is {options.num_heads}; it must divide width {width}: take one of {divisors}")
+        _raise(faults)
+        self.num_tasks, self.ablation = num_tasks, options.ablation
+        queries, plans = plan_blocks(options.ablation, options.num_blocks)
+        num_tokens = {
+            "categorical_proxy": options.num_categorical_proxies,
+            "sequence_proxy": max(group_of_sequence) + 1,
+            "task_proxy": options.num_shared_tokens,
+        }
+        start = {
+            "categorical_proxy": lambda: CategoricalProxies(num_features, width, options),
+            "sequence_proxy": lambda: SequenceProxies(group_of_sequence, width, options.pooling),
+            "task_proxy": lambda: LearnedTokens(options.num_shared_tokens, width),
+            "task": lambda: LearnedTokens(num_tasks, width),
+        }
+        self.start = nn.ModuleDict({name: start[name]() for name in queries})
+        self.blocks = nn.ModuleList(Block(plan, num_tokens, width, options) for plan in plans)
+        self.heads = TaskHeads(num_tasks, width, options.head_hidden, options.dropout)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """logits_BT."""
+        query_BPD = {name: start(tokens) for name, start in self.start.items()}
+        sets: dict[str, TokenSet] = {
+            "categorical": DenseTokens(tokens.categorical_BMD),
+            "sequence": tile_sequences(tokens.sequence_LD, tokens.lengths_FB),
+        }
+        for block in self.blocks:
+            query_BPD, sets = block(query_BPD, sets)
+        return self.heads(self._read_out(query_BPD, sets))
+
+    def _read_out(self, query_BPD: Mapping[str, Tensor], sets: Mapping[str, TokenSet]) -> Tensor:
+        """The token that each task's head reads, [B, T, D]."""
+        match self.ablation:
+            case "no_task_tokens":
+                return pool_proxies(query_BPD["categorical_proxy"], query_BPD["sequence_proxy"], self.num_tasks)
+            case "no_cross_attention":
+                # A query of zeros finds all tokens alike: it reads their mean.
+                zero_B1D = torch.zeros_like(query_BPD["task"][:, :1])
+                mean_B1D = [sets[kind].attend(zero_B1D) for kind in ("categorical", "sequence")]
+                return pool_tokens(query_BPD["task"], *mean_B1D)
+            case _:
+                return query_BPD["task"]
+
+
+def _raise(faults: list[str]) -> None:
+    if faults:
+        raise Fault("\n".join(f"infnet: {fault}" for fault in faults))
