@@ -40,6 +40,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise Fault(f"{path}: not a TOML file: {error}") from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        Fault: the file is missing or is not a JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise Fault(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Fault(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(data, dict):
+        raise Fault(f"{path}: holds no JSON object")
+    return data
+
+
 def check(model: type[Model], data: dict[str, Any], source: str) -> Model:
     """Validates `data` in JSON mode (strict types, lists for tuples, strings for paths).
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,25 @@ from infnet_rec.shard.world import World
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "pyarrow", "duckdb", "torchmetrics", "infnet_rec")
 
 
+def default_run_dir(config_path: Path) -> Path:
+    """A new folder named after the configuration and the time."""
+    return Path("runs") / f"{config_path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
 def create_run_dir(run_dir: Path) -> None:
-    """Makes the folder.
+    """Makes the folder, if it may."""
+    refuse_used(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_used(run_dir: Path) -> None:
+    """Refuses a folder that holds something.
 
     Raises:
-        Fault: it exists and holds something.
+        Fault: the folder exists and is not empty, or is a file.
     """
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise Fault(f"--run-dir {run_dir}: exists and is not empty; name a new folder")
-    run_dir.mkdir(parents=True, exist_ok=True)
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ from infnet_rec.commands.assemble import (
     train_loader,
     train_order,
 )
-from infnet_rec.commands.run_dir import create_run_dir, environment, plan_json
+from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, plan_json
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.world import World, joined, place
 from infnet_rec.train.checkpoint import BEST
+from infnet_rec.train.evaluate import final_metrics
 from infnet_rec.train.loop import LearningRates, Pace, Training
 from infnet_rec.train.report import Report, clock, write_json
 from infnet_rec.train.schedule import Schedule
@@ -56,7 +56,7 @@ def train(config_path: Path, overrides: Sequence[str], run_dir: Path | None) -> 
     quieten()
     use_threads(config.train.num_threads, world)
     if run_dir is None:
-        run_dir = Path("runs") / f"{config_path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        run_dir = default_run_dir(config_path)
     if world.is_first:
         create_run_dir(run_dir)
         write_json(run_dir / "config.json", config.model_dump(mode="json"))
@@ -108,11 +108,12 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
         best=run_dir / "checkpoints" / BEST,
     )
     trained = training.run()
-    test = evaluation(config, data, world, "test").metrics(sharded.model, sharded.pipeline)
+    predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
+    if predictions is None:
+        return None
+    test = final_metrics(predictions, data.task_names)
     report.evaluated("test", trained.best_step, test)
     report.close()
-    if not world.is_first:
-        return None
     result = {
         "run_dir": str(run_dir),
         "steps_done": trained.steps_done,
@@ -122,10 +123,7 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
         "num_dense_parameters": num_dense,
         "examples_per_s": trained.examples_per_s,
         "wall_s": time.perf_counter() - started_at,
-        "metrics": {
-            split: {task: m.to_json() for task, m in metrics.items()}
-            for split, metrics in (("valid", trained.best_valid), ("test", test))
-        },
+        "metrics": {"valid": {task: m.to_json() for task, m in trained.best_valid.items()}, "test": test},
     }
     write_json(run_dir / "result.json", result)
     return result

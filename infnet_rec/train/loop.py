@@ -117,7 +117,7 @@ class Training:
         while step < pace.num_steps and not (pace.patience and evaluations_since_best >= pace.patience):
             step = self._stretch(step, min(step + pace.eval_every_steps, pace.num_steps))
             metrics = self.valid.metrics(self.model, self.pipeline)
-            report.evaluated("valid", step, metrics)
+            report.evaluated("valid", step, {task: m.to_json() for task, m in metrics.items()})
             evaluations_since_best += 1
             if mean_auc(metrics) > best_auc or not best_valid:
                 save_weights(self.model, self.best)

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from infnet_rec.train.metrics import TaskMetrics
-
 
 def write_json(path: Path, data: Any) -> None:
     """Writes a JSON file whole or not at all."""
@@ -73,11 +71,10 @@ class Report:
             f"step {step}/{self._num_steps}  epoch {epoch:.2f}  {rate:,.0f} examples/s  loss {text}  {clock(left_s)} left"
         )
 
-    def evaluated(self, split: str, step: int, metrics: Mapping[str, TaskMetrics]) -> None:
-        """The metrics of one evaluation."""
-        values = {task: m.to_json() for task, m in metrics.items()}
-        self._write({"kind": "eval", "split": split, "step": step, "metrics": values})
-        text = "  ".join(f"{task} AUC {m.auc:.4f} gAUC {m.gauc:.4f}" for task, m in metrics.items())
+    def evaluated(self, split: str, step: int, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+        """The metrics of one evaluation: numbers by name, by task."""
+        self._write({"kind": "eval", "split": split, "step": step, "metrics": metrics})
+        text = "  ".join(f"{task} AUC {number(m['auc'])} gAUC {number(m['gauc'])}" for task, m in metrics.items())
         self.say(f"step {step}/{self._num_steps}  {split}: {text}")
 
     def say(self, line: str) -> None:
@@ -111,8 +108,13 @@ def _flat(record: Mapping[str, Any]) -> list[tuple[str, float]]:
         (f"{record['split']}_{task}/{name}", value)
         for task, metrics in record["metrics"].items()
         for name, value in metrics.items()
-        if value is not None
+        if isinstance(value, int | float)
     ]
+
+
+def number(value: float | None) -> str:
+    """A metric for people; "-" where the examples could not answer."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def clock(seconds: float) -> str:

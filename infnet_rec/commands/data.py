@@ -1,0 +1,107 @@
+"""The verbs of `infnet-rec data`, but for `generate`: build, check, show."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from infnet_rec.data.build import Progress, build
+from infnet_rec.data.inspect import describe_example
+from infnet_rec.data.recipe import load_recipe
+from infnet_rec.data.store import Store, check_store
+from infnet_rec.faults import Refusal
+
+
+def build_store(
+    recipe_path: Path, raw: Path, out: Path, *, memory_gib: float, num_threads: int, replace: bool
+) -> dict[str, Any]:
+    """Builds a store with a progress bar on stderr and returns its manifest's summary."""
+    recipe = load_recipe(recipe_path)
+    started_at = time.perf_counter()
+    with tqdm(unit=" rows", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
+
+        def stage(text: str) -> None:
+            bar.set_description_str(text)
+            if not sys.stderr.isatty():
+                print(text, file=sys.stderr, flush=True)
+
+        def total_rows(total: int) -> None:
+            bar.reset(total)
+
+        def rows(number: int) -> None:
+            bar.update(number)
+
+        progress = Progress(stage, total_rows, rows)
+        manifest = build(recipe, raw, out, progress, memory_gib=memory_gib, num_threads=num_threads, replace=replace)
+    kept = ("name", "num_users", "num_items", "splits", "behaviours", "history_lengths")
+    bytes_on_disk = sum(file["bytes"] for file in manifest["files"].values())
+    return {
+        "store": str(out),
+        "wall_s": time.perf_counter() - started_at,
+        "bytes": bytes_on_disk,
+        **{key: manifest[key] for key in kept},
+    }
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """A built store for people."""
+    lines = [
+        f"{summary['store']}: {summary['num_users']:,} users, {summary['num_items']:,} items, "
+        f"{summary['bytes'] / 2**20:,.1f} MiB, built in {summary['wall_s']:.1f} s"
+    ]
+    for split, facts in summary["splits"].items():
+        rates = "  ".join(f"{task} {rate:.4f}" for task, rate in facts["label_rates"].items())
+        lines.append(f"  {split:<6}{facts['num_examples']:>12,} examples   label rates  {rates}")
+    lengths = "  ".join(f"{name} {stats['mean']:.1f}" for name, stats in summary["history_lengths"].items())
+    lines.append(f"  events before a training example, mean  {lengths}")
+    return lines
+
+
+def check(path: Path) -> dict[str, Any]:
+    """Reads the whole store again.
+
+    Raises:
+        Refusal: something differs from the manifest; the files are named.
+    """
+    store = Store(path)
+    faults = check_store(store)
+    if faults:
+        raise Refusal(f"store {path} is not what its manifest says\n" + "\n".join(f"  {fault}" for fault in faults))
+    return {"store": str(path), "files": len(store.manifest["files"]), "ok": True}
+
+
+def show(path: Path, split: str, row: int, sequence_length: int) -> dict[str, Any]:
+    """One example; see `describe_example`."""
+    return describe_example(Store(path), split, row, sequence_length)
+
+
+def example_lines(example: dict[str, Any]) -> list[str]:
+    """One example for people: labels, features, histories newest last."""
+    labels = "  ".join(f"{task} {label}" for task, label in example["labels"].items())
+    lines = [
+        f"{example['split']} row {example['row']}: user {example['user']} was shown item {example['item']} at "
+        f"{example['local_time']} ({example['time']})",
+        f"labels: {labels}",
+        "",
+    ]
+    for side in ("user", "item", "context"):
+        lines.append(f"{side + ' features':<34}{'id':>11}  value")
+        for feature in example["features"]:
+            if feature["side"] == side:
+                lines.append(f"  {feature['feature']:<32}{feature['id']:>11}  {feature['value']}")
+        lines.append("")
+    for behaviour, history in example["histories"].items():
+        shown = history["shown"]
+        lines.append(f"{behaviour}: {history['num_events']} events before, the last {len(shown)} shown, newest last")
+        for event in shown:
+            values = "  ".join(f"{name}={a['value']} ({a['id']})" for name, a in event["attributes"].items())
+            lines.append(f"  {event['local_time']}  item {event['item']}: {values}")
+    return lines
+
+
+def print_result(result: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
+    """One JSON object on stdout, or text."""
+    print(json.dumps(result) if as_json else "\n".join(lines))

@@ -1,0 +1,56 @@
+"""A trained run's metrics on any split."""
+
+from pathlib import Path
+from typing import Any
+
+from infnet_rec.commands.assemble import check_run, evaluation, open_data, shard_model
+from infnet_rec.commands.train import quieten, use_threads
+from infnet_rec.config.run import RunConfig
+from infnet_rec.data.store import SPLITS
+from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.shard.world import joined, place
+from infnet_rec.strict import check, read_json
+from infnet_rec.train.checkpoint import BEST, load_weights, require_checkpoint
+from infnet_rec.train.evaluate import final_metrics
+
+
+def evaluate_run(run_dir: Path, split: str) -> dict[str, Any] | None:
+    """Scores a split with a run's best weights; under torchrun on any number of ranks, alone on one.
+
+    Returns:
+        Metrics by task, on rank 0.
+
+    Raises:
+        Fault: no such run, checkpoint or split.
+    """
+    if split not in SPLITS:
+        raise Fault(f"--split {split!r}: is one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+    path = run_dir / "config.json"
+    config = check(RunConfig, read_json(path), str(path))
+    best = run_dir / "checkpoints" / BEST
+    require_checkpoint(best)
+    data, world = open_data(config), place()
+    check_run(config, data, world)
+    quieten()
+    use_threads(config.train.num_threads, world)
+    with joined(world):
+        sharded = shard_model(config, data, world)
+        load_weights(sharded.model, best)
+        predictions = evaluation(config, data, world, split).predictions(sharded.model, sharded.pipeline)
+    if predictions is None:
+        return None
+    return {"run_dir": str(run_dir), "split": split, "metrics": final_metrics(predictions, data.task_names)}
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The metrics for people."""
+    text = [f"{'task':<12}{'AUC':>9}{'gAUC':>9}{'95 % interval':>18}{'users':>9}{'log loss':>10}{'NE':>8}{'calib.':>8}"]
+    for task, m in result["metrics"].items():
+        low, high = m["gauc_interval"]
+        interval = "-" if low is None else f"{low:.4f} to {high:.4f}"
+        auc, gauc = ("-" if m[name] is None else f"{m[name]:.4f}" for name in ("auc", "gauc"))
+        ne, calibration = ("-" if m[name] is None else f"{m[name]:.3f}" for name in ("ne", "calibration"))
+        text.append(
+            f"{task:<12}{auc:>9}{gauc:>9}{interval:>18}{m['num_users']:>9,}{m['log_loss']:>10.4f}{ne:>8}{calibration:>8}"
+        )
+    return text
