@@ -2,15 +2,14 @@
 
     python benchmarks/kuairand_pure_late.py --raw DIR [--only NAME ...] [--seeds 0 1 2] [--report]
 
-DIR holds the raw files that `configs/datasets/kuairand_pure_late.toml` names. Every (variant, seed) is one training run;
-its result is one JSON line in `benchmarks/results/kuairand_pure_late.jsonl`. A run that is there is not repeated, so the
-command can be stopped and started again. `--report` writes the table beside it. Variants differ from
-`configs/kuairand_pure_late.toml` by the overrides below; which of them became that file was decided on valid alone.
+DIR holds the raw files that `configs/datasets/kuairand_pure_late.toml` names. Every (variant, seed) is one training
+run; its result is one JSON line in `benchmarks/results/kuairand_pure_late.jsonl`. A run that is there is not repeated,
+so the command can be stopped and started again. The table is written beside it. Variants differ from
+`configs/kuairand_pure_late.toml` by the overrides below; what became that file was decided on valid alone.
 """
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile

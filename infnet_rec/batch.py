@@ -1,7 +1,7 @@
 """One batch on one rank.
 
-Shapes: B examples on this rank, F sequences, K unpooled tokens (one a shared feature and example, one a sequence event),
-T tasks.
+Shapes: B examples on this rank, F sequences, K unpooled tokens (one a shared feature and example, one a sequence and
+event), T tasks.
 """
 
 from dataclasses import dataclass, fields

@@ -70,7 +70,7 @@ def train(
 
 
 @app.command(epilog="Example: infnet-rec eval runs/quickstart --split test")
-def eval(  # noqa: A001 - the verb's name
+def eval(
     run_dir: Annotated[Path, typer.Argument(help="A run directory that 'infnet-rec train' made.")],
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     as_json: AsJson = False,
@@ -156,7 +156,7 @@ def show(
     command.print_result(example, command.example_lines(example), as_json=as_json)
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
+def _version(wanted: bool) -> None:
     if wanted:
         print(f"infnet-rec {__version__}")
         raise typer.Exit
@@ -186,9 +186,9 @@ def main() -> None:
     """Entry point."""
     try:
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
-            from torch.distributed.elastic.multiprocessing.errors import record
+            from infnet_rec.shard.world import recorded
 
-            record(app)()  # so that torchrun's closing report shows the first failing rank's own error
+            recorded(app)()
         else:
             app()
     except Fault as fault:

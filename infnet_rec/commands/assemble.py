@@ -3,7 +3,7 @@
 Nothing here opens a process group or allocates a table until `build_model` is called.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -106,7 +106,7 @@ def infnet_options(config: RunConfig) -> InfnetOptions:
 
 
 def meta_model(config: RunConfig, data: Data) -> RankingModel:
-    """The whole model on the meta device, with the tables' fused optimizers attached."""
+    """The whole model on the meta device: nothing is allocated."""
     schema, width = data.schema, config.model.width
     weights = tuple(config.train.loss.task_weights.get(name, 1.0) for name in data.task_names)
     with torch.device("meta"):
@@ -119,10 +119,7 @@ def meta_model(config: RunConfig, data: Data) -> RankingModel:
         )
         criterion = MultiTaskLoss(weights, config.train.loss.weighting)
     bags, events = make_bags(schema, width), make_events(schema, width)
-    model = RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion)
-    sparse = config.train.sparse
-    fuse_sparse(model, sparse.optimizer, lr=sparse.lr, weight_decay=sparse.weight_decay)
-    return model
+    return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +134,8 @@ class Sharded:
 
 def shard_model(config: RunConfig, data: Data, world: World) -> Sharded:
     """Plans, allocates and initialises the model; the process group must be open."""
-    model = meta_model(config, data)
+    model, sparse = meta_model(config, data), config.train.sparse
+    fuse_sparse(model, sparse.optimizer, lr=sparse.lr, weight_decay=sparse.weight_decay)
     plan = make_plan(
         model,
         world,

@@ -10,7 +10,7 @@ from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
 from infnet_rec.strict import check, read_toml
 
-BARE_WORD = re.compile(r"[A-Za-z_][\w./-]*")
+BARE_WORD = re.compile(r"[A-Za-z_./~][\w./~:-]*")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -119,7 +119,7 @@ class LossConfig(StrictModel):
     """
 
     weighting: Literal["fixed", "uncertainty"] = "fixed"
-    task_weights: dict[str, Positive] = {}
+    task_weights: dict[str, Positive] = Field(default_factory=dict)
 
 
 class TrainConfig(StrictModel):

@@ -25,7 +25,7 @@ from infnet_rec.data.store import SPLITS, STORE_VERSION, as_numpy, hash_files, r
 from infnet_rec.data.timeline import Timeline, fit_context, run_timeline
 from infnet_rec.data.vocab import Vocabulary, vocabulary_columns
 from infnet_rec.faults import Fault
-from infnet_rec.schema import Feature, Schema, Sequence, Table, Task
+from infnet_rec.schema import Feature, Schema, Sequence, Side, Table, Task
 
 LENGTH_SAMPLE_ROWS = 1_000_000
 
@@ -142,7 +142,7 @@ def _build(
 
 def schema_of(recipe: Recipe, vocabularies: dict[str, Vocabulary]) -> Schema:
     """The schema of all the recipe's features; one table a feature, shared with its sequences if the recipe says so."""
-    names = [(name, f.side) for f in recipe.features for name in f.named_columns]
+    names: list[tuple[str, Side]] = [(name, f.side) for f in recipe.features for name in f.named_columns]
     tables = [Table(name, vocabularies[name].num_rows) for name, _ in names]
     sequences = []
     if recipe.sequences:

@@ -102,4 +102,6 @@ def local_time(store: Store, instant: int) -> str:
     """An instant on the recipe's clock."""
     log = store.manifest["recipe"]["log"]
     seconds = instant / (1000 if log["time_unit"] == "ms" else 1)
-    return (datetime.fromtimestamp(seconds, UTC) + timedelta(hours=log["utc_offset_hours"])).strftime("%Y-%m-%d %H:%M:%S")
+    return (datetime.fromtimestamp(seconds, UTC) + timedelta(hours=log["utc_offset_hours"])).strftime(
+        "%Y-%m-%d %H:%M:%S"
+    )

@@ -144,7 +144,7 @@ def _gather(store: Store, features: tuple[Feature, ...]) -> _Gather:
 
 
 def _distinct(ids: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct ids and each id's place among them, int64; by marking where the table is small, else by sorting."""
+    """Sorted distinct ids and each id's place among them, int64; by marking where the table is small."""
     if num_rows > MARKING_ROWS_PER_ID * len(ids):
         return np.unique(ids, return_inverse=True)
     place = np.zeros(num_rows, np.int64)

@@ -48,14 +48,15 @@ class TrainOrder:
         epoch, within = divmod(step, self.steps_per_epoch)
         start = within * self.global_batch_size
         stop = start + self.global_batch_size
-        blocks, buffer_starts = self._blocks(epoch)
+        _, buffer_starts = self.blocks(epoch)
         first = int(np.searchsorted(buffer_starts, start, side="right")) - 1
         last = int(np.searchsorted(buffer_starts, stop, side="left"))
         parts = [_shuffled_buffer(self, epoch, b) for b in range(first, last)]
         examples = np.concatenate(parts)
         return examples[start - buffer_starts[first] : stop - buffer_starts[first]]
 
-    def _blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Block numbers in an epoch's order, and where each buffer begins (with the end as last entry)."""
         return _shuffled_blocks(self.num_examples, self.block_examples, self.buffer_blocks, self.seed, epoch)
 
 
@@ -121,7 +122,7 @@ def _shuffled_blocks(
 @lru_cache(maxsize=4)
 def _shuffled_buffer(order: TrainOrder, epoch: int, buffer: int) -> np.ndarray:
     """Examples of one buffer in this epoch's order."""
-    blocks, _ = order._blocks(epoch)
+    blocks, _ = order.blocks(epoch)
     chosen = blocks[buffer * order.buffer_blocks : (buffer + 1) * order.buffer_blocks]
     examples = (chosen[:, None] * order.block_examples + np.arange(order.block_examples)).reshape(-1)
     examples = examples[examples < order.num_examples]

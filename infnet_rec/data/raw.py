@@ -102,9 +102,8 @@ def _open_side(
     for column in wanted:
         if column not in found:
             files = [file for source in sources for file in source.files]
-            faults.append(
-                f"{side} feature {column!r}: no such column in {', '.join(files) or '(no file)'}{did_you_mean(column, found)}"
-            )
+            where = ", ".join(files) or "(no file)"
+            faults.append(f"{side} feature {column!r}: no such column in {where}{did_you_mean(column, found)}")
 
 
 def _view(

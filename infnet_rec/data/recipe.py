@@ -157,7 +157,7 @@ class Recipe(StrictModel):
     sequences: SequencesRecipe | None = None
     tasks: Annotated[tuple[TaskRecipe, ...], Field(min_length=1)]
     splits: SplitsRecipe
-    profiles: dict[Name, ProfileRecipe] = {}
+    profiles: dict[Name, ProfileRecipe] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

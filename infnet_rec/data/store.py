@@ -93,7 +93,7 @@ class ColumnSpool:
         lengths = {len(column) for column in columns.values()}
         assert columns.keys() == self._files.keys() and len(lengths) == 1, (columns.keys(), lengths)
         for name, column in columns.items():
-            self._files[name].write(np.ascontiguousarray(column, dtype=self._dtypes[name].base))
+            self._files[name].write(np.ascontiguousarray(column, dtype=self._dtypes[name].base).data)
         self.num_rows += lengths.pop()
 
     def finish(self, path: Path, **more: np.ndarray | pa.Array) -> None:

@@ -67,7 +67,8 @@ def fit_index(connection: duckdb.DuckDBPyConnection, source: str, feature: str, 
     """
     connection.execute(
         f"""CREATE TABLE {quoted("vocab_" + feature)} AS
-        SELECT CAST(row_number() OVER (ORDER BY count DESC, value) - 1 + {FIRST_VALUE_ID} AS INTEGER) AS id, value, count
+        SELECT CAST(row_number() OVER (ORDER BY count DESC, value) - 1 + {FIRST_VALUE_ID} AS INTEGER) AS id,
+               value, count
         FROM (SELECT {value} AS value, CAST(sum(weight) AS BIGINT) AS count FROM {source} WHERE weight > 0 GROUP BY 1)
         WHERE value IS NOT NULL"""
     )

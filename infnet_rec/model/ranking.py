@@ -68,8 +68,8 @@ class MultiTaskLoss(nn.Module):
 class RankingModel(nn.Module):
     """Batch to loss and scores.
 
-    TorchRec's pipeline traces `forward` with fx to overlap input distribution with compute, so it is a straight line and
-    the collections are called directly on the batch's fields.
+    TorchRec's pipeline traces `forward` with fx to overlap input distribution with compute, so it is a straight line
+    and the collections are called directly on the batch's fields.
     """
 
     def __init__(

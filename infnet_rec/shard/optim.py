@@ -1,5 +1,6 @@
 """Optimizers: fused into the backward pass for tables, ordinary for the dense tower."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ SPARSE: dict[SparseName, type[torch.optim.Optimizer]] = {
     "sgd": torchrec.optim.SGD,
     "adam": torchrec.optim.Adam,
 }
-DENSE: dict[DenseName, type[torch.optim.Optimizer]] = {
+DENSE: dict[DenseName, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "adagrad": torch.optim.Adagrad,
@@ -81,10 +82,10 @@ class Optimizers:
 
         Call before the pipeline's `progress`: it begins with `zero_grad`, which hands the sparse rate to the kernels.
         """
-        for group in self._sparse.param_groups:
-            group["lr"] = sparse
-        for group in self._dense.param_groups:
-            group["lr"] = dense
+        for optimizer, lr in ((self._sparse, sparse), (self._dense, dense)):
+            groups: Any = optimizer.param_groups
+            for group in groups:
+                group["lr"] = lr
 
 
 def count_dense(model: nn.Module) -> int:

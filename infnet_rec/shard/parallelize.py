@@ -38,6 +38,7 @@ def parallelize(
     for part in (model.assembly, model.tower, model.criterion):
         part.to_empty(device=world.device)
     _reset_dense(model, seed)
+    assert dist.group.WORLD is not None
     sharded = DistributedModelParallel(
         model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),

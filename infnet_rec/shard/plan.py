@@ -4,8 +4,9 @@ One or two candidates a table, chosen by a policy on its size, keep TorchRec's p
 into enumerating shardings that nobody wants.
 """
 
+from typing import Any
+
 import torch.distributed as dist
-from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -16,7 +17,7 @@ from infnet_rec.model.ranking import RankingModel
 from infnet_rec.shard.world import World
 
 
-def make_sharders() -> list[ModuleSharder[nn.Module]]:
+def make_sharders() -> list[ModuleSharder[Any]]:
     """How each kind of collection is sharded."""
     return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
 

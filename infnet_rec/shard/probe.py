@@ -7,7 +7,6 @@ take the asker down. Shapes: U ids, B bags, V rows, D width.
 import multiprocessing as mp
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -41,7 +40,7 @@ def fault_of(trial: Trial, world_size: int, timeout_s: float) -> str | None:
     """Runs a top-level function in `world_size` spawned processes.
 
     Returns:
-        None when all of them return; otherwise the last line of the first exception, how a process died, or that the
+        None when all of them return; otherwise the first line of the first exception, how a process died, or that the
         time ran out.
     """
     context = mp.get_context("spawn")
@@ -89,7 +88,8 @@ def _run(trial: Trial, rank: int, world_size: int, rendezvous: str, answer: Conn
     try:
         trial(rank, world_size, rendezvous)
     except BaseException as error:
-        answer.send(traceback.format_exception_only(error)[-1].strip())
+        # The rest of a message from nccl is a stack of C++.
+        answer.send(f"{type(error).__name__}: {error}".splitlines()[0])
     else:
         answer.send(None)
 

@@ -4,7 +4,6 @@ A checkpoint is written to a temporary folder and renamed when every rank has wr
 name is whole.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -30,8 +29,8 @@ def save_weights(model: nn.Module, folder: Path) -> None:
         old = folder.parent / f".{folder.name}.replaced"
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
-            os.rename(folder, old)
-        os.rename(writing, folder)
+            folder.rename(old)
+        writing.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     # Collective: no rank reads or writes the folder before it has its name.
     dist.barrier()

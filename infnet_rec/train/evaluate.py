@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infnet_rec.data.loader import Loader
@@ -35,10 +35,10 @@ class Evaluation:
         return evaluate_over_ranks(*self._score(model, pipeline), self._task_names)
 
     def predictions(self, model: nn.Module, pipeline: TrainPipelineSparseDist) -> Predictions | None:
-        """Every example's logits, labels and user on rank 0, in store order."""
+        """Every example's logits, labels and user on rank 0, one rank after the other."""
         return gather_predictions(*self._score(model, pipeline))
 
-    def _score(self, model: nn.Module, pipeline: TrainPipelineSparseDist) -> tuple[torch.Tensor, ...]:
+    def _score(self, model: nn.Module, pipeline: TrainPipelineSparseDist) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         was_training = model.training
         model.eval()
         logits, labels, users, weights = [], [], [], []
@@ -51,7 +51,7 @@ class Evaluation:
                 users.append(scores.user_B)
                 weights.append(scores.weight_B)
         model.train(was_training)
-        return tuple(torch.cat(parts) for parts in (logits, labels, users, weights))
+        return torch.cat(logits), torch.cat(labels), torch.cat(users), torch.cat(weights)
 
 
 def final_metrics(predictions: Predictions, task_names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """What a run tells people and leaves behind: progress lines, metrics.jsonl, TensorBoard, result.json."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ def write_json(path: Path, data: Any) -> None:
     """Writes a JSON file whole or not at all."""
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 class Report:
@@ -67,9 +66,8 @@ class Report:
         left_s = (now - self._started_at) / step * (self._num_steps - step)
         self._write({"kind": "train", "step": step, "epoch": epoch, "examples_per_s": rate, "loss": losses, "lr": lr})
         text = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        self.say(
-            f"step {step}/{self._num_steps}  epoch {epoch:.2f}  {rate:,.0f} examples/s  loss {text}  {clock(left_s)} left"
-        )
+        at = f"step {step}/{self._num_steps}  epoch {epoch:.2f}"
+        self.say(f"{at}  {rate:,.0f} examples/s  loss {text}  {clock(left_s)} left")
 
     def evaluated(self, split: str, step: int, metrics: Mapping[str, Mapping[str, Any]]) -> None:
         """The metrics of one evaluation: numbers by name, by task."""

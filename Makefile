@@ -1,0 +1,90 @@
+# Every target first brings .venv up to date, so that a fresh clone needs nothing but Python 3.11 and make.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help install train test check format clean
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --quiet --compile
+
+# These three and the torch of requirements.txt fit only together.
+TORCHREC := torchrec==1.8.0
+FBGEMM_CPU := fbgemm-gpu-cpu==1.8.0
+FBGEMM_CUDA := fbgemm-gpu==1.8.0
+
+QUICKSTART := runs/quickstart
+# One rank a GPU; two ranks where there is none.
+RANKS ?= $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); echo $$((gpus > 0 ? gpus : 2)))
+PYTEST_ARGS ?= -q
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/installed-dev ## make .venv with everything that running, testing and checking need
+	@echo "make install: .venv is ready; next: make train, make test"
+
+train: .venv/installed $(QUICKSTART)/store/manifest.json ## generate a small log, build its store, train on RANKS ranks
+	@run=$(QUICKSTART)/run-$$(date +%Y%m%d-%H%M%S)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) \
+		-m infnet_rec.cli train configs/quickstart.toml --run-dir $$run
+	$(BIN)/python -m json.tool $$run/result.json
+	echo "make train: done; everything about this run is in $$run"
+
+test: .venv/installed-dev ## run all tests; PYTEST_ARGS="-q -k metrics" for some
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) || { status=$$?; echo "make test: FAILED"; exit $$status; }
+	echo "make test: passed"
+
+check: .venv/installed-dev ## formatting, lint, types, direction of imports
+	@$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	echo "make check: passed"
+
+format: .venv/installed-dev ## format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and what tools left behind; runs/ stays
+	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A finished installation ends with its stamp. Where there is none, .venv may be half unpacked in ways that pip takes
+# for complete, so it is made anew; where there is one that is older than the requirements, pip brings .venv up to date.
+.venv/installed: requirements.txt pyproject.toml
+	@if [ ! -e $@ ]; then
+		python=$$(for p in python3.11 python3; do
+			"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && break
+		done) || { echo "make: Python 3.11 is needed; neither python3.11 nor python3 on PATH is that version" >&2; exit 1; }
+		echo "make: installing into .venv; this takes a minute or more"
+		"$$python" -m venv --clear .venv
+	fi
+	rm -f $@ .venv/installed-dev
+	$(INSTALL) -r requirements.txt
+	# CUDA kernels load only beside a CUDA torch; the CPU kernels load beside either.
+	fbgemm=$(FBGEMM_CPU) other=$(FBGEMM_CUDA)
+	if nvidia-smi -L >/dev/null 2>&1 && $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+		fbgemm=$(FBGEMM_CUDA) other=$(FBGEMM_CPU)
+	fi
+	# Both unpack into the same folder, so removing one breaks the other.
+	if $(PIP) show --quiet $${other%==*} 2>/dev/null; then
+		$(PIP) uninstall --quiet --yes fbgemm-gpu fbgemm-gpu-cpu
+	fi
+	$(INSTALL) --no-deps $$fbgemm $(TORCHREC)
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	@$(INSTALL) -r requirements-dev.txt
+	touch $@
+
+$(QUICKSTART)/raw: | .venv/installed
+	@rm -rf $@.partial
+	$(BIN)/infnet-rec data generate --dataset kuairand-pure --examples 60000 --seed 1 --out $@.partial
+	mv $@.partial $@
+
+$(QUICKSTART)/store/manifest.json: | $(QUICKSTART)/raw
+	@$(BIN)/infnet-rec data build configs/datasets/kuairand_pure.toml --raw $(QUICKSTART)/raw --out $(QUICKSTART)/store

@@ -1,0 +1,259 @@
+"""Is this machine, with what is installed on it, fit to train?
+
+The checks are functions of what was found, so that every one of them can be tried on a machine that has nothing wrong.
+`diagnose` does the finding.
+"""
+
+import importlib.util
+import json as json_module
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchmetrics", "torchx", "urllib3")
+PYTHONS = ((3, 11), (3, 12))
+# torch, torchrec, fbgemm: they share compiled interfaces, so nothing between these lines works.
+FITTING = (("2.13", "1.8", "1.8"), ("2.11", "1.6", "1.6"))
+PINNED = ("torch==2.13.0", "torchrec==1.8.0", "1.8.0")
+_ANEW = "make clean && make install"
+MIN_DISK_GIB = 2.0
+MIN_SHARED_MEMORY_GIB = 0.5
+
+# What importlib.metadata knows; None is not installed, "" is there without a record of its version.
+Versions = Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at; `remedy` is a command, and empty when nothing is wrong."""
+
+    name: str
+    found: str
+    remedy: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing needs mending."""
+        return not self.remedy
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self) | {"sound": self.sound}
+
+
+@dataclass(frozen=True, slots=True)
+class Torch:
+    """What the installed torch says of itself; `fault` is why it cannot be imported."""
+
+    cuda_build: str | None = None
+    num_gpus: int = 0
+    fault: str | None = None
+
+
+def run(*, json: bool) -> int:
+    """Prints the diagnosis to stdout, as a table or as one JSON object; returns 0 when all is sound, else 3."""
+    checks = diagnose()
+    sound = all(check.sound for check in checks)
+    if json:
+        print(json_module.dumps({"sound": sound, "checks": [check.to_json() for check in checks]}, indent=2))
+    else:
+        print(table(checks))
+    return 0 if sound else 3
+
+
+def diagnose() -> list[Check]:
+    """Looks at everything; takes some seconds, since it starts processes."""
+    versions, torch, gpus = installed_versions(), installed_torch(), driver_gpus()
+    return [
+        check_python(sys.version_info[:2]),
+        check_fit(versions),
+        check_torchmetrics(versions),
+        check_urllib3(versions),
+        *check_torch(torch, gpus, versions),
+        check_free("disk", Path.cwd(), MIN_DISK_GIB, "df -h . && du -sh runs"),
+        check_free("shared memory", Path("/dev/shm"), MIN_SHARED_MEMORY_GIB, "mount -o remount,size=2G /dev/shm"),
+    ]
+
+
+def table(checks: Sequence[Check]) -> str:
+    """The checks for people: one line each, and the remedy below a fault."""
+    width = max(len(check.name) for check in checks)
+    lines: list[str] = []
+    for check in checks:
+        lines.append(f"{'ok' if check.sound else 'FAULT':5}  {check.name:{width}}  {check.found}")
+        if not check.sound:
+            lines.append(f"{'':5}  {'remedy':>{width}}  {check.remedy}")
+    faults = sum(not check.sound for check in checks)
+    return "\n".join([*lines, "", f"{faults} of {len(checks)} checks failed" if faults else "all sound"])
+
+
+def installed_versions() -> dict[str, str | None]:
+    """The versions of `PACKAGES` in this environment."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    # A folder on PYTHONPATH brings modules without records.
+    for package, module in (("torchrec", "torchrec"), ("fbgemm-gpu", "fbgemm_gpu")):
+        recorded = versions[package] or (package == "fbgemm-gpu" and versions["fbgemm-gpu-cpu"])
+        if not recorded and importlib.util.find_spec(module):
+            versions[package] = ""
+    return versions
+
+
+def installed_torch() -> Torch:
+    """What torch says of its build and of the GPUs it can use."""
+    try:
+        import torch
+    except Exception as error:  # a broken build raises whatever its loader raises
+        return Torch(fault=f"{type(error).__name__}: {error}")
+    return Torch(torch.version.cuda, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
+def driver_gpus() -> list[str]:
+    """GPUs that a working NVIDIA driver lists."""
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line for line in listing.stdout.splitlines() if line.startswith("GPU ")] if not listing.returncode else []
+
+
+def check_python(version: tuple[int, int]) -> Check:
+    """The Python that the pinned versions are built for."""
+    found = ".".join(map(str, version))
+    if version in PYTHONS:
+        return Check("python", found)
+    wanted = " or ".join(".".join(map(str, v)) for v in PYTHONS)
+    return Check("python", f"{found}, which is not {wanted}", f"{_ANEW}  # with python3.11 on PATH")
+
+
+def check_fit(versions: Versions) -> Check:
+    """Torch, torchrec and fbgemm are of one generation."""
+    fbgemm = "fbgemm-gpu" if versions["fbgemm-gpu"] is not None else "fbgemm-gpu-cpu"
+    names = ("torch", "torchrec", fbgemm)
+    found = ", ".join(f"{name} {_shown(versions[name])}" for name in names)
+    # A version without a record cannot be judged here; the lookup below is its judge.
+    fits = any(all(_is(versions[n], w) for n, w in zip(names, wanted, strict=True)) for wanted in FITTING)
+    if fits:
+        return Check("versions", found)
+    torch, torchrec, number = PINNED
+    remedy = f"{_pip('install', torch, f'{fbgemm}=={number}')} && {_pip('install', '--no-deps', torchrec)}"
+    return Check("versions", f"{found} do not fit", remedy)
+
+
+def check_one_fbgemm(versions: Versions, torch: Torch) -> Check:
+    """One build of fbgemm, and one that the torch beside it can load."""
+    name = "fbgemm build"
+    cuda, cpu = versions["fbgemm-gpu"], versions["fbgemm-gpu-cpu"]
+    wanted = "fbgemm-gpu" if torch.cuda_build else "fbgemm-gpu-cpu"
+    anew = f"{_pip('uninstall', '-y', 'fbgemm-gpu', 'fbgemm-gpu-cpu')} && {_pip('install', f'{wanted}=={PINNED[2]}')}"
+    if cuda is not None and cpu is not None:
+        return Check(name, "fbgemm-gpu and fbgemm-gpu-cpu, which overwrite each other's files", anew)
+    if cuda is None and cpu is None:
+        return Check(name, "none", anew)
+    if cuda and not torch.cuda_build:
+        return Check(name, "fbgemm-gpu for CUDA, which does not load beside a torch built for the CPU", anew)
+    return Check(name, "fbgemm-gpu" if cuda is not None else "fbgemm-gpu-cpu")
+
+
+def check_torchmetrics(versions: Versions) -> Check:
+    """torchrec.metrics computes with torchmetrics 1.0.3 only; the rest of torchrec does without."""
+    version = versions["torchmetrics"]
+    if version in (None, "1.0.3"):
+        return Check("torchmetrics", version or "none; only torchrec.metrics needs it")
+    return Check("torchmetrics", f"{version}; torchrec needs 1.0.3", _pip("install", "torchmetrics==1.0.3"))
+
+
+def check_urllib3(versions: Versions) -> Check:
+    """A urllib3 of the old line, which torchx asks for and upgrades of other packages push out."""
+    version = versions["urllib3"]
+    if versions["torchx"] is None:
+        return Check("urllib3", f"{_shown(version)}; torchx, which is particular about it, is not installed")
+    if version is not None and _numbers(version) < (1, 27):
+        return Check("urllib3", version)
+    return Check("urllib3", f"{_shown(version)}; torchx needs one below 1.27", _pip("install", "urllib3<1.27"))
+
+
+def check_gpu(gpus: Sequence[str], torch: Torch, versions: Versions) -> Check:
+    """Every GPU that the driver lists can be trained on."""
+    if not gpus:
+        return Check("GPU", "none; training runs on the CPU with gloo")
+    found = f"{len(gpus)} listed by the driver"
+    if not torch.cuda_build:
+        return Check("GPU", f"{found}, but torch is built for the CPU", _pip("install", "--force-reinstall", PINNED[0]))
+    if not torch.num_gpus:
+        remedy = "nvidia-smi  # its CUDA version must not be older than torch's"
+        return Check("GPU", f"{found}, but torch, built for CUDA {torch.cuda_build}, can use none", remedy)
+    if versions["fbgemm-gpu-cpu"] is not None:
+        remedy = f"{_pip('uninstall', '-y', 'fbgemm-gpu-cpu')} && {_pip('install', f'fbgemm-gpu=={PINNED[2]}')}"
+        return Check("GPU", f"{found}, but fbgemm is built for the CPU", remedy)
+    return Check("GPU", f"{found}, {torch.num_gpus} usable by torch (CUDA {torch.cuda_build})")
+
+
+def check_trial(name: str, right: str, fault: str | None, remedy: str) -> Check:
+    """Something that was tried, and what came of it."""
+    return Check(name, right) if fault is None else Check(name, fault, remedy)
+
+
+def check_free(name: str, folder: Path, min_gib: float, remedy: str) -> Check:
+    """Space left where checkpoints, or the buffers that processes share, are written."""
+    if not folder.exists():
+        return Check(name, f"no {folder} on this system")
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    found = f"{free_gib:.1f} GiB free"
+    return Check(name, found) if free_gib >= min_gib else Check(name, f"{found}; at least {min_gib:g} needed", remedy)
+
+
+def check_torch(torch: Torch, gpus: Sequence[str], versions: Versions) -> list[Check]:
+    """What can be asked of a torch that can be imported."""
+    if torch.fault is not None:
+        return [Check("torch", torch.fault, _ANEW)]
+    return [check_one_fbgemm(versions, torch), check_gpu(gpus, torch, versions), *_trials(torch)]
+
+
+def _trials(torch: Torch) -> list[Check]:
+    from infnet_rec.shard.probe import collective_fault, lookup_fault
+
+    interface = "export GLOO_SOCKET_IFNAME=lo  # or one that `ip addr` lists"
+    checks = [
+        check_trial("lookup", "right on the CPU", lookup_fault("cpu"), _ANEW),
+        check_trial("gloo", "2 processes add up", collective_fault("gloo", 2), interface),
+    ]
+    if torch.num_gpus:
+        right = f"{torch.num_gpus} GPU{'s' * (torch.num_gpus > 1)} add up"
+        nccl = collective_fault("nccl", torch.num_gpus)
+        checks += [
+            check_trial("lookup on a GPU", "right", lookup_fault("cuda"), _ANEW),
+            check_trial("nccl", right, nccl, "export NCCL_DEBUG=INFO && infnet-rec doctor"),
+        ]
+    return checks
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split("+")[0].split(".")
+    return tuple(int(part) for part in parts if part.isdigit())
+
+
+def _is(version: str | None, release: str) -> bool:
+    return version == "" or (version is not None and _numbers(version)[:2] == _numbers(release))
+
+
+def _shown(version: str | None) -> str:
+    return {None: "(not installed)", "": "(version unknown)"}.get(version, str(version))
+
+
+def _pip(*arguments: str) -> str:
+    python = sys.executable or "python"
+    if Path(python).is_relative_to(Path.cwd()):
+        python = os.path.relpath(python)
+    return shlex.join([python, "-m", "pip", *arguments])

@@ -1,0 +1,39 @@
+"""Fixtures of all tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rank_pair import RankPair
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[RankPair]:
+    """Two gloo ranks for the whole session: `ranks(function, *args)` gives the results of both; see `RankPair`."""
+    pair = RankPair()
+    yield pair
+    pair.close()
+
+
+@pytest.fixture(scope="session")
+def small_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4,000 generated impressions in KuaiRand-Pure's format."""
+    from infnet_rec.data.generate import generate
+
+    out = tmp_path_factory.mktemp("small") / "raw"
+    generate("kuairand-pure", out, num_examples=4000, seed=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_store(small_raw: Path) -> Path:
+    """The store of `small_raw`."""
+    from infnet_rec.data.build import Progress, build
+    from infnet_rec.data.recipe import load_recipe
+
+    recipe = load_recipe(Path(__file__).parents[1] / "configs" / "datasets" / "kuairand_pure.toml")
+    silent = Progress(stage=lambda text: None, total_rows=lambda total: None, rows=lambda number: None)
+    out = small_raw.parent / "store"
+    build(recipe, small_raw, out, silent, num_threads=1)
+    return out
