@@ -28,10 +28,7 @@ install: .venv/installed-dev ## make .venv with everything that running, testing
 
 train: .venv/installed $(QUICKSTART)/store/manifest.json ## generate a small log, build its store, train on RANKS ranks
 	@run=$(QUICKSTART)/run-$$(date +%Y%m%d-%H%M%S)
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) \
-		-m infnet_rec.cli train configs/quickstart.toml --run-dir $$run
-	$(BIN)/python -m json.tool $$run/result.json
-	echo "make train: done; everything about this run is in $$run"
+	$(BIN)/infnet-rec train configs/quickstart.toml --ranks $(RANKS) --run-dir $$run
 
 test: .venv/installed-dev ## run all tests; PYTEST_ARGS="-q -k metrics" for some
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) || { status=$$?; echo "make test: FAILED"; exit $$status; }

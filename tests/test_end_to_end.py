@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from infnet_rec import cli
+
 HERE = Path(__file__).parent
 CONFIG = HERE / "small.toml"
 RECIPE = HERE.parent / "configs" / "datasets" / "kuairand_pure.toml"
@@ -111,14 +113,25 @@ def test_a_used_run_directory_is_refused(folder: Path) -> None:
         (["model.num_blocks=1"], ["num_blocks"]),
     ],
 )
-def test_faults_end_before_any_rank_starts(folder: Path, overrides: list[str], words: list[str]) -> None:
-    """One clear message, exit code 2, no process group, nothing written."""
+def test_faults_end_before_any_rank_starts(
+    folder: Path,
+    overrides: list[str],
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One clear message, exit code 2, no process started, nothing written."""
     overrides = [f"data.store={folder / 'store'}", *overrides]
     run = folder / "refused"
-    finished = infnet_rec("train", CONFIG, *(f"--set={o}" for o in overrides), "--ranks", 2, "--run-dir", run)
-    assert finished.returncode == 2, finished.stderr
-    assert all(word in finished.stderr for word in words), finished.stderr
-    assert "Traceback" not in finished.stderr and "torchrun" not in finished.stderr
+    sets = [f"--set={override}" for override in overrides]
+    monkeypatch.setattr(sys, "argv", ["infnet-rec", "train", str(CONFIG), *sets, "--ranks=2", f"--run-dir={run}"])
+    monkeypatch.setattr(subprocess, "run", None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    text = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert all(word in text for word in words), text
+    assert text.startswith("infnet-rec: fault: ")
     assert not run.exists()
 
 

@@ -13,7 +13,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.loader import BatchReader, Loader
-from infnet_rec.data.order import EvalOrder, TrainOrder, check_divides
+from infnet_rec.data.order import EvalOrder, ShuffledOrder, TimeOrder, TrainOrder, check_divides, check_fits
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.model.embeddings import TokenAssembly, make_bags, make_events
@@ -65,14 +65,17 @@ def check_run(config: RunConfig, data: Data, world: World) -> None:
     """
     check_divides(config.train.global_batch_size, world.world_size)
     check_divides(config.train.eval_batch_size, world.world_size)
-    train_order(config, data)
+    check_fits(config.train.global_batch_size, data.store.num_examples("train"))
     check_sparse(config.train.sparse.optimizer, world.device)
     infnet_options(config)
 
 
 def train_order(config: RunConfig, data: Data) -> TrainOrder:
     """The order of the training examples."""
-    return TrainOrder(data.store.num_examples("train"), config.train.global_batch_size, config.train.seed)
+    num_examples, batch_size = data.store.num_examples("train"), config.train.global_batch_size
+    if config.train.order == "time":
+        return TimeOrder(data.store.examples("train").time_N, batch_size)
+    return ShuffledOrder(num_examples, batch_size, config.train.seed)
 
 
 def train_loader(config: RunConfig, data: Data, world: World) -> Loader:

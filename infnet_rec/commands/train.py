@@ -21,7 +21,6 @@ from infnet_rec.commands.assemble import (
     open_data,
     shard_model,
     train_loader,
-    train_order,
 )
 from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, plan_json
 from infnet_rec.config.load import load_config
@@ -68,15 +67,7 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
     """Trains and tests; the process group is open and the run directory is there."""
     started_at = time.perf_counter()
     settings = config.train
-    order = train_order(config, data)
-    pace = Pace(
-        num_steps=max(1, math.floor(settings.num_epochs * order.steps_per_epoch)),
-        steps_per_epoch=order.steps_per_epoch,
-        eval_every_steps=settings.eval_every_steps or order.steps_per_epoch,
-        log_every_steps=settings.log_every_steps,
-        patience=settings.patience,
-        global_batch_size=settings.global_batch_size,
-    )
+    pace = pace_of(config, data)
     report = Report(run_dir if world.is_first else None, pace.num_steps)
     sharded = shard_model(config, data, world)
     tables = data.schema.bag_tables + data.schema.sequence_tables
@@ -85,10 +76,11 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
     if world.is_first:
         write_json(run_dir / "environment.json", environment(world))
         write_json(run_dir / "plan.json", plan_json(sharded.plan, world))
+    ranks = f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type})"
     report.say(
-        f"{order.num_examples:,} training examples, {pace.num_steps:,} steps of {settings.global_batch_size:,} on "
-        f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type}); {len(tables)} tables with "
-        f"{num_sparse:,} parameters, {num_dense:,} dense parameters"
+        f"{data.store.num_examples('train'):,} training examples, {pace.num_steps:,} steps of "
+        f"{pace.global_batch_size:,} on {ranks}; {len(tables)} tables with {num_sparse:,} parameters, "
+        f"{num_dense:,} dense parameters"
     )
     schedule = settings.schedule
     training = Training(
@@ -127,6 +119,20 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
     }
     write_json(run_dir / "result.json", result)
     return result
+
+
+def pace_of(config: RunConfig, data: Data) -> Pace:
+    """How long the run is, in steps."""
+    settings = config.train
+    steps_per_epoch = data.store.num_examples("train") // settings.global_batch_size
+    return Pace(
+        num_steps=max(1, math.floor(settings.num_epochs * steps_per_epoch)),
+        steps_per_epoch=steps_per_epoch,
+        eval_every_steps=settings.eval_every_steps or steps_per_epoch,
+        log_every_steps=settings.log_every_steps,
+        patience=settings.patience,
+        global_batch_size=settings.global_batch_size,
+    )
 
 
 def use_threads(num_threads: int, world: World) -> None:

@@ -128,6 +128,7 @@ class TrainConfig(StrictModel):
     Attributes:
         global_batch_size: examples a step, over all ranks.
         num_epochs: passes over the training split; may be a fraction.
+        order: "shuffled" anew each epoch, or by "time", oldest first, as a model in service would have met them.
         eval_every_steps: steps between two evaluations on valid; 0 evaluates at the end of each epoch.
         patience: evaluations without a better mean AUC before training stops; 0 never stops early.
         log_every_steps: steps between two progress lines.
@@ -138,6 +139,7 @@ class TrainConfig(StrictModel):
 
     global_batch_size: Count = 1024
     num_epochs: Positive = 1.0
+    order: Literal["shuffled", "time"] = "shuffled"
     eval_every_steps: Annotated[int, Field(ge=0)] = 0
     patience: Annotated[int, Field(ge=0)] = 5
     log_every_steps: Count = 20

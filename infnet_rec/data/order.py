@@ -18,7 +18,7 @@ BUFFER_BLOCKS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class TrainOrder:
+class ShuffledOrder:
     """Every example once an epoch, in a new order each time; a last short global batch is dropped.
 
     Blocks of neighbouring examples are shuffled, then examples within a buffer of blocks, so that reads stay local on
@@ -32,11 +32,7 @@ class TrainOrder:
     buffer_blocks: int = BUFFER_BLOCKS
 
     def __post_init__(self) -> None:
-        if self.global_batch_size > self.num_examples:
-            raise Fault(
-                f"train.global_batch_size = {self.global_batch_size}: is larger than the training split "
-                f"({self.num_examples} examples); make it smaller"
-            )
+        check_fits(self.global_batch_size, self.num_examples)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -60,6 +56,36 @@ class TrainOrder:
         return _shuffled_blocks(self.num_examples, self.block_examples, self.buffer_blocks, self.seed, epoch)
 
 
+class TimeOrder:
+    """Every example once an epoch, oldest first, the same order each time; a last short global batch is dropped.
+
+    A single pass in this order meets each example as it will be met in service: with embeddings that have learned from
+    the past only.
+    """
+
+    def __init__(self, time_N: np.ndarray, global_batch_size: int) -> None:
+        """Sorts once; examples of one instant keep the store's order.
+
+        Args:
+            time_N: instants of all examples.
+            global_batch_size: G.
+        """
+        check_fits(global_batch_size, len(time_N))
+        self.num_examples = len(time_N)
+        self.global_batch_size = global_batch_size
+        self._sorted_N = np.argsort(time_N, kind="stable")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full global batches in an epoch."""
+        return self.num_examples // self.global_batch_size
+
+    def global_batch(self, step: int) -> np.ndarray:
+        """Indices of the examples of one step, counted over all epochs; int64 [G]."""
+        start = step % self.steps_per_epoch * self.global_batch_size
+        return self._sorted_N[start : start + self.global_batch_size]
+
+
 @dataclass(frozen=True, slots=True)
 class EvalOrder:
     """Every example once, in store order; the last global batch is filled up with example 0 at weight 0."""
@@ -78,6 +104,7 @@ class EvalOrder:
         return np.where(indices < self.num_examples, indices, -1)
 
 
+TrainOrder = ShuffledOrder | TimeOrder
 Order = TrainOrder | EvalOrder
 
 
@@ -90,6 +117,15 @@ def local_slice(global_G: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     check_divides(len(global_G), world_size)
     size = len(global_G) // world_size
     return global_G[rank * size : (rank + 1) * size]
+
+
+def check_fits(global_batch_size: int, num_examples: int) -> None:
+    """Refuses a global batch that the training split cannot fill once."""
+    if global_batch_size > num_examples:
+        raise Fault(
+            f"train.global_batch_size = {global_batch_size}: is larger than the training split "
+            f"({num_examples} examples); make it smaller"
+        )
 
 
 def check_divides(global_batch_size: int, world_size: int) -> None:
@@ -120,7 +156,7 @@ def _shuffled_blocks(
 
 
 @lru_cache(maxsize=4)
-def _shuffled_buffer(order: TrainOrder, epoch: int, buffer: int) -> np.ndarray:
+def _shuffled_buffer(order: ShuffledOrder, epoch: int, buffer: int) -> np.ndarray:
     """Examples of one buffer in this epoch's order."""
     blocks, _ = order.blocks(epoch)
     chosen = blocks[buffer * order.buffer_blocks : (buffer + 1) * order.buffer_blocks]
