@@ -10,6 +10,7 @@ so the command can be stopped and started again. The table is written beside it.
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "kuairand_pure_late.toml"
 RECIPE = HERE.parent / "configs" / "datasets" / "kuairand_pure_late.toml"
 RESULTS = HERE / "results" / "kuairand_pure_late.jsonl"
+TABLE = RESULTS.with_suffix(".md")
 COMMAND = [sys.executable, "-m", "infnet_rec.cli"]
 
 VARIANTS: dict[str, list[str]] = {
@@ -45,6 +47,7 @@ def main() -> None:
         for seed in arguments.seeds:
             if (variant, seed) not in done:
                 run_cell(variant, seed, store)
+                TABLE.write_text(table(read_results(RESULTS)), encoding="utf-8")
 
 
 def run_cell(variant: str, seed: int, store: Path) -> None:
@@ -63,6 +66,36 @@ def run_cell(variant: str, seed: int, store: Path) -> None:
 def read_results(path: Path) -> list[dict[str, Any]]:
     """Finished cells."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds of each variant, on valid and on test."""
+    lines = [
+        "Made by `python benchmarks/kuairand_pure_late.py`: AUC / gAUC, mean over seeds (standard deviation), gAUC",
+        "weighted by impressions; like's gAUC stands on few users, so its 95 % interval (first seed) is given.",
+        "",
+        "| variant | seeds | split | click | like | long_view |",
+        "|---|---|---|---|---|---|",
+    ]
+    for variant in dict.fromkeys(cell["variant"] for cell in cells):
+        mine = [cell for cell in cells if cell["variant"] == variant]
+        for split in ("valid", "test"):
+            texts = [_cell(mine, split, task) for task in ("click", "like", "long_view")]
+            lines.append(f"| {variant} | {len(mine)} | {split} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(cells: list[dict[str, Any]], split: str, task: str) -> str:
+    texts = []
+    for name in ("auc", "gauc"):
+        values = [cell["metrics"][split][task][name] for cell in cells]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        texts.append(f"{statistics.mean(values):.4f} ({spread:.4f})")
+    text = " / ".join(texts)
+    if split == "test" and task == "like":
+        low, high = cells[0]["metrics"][split][task]["gauc_interval"]
+        text += f" [{low:.3f}, {high:.3f}], {cells[0]['metrics'][split][task]['num_users']} users"
+    return text
 
 
 if __name__ == "__main__":

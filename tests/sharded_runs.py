@@ -109,12 +109,12 @@ def initial_weights(store: str) -> dict[str, np.ndarray]:
     return dense_of(sharded) | {name: values for name, (_, _, values) in tables_of(sharded).items()}
 
 
-def unsharded_losses(store: str, weights: dict[str, Any], num_steps: int) -> np.ndarray:
+def unsharded_losses(store: str, overrides: list[str], weights: dict[str, Any], num_steps: int) -> np.ndarray:
     """Losses of an unsharded model with the given initial weights, trained by hand.
 
     Tables are plain tensors, the update is row-wise Adagrad written out, the dense optimizer is torch's.
     """
-    config = small_config(store, [])
+    config = small_config(store, overrides)
     data, world = open_data(config), world_of(0, 1)
     model = meta_model(config, data).to_empty(device="cpu")
     state = {name: torch.from_numpy(value) for name, value in weights.items()}

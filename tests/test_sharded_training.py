@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sharded_runs
+from infnet_rec.commands.assemble import open_data, shard_model
 from infnet_rec.shard.world import joined
 from rank_pair import RankPair
 
@@ -74,14 +75,35 @@ def test_two_ranks_evaluate_to_the_metrics_of_one(one_rank: dict[str, Any], two_
         assert two_ranks[0]["valid"][task]["auc"] == pytest.approx(metrics["auc"], abs=2e-3)
 
 
-def test_sharded_training_is_plain_training(alone: None, small_store: Path) -> None:
+@pytest.mark.parametrize("overrides", [[], ["train.loss.embedding_l2=0.1"]], ids=["plain", "l2"])
+def test_sharded_training_is_plain_training(alone: None, small_store: Path, overrides: list[str]) -> None:
     """TorchRec's lookup, fused row-wise Adagrad and pipeline do what a hand-written loop does."""
-    start = sharded_runs.train_steps(0, 1, str(small_store), [], 0 + 1)
     initial = sharded_runs.initial_weights(str(small_store))
-    plain = sharded_runs.unsharded_losses(str(small_store), initial, NUM_STEPS)
-    sharded = sharded_runs.train_steps(0, 1, str(small_store), [], NUM_STEPS)["losses"]
-    np.testing.assert_allclose(start["losses"][0], plain[0], atol=1e-6, rtol=0)
+    plain = sharded_runs.unsharded_losses(str(small_store), overrides, initial, NUM_STEPS)
+    sharded = sharded_runs.train_steps(0, 1, str(small_store), overrides, NUM_STEPS)["losses"]
+    np.testing.assert_allclose(sharded[0], plain[0], atol=1e-6, rtol=0)
     np.testing.assert_allclose(sharded, plain, atol=1e-5, rtol=0)
+
+
+def test_fresh_tables_are_new_and_forget_their_optimizer(alone: None, small_store: Path) -> None:
+    """A new epoch's tables are other draws, the same for the same epoch, and their first steps are as long as ever."""
+    config = sharded_runs.small_config(str(small_store), [])
+    data, world = open_data(config), sharded_runs.world_of(0, 1)
+    sharded = shard_model(config, data, world)
+    first = sharded_runs.tables_of(sharded)
+    sharded_runs.run_steps(config, data, world, sharded, 3)
+    sharded.renew_tables(epoch=1)
+    renewed = sharded_runs.tables_of(sharded)
+    sharded.renew_tables(epoch=1)
+    again = sharded_runs.tables_of(sharded)
+    for name, (_, _, values) in first.items():
+        assert np.array_equal(renewed[name][2], again[name][2])
+        assert not np.array_equal(renewed[name][2][1:], values[1:])
+        assert not renewed[name][2][0].any()
+    sharded_runs.run_steps(config, data, world, sharded, 1)
+    moved = [np.abs(v - again[n][2]).max() for n, (_, _, v) in sharded_runs.tables_of(sharded).items()]
+    # The first step of row-wise Adagrad is lr * g / rms(g), between lr and lr * sqrt(width) in its largest value.
+    assert max(moved) > 0.9 * config.train.sparse.lr
 
 
 def test_weights_load_on_another_number_of_ranks_and_plan(

@@ -12,6 +12,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardingPlan
 
 from infnet_rec.config.run import RunConfig
+from infnet_rec.data.check import ids_outside_tables
 from infnet_rec.data.loader import BatchReader, Loader
 from infnet_rec.data.order import EvalOrder, ShuffledOrder, TimeOrder, TrainOrder, check_divides, check_fits
 from infnet_rec.data.store import Store
@@ -21,10 +22,12 @@ from infnet_rec.model.infnet import Infnet, InfnetOptions
 from infnet_rec.model.ranking import MultiTaskLoss, RankingModel
 from infnet_rec.schema import Schema
 from infnet_rec.shard.optim import Optimizers, check_sparse, fuse_sparse
-from infnet_rec.shard.parallelize import parallelize
+from infnet_rec.shard.parallelize import initialise_tables, parallelize
 from infnet_rec.shard.plan import make_plan
 from infnet_rec.shard.world import World
 from infnet_rec.train.evaluate import Evaluation
+
+RENEWAL_SEEDS = 1_000_003  # apart from the seeds that people give
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ def open_data(config: RunConfig) -> Data:
     """Opens the store with the run's profile and grouping.
 
     Raises:
-        Fault: no such store, profile or task.
+        Fault: no such store, profile or task, or an id that no table has a row for.
     """
     store = Store(Path(config.data.store))
     schema = store.profile_schema(config.data.profile).with_grouping(config.data.sequence_groups)
@@ -54,6 +57,9 @@ def open_data(config: RunConfig) -> Data:
             raise Fault(
                 f"train.loss.task_weights.{task}: the store's tasks are {', '.join(names)}{did_you_mean(task, names)}"
             )
+    outside = ids_outside_tables(store, schema)
+    if outside:
+        raise Fault("\n".join([f"store {store.path}: ids outside their tables; build it again", *outside]))
     return Data(store, schema)
 
 
@@ -120,7 +126,7 @@ def meta_model(config: RunConfig, data: Data) -> RankingModel:
             width=width,
             options=infnet_options(config),
         )
-        criterion = MultiTaskLoss(weights, config.train.loss.weighting)
+        criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
     bags, events = make_bags(schema, width), make_events(schema, width)
     return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion)
 
@@ -133,12 +139,22 @@ class Sharded:
     plan: ShardingPlan
     optimizers: Optimizers
     pipeline: TrainPipelineSparseDist
+    seed: int
+    table_std: float
+
+    def renew_tables(self, *, epoch: int) -> None:
+        """Gives every table new weights and no optimizer state.
+
+        Reference: Multi-Epoch Learning with Data Augmentation for Deep Click-Through Rate Prediction, arXiv 2407.01607.
+        """
+        initialise_tables(self.model, seed=self.seed + RENEWAL_SEEDS * epoch, std=self.table_std)
+        self.optimizers.forget_sparse()
 
 
 def shard_model(config: RunConfig, data: Data, world: World) -> Sharded:
     """Plans, allocates and initialises the model; the process group must be open."""
     model, sparse = meta_model(config, data), config.train.sparse
-    fuse_sparse(model, sparse.optimizer, lr=sparse.lr, weight_decay=sparse.weight_decay)
+    fuse_sparse(model, sparse.optimizer, lr=sparse.lr)
     plan = make_plan(
         model,
         world,
@@ -154,4 +170,4 @@ def shard_model(config: RunConfig, data: Data, world: World) -> Sharded:
     # Dropout draws differ between ranks, as the examples do.
     torch.manual_seed(seed * 100_003 + world.rank)
     pipeline = TrainPipelineSparseDist(sharded, optimizers.combined, world.device, execute_all_batches=True)
-    return Sharded(sharded, plan, optimizers, pipeline)
+    return Sharded(sharded, plan, optimizers, pipeline, seed, config.model.table_std)

@@ -9,9 +9,10 @@ from typing import Any
 from tqdm import tqdm
 
 from infnet_rec.data.build import Progress, build
+from infnet_rec.data.check import check_store
 from infnet_rec.data.inspect import describe_example
 from infnet_rec.data.recipe import load_recipe
-from infnet_rec.data.store import Store, check_store
+from infnet_rec.data.store import Store
 from infnet_rec.faults import Refusal
 
 

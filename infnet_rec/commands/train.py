@@ -98,6 +98,7 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
         pace=pace,
         report=report,
         best=run_dir / "checkpoints" / BEST,
+        renew_tables=sharded.renew_tables,
     )
     trained = training.run()
     predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
@@ -132,6 +133,7 @@ def pace_of(config: RunConfig, data: Data) -> Pace:
         log_every_steps=settings.log_every_steps,
         patience=settings.patience,
         global_batch_size=settings.global_batch_size,
+        fresh_tables=settings.sparse.each_epoch == "fresh",
     )
 
 

@@ -72,12 +72,13 @@ class SparseConfig(StrictModel):
     Attributes:
         optimizer: Adam has no kernel on CPU.
         lr: learning rate after the warm-up.
-        weight_decay: L2, on the rows of the batch.
+        each_epoch: "keep" the tables, or start each epoch with "fresh" ones and fresh optimizer state while the dense
+            part goes on learning. Id tables overfit in their second epoch; this lets the rest have several.
     """
 
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     lr: Positive = 0.02
-    weight_decay: NotNegative = 0.0
+    each_epoch: Literal["keep", "fresh"] = "keep"
 
 
 class DenseConfig(StrictModel):
@@ -116,10 +117,12 @@ class LossConfig(StrictModel):
     Attributes:
         weighting: "fixed" uses `task_weights`; "uncertainty" learns a factor for each task on top of them.
         task_weights: lambda by task; tasks that are not named weigh 1.
+        embedding_l2: strength of the penalty on an example's categorical embeddings, half the sum of their squares.
     """
 
     weighting: Literal["fixed", "uncertainty"] = "fixed"
     task_weights: dict[str, Positive] = Field(default_factory=dict)
+    embedding_l2: NotNegative = 0.0
 
 
 class TrainConfig(StrictModel):

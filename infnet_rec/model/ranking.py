@@ -38,13 +38,18 @@ class Scores(NamedTuple):
 class MultiTaskLoss(nn.Module):
     """sum_i lambda_i BCE_i, with given lambdas or with learned ones.
 
-    "uncertainty" learns s_i and minimises sum_i exp(-s_i) lambda_i BCE_i + s_i.
+    "uncertainty" learns s_i and minimises sum_i exp(-s_i) lambda_i BCE_i + s_i. An L2 penalty adds, for each example,
+    half the squared norm of its categorical embeddings: rows are held back as often as they are looked up, whatever the
+    batch size.
 
     Reference: INFNet, training objective; Kendall, Gal and Cipolla, CVPR 2018, for the learned weights.
     """
 
-    def __init__(self, task_weights: tuple[float, ...], weighting: TaskWeighting = "fixed") -> None:
+    def __init__(
+        self, task_weights: tuple[float, ...], weighting: TaskWeighting = "fixed", *, embedding_l2: float = 0.0
+    ) -> None:
         super().__init__()
+        self._embedding_l2 = embedding_l2
         self._task_weights = task_weights
         self.log_variance_T: nn.Parameter | None = None
         if weighting == "uncertainty":
@@ -55,14 +60,17 @@ class MultiTaskLoss(nn.Module):
         if self.log_variance_T is not None:
             nn.init.zeros_(self.log_variance_T)
 
-    def forward(self, logits_BT: Tensor, labels_BT: Tensor, weight_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, logits_BT: Tensor, labels_BT: Tensor, weight_B: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Returns the loss to minimise (scalar) and the plain mean cross entropy of each task [T]."""
         loss_BT = functional.binary_cross_entropy_with_logits(logits_BT, labels_BT, reduction="none")
         loss_T = (loss_BT * weight_B[:, None]).sum(0) / weight_B.sum().clamp(min=1.0)
         weighted_T = loss_T * loss_T.new_tensor(self._task_weights)
         if self.log_variance_T is not None:
             weighted_T = torch.exp(-self.log_variance_T) * weighted_T + self.log_variance_T
-        return weighted_T.sum(), loss_T.detach()
+        loss = weighted_T.sum()
+        if self._embedding_l2:
+            loss = loss + self._embedding_l2 / 2 * tokens.categorical_BMD.square().sum() / len(weight_B)
+        return loss, loss_T.detach()
 
 
 class RankingModel(nn.Module):
@@ -102,5 +110,5 @@ class RankingModel(nn.Module):
         events = self.events(batch.sequences)
         tokens: Tokens = self.assembly(bags, events, batch.spread_K, batch.lengths_FB)
         logits_BT = self.tower(tokens)
-        loss, loss_T = self.criterion(logits_BT, batch.labels_BT, batch.weight_B)
+        loss, loss_T = self.criterion(logits_BT, batch.labels_BT, batch.weight_B, tokens)
         return loss, Scores(logits_BT.detach(), batch.labels_BT, batch.weight_B, batch.user_B, loss_T)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 import torchrec.optim
 from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
@@ -42,14 +43,14 @@ def check_sparse(name: SparseName, device: torch.device) -> None:
         raise Fault(f"train.sparse.optimizer = {name!r}: has no fused kernel on CPU; use one of {', '.join(ON_CPU)}")
 
 
-def fuse_sparse(model: RankingModel, name: SparseName, *, lr: float, weight_decay: float) -> None:
+def fuse_sparse(model: RankingModel, name: SparseName, *, lr: float) -> None:
     """Attaches the optimizer to every table's parameter (meta device), before planning and sharding.
 
-    The update then happens inside the backward pass; no gradient of a table is ever stored.
+    The update then happens inside the backward pass; no gradient of a table is ever stored. There is no weight decay
+    here: FBGEMM's CPU kernels take one and ignore it. `MultiTaskLoss` regularises embeddings, on every device alike.
     """
-    kwargs: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
     for collection in (model.bags, model.events):
-        apply_optimizer_in_backward(SPARSE[name], collection.parameters(), kwargs)
+        apply_optimizer_in_backward(SPARSE[name], collection.parameters(), {"lr": lr})
 
 
 class Optimizers:
@@ -76,6 +77,14 @@ class Optimizers:
             dense = GradientClippingOptimizer(dense, clipping=GradientClipping.NORM, max_gradient=max_grad_norm)
         self._sparse = model.fused_optimizer
         self.combined = CombinedOptimizer([("sparse", self._sparse), ("dense", dense)])
+
+    def forget_sparse(self) -> None:
+        """Sets the fused optimizer's state to zero, as at the start."""
+        for name, value in self._sparse.state_dict()["state"].items():
+            for state in value.values() if isinstance(value, dict) else ():
+                assert isinstance(state, ShardedTensor), (name, type(state))
+                for shard in state.local_shards():
+                    shard.tensor.zero_()
 
     def set_lr(self, *, sparse: float, dense: float) -> None:
         """Sets both learning rates for the next step.

@@ -32,6 +32,7 @@ class Pace:
         log_every_steps: steps between progress lines.
         patience: evaluations without improvement before training stops; 0 never stops early.
         global_batch_size: examples a step over all ranks.
+        fresh_tables: whether every epoch but the first begins with new tables.
     """
 
     num_steps: int
@@ -40,6 +41,21 @@ class Pace:
     log_every_steps: int
     patience: int
     global_batch_size: int
+    fresh_tables: bool
+
+    def next_stop(self, step: int) -> int:
+        """Where the stretch from `step` on ends: at an evaluation, at a change of tables or with the run."""
+        stops = [self.num_steps, next_multiple(step, self.eval_every_steps)]
+        return min([*stops, next_multiple(step, self.steps_per_epoch)] if self.fresh_tables else stops)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether valid is scored after this many steps."""
+        return step == self.num_steps or step % self.eval_every_steps == 0
+
+
+def next_multiple(step: int, period: int) -> int:
+    """The first multiple of `period` above `step`."""
+    return (step // period + 1) * period
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,13 @@ def mean_auc(metrics: Mapping[str, TaskMetrics]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
+class RenewsTables(Protocol):
+    """What gives every table new weights; see `Pace.fresh_tables`."""
+
+    def __call__(self, *, epoch: int) -> None:
+        """Draws the tables that the epoch, counted from 0, begins with."""
+
+
 class SetsRates(Protocol):
     """Optimizers whose learning rates the loop moves."""
 
@@ -95,6 +118,7 @@ class Training:
         pace: how long, and how often what.
         report: whom to tell.
         best: folder of the best weights.
+        renew_tables: called where an epoch begins with fresh tables.
     """
 
     model: nn.Module
@@ -107,6 +131,7 @@ class Training:
     pace: Pace
     report: Report
     best: Path
+    renew_tables: RenewsTables
 
     def run(self) -> Trained:
         """Trains, evaluates on valid as it goes, stops early, and leaves the best weights in the model."""
@@ -115,7 +140,11 @@ class Training:
         best_valid: dict[str, TaskMetrics] = {}
         self.model.train()
         while step < pace.num_steps and not (pace.patience and evaluations_since_best >= pace.patience):
-            step = self._stretch(step, min(step + pace.eval_every_steps, pace.num_steps))
+            if pace.fresh_tables and step and step % pace.steps_per_epoch == 0:
+                self.renew_tables(epoch=step // pace.steps_per_epoch)
+            step = self._stretch(step, pace.next_stop(step))
+            if not pace.evaluates_at(step):
+                continue
             metrics = self.valid.metrics(self.model, self.pipeline)
             report.evaluated("valid", step, {task: m.to_json() for task, m in metrics.items()})
             evaluations_since_best += 1
