@@ -24,7 +24,7 @@ from infnet_rec.commands.assemble import (
 )
 from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, plan_json
 from infnet_rec.config.load import load_config
-from infnet_rec.config.run import RunConfig
+from infnet_rec.config.run import DenseConfig, RunConfig, SparseConfig
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.world import World, joined, place
 from infnet_rec.train.checkpoint import BEST
@@ -82,7 +82,6 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
         f"{pace.global_batch_size:,} on {ranks}; {len(tables)} tables with {num_sparse:,} parameters, "
         f"{num_dense:,} dense parameters"
     )
-    schedule = settings.schedule
     training = Training(
         model=sharded.model,
         pipeline=sharded.pipeline,
@@ -90,11 +89,7 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
         loader=train_loader(config, data, world),
         valid=evaluation(config, data, world, "valid"),
         task_names=data.task_names,
-        rates=LearningRates(
-            settings.sparse.lr,
-            settings.dense.lr,
-            Schedule(schedule.kind, schedule.warmup_steps, pace.num_steps, schedule.final_fraction),
-        ),
+        rates=LearningRates(schedule_of(settings.sparse, pace), schedule_of(settings.dense, pace)),
         pace=pace,
         report=report,
         best=run_dir / "checkpoints" / BEST,
@@ -135,6 +130,12 @@ def pace_of(config: RunConfig, data: Data) -> Pace:
         global_batch_size=settings.global_batch_size,
         fresh_tables=settings.sparse.each_epoch == "fresh",
     )
+
+
+def schedule_of(optimizer: SparseConfig | DenseConfig, pace: Pace) -> Schedule:
+    """An optimizer's learning rate over the run."""
+    s = optimizer.schedule
+    return Schedule(optimizer.lr, s.kind, s.warmup_steps, pace.num_steps, s.final_fraction)
 
 
 def use_threads(num_threads: int, world: World) -> None:

@@ -66,39 +66,8 @@ class ModelConfig(StrictModel):
         return self
 
 
-class SparseConfig(StrictModel):
-    """The optimizer of the tables, fused into the backward pass: only rows of the batch move.
-
-    Attributes:
-        optimizer: Adam has no kernel on CPU.
-        lr: learning rate after the warm-up.
-        each_epoch: "keep" the tables, or start each epoch with "fresh" ones and fresh optimizer state while the dense
-            part goes on learning. Id tables overfit in their second epoch; this lets the rest have several.
-    """
-
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
-    lr: Positive = 0.02
-    each_epoch: Literal["keep", "fresh"] = "keep"
-
-
-class DenseConfig(StrictModel):
-    """The optimizer of everything but the tables.
-
-    Attributes:
-        optimizer: decay is L2 for Adam and Adagrad, decoupled for AdamW.
-        lr: learning rate after the warm-up.
-        weight_decay: strength of the decay.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
-    """
-
-    optimizer: Literal["adam", "adamw", "adagrad"] = "adam"
-    lr: Positive = 1e-3
-    weight_decay: NotNegative = 0.0
-    max_grad_norm: NotNegative = 10.0
-
-
 class ScheduleConfig(StrictModel):
-    """How both learning rates move: up in a line for `warmup_steps`, then level or down a cosine.
+    """How a learning rate moves: up in a line for `warmup_steps`, then level or down a cosine.
 
     Attributes:
         kind: after the warm-up.
@@ -109,6 +78,41 @@ class ScheduleConfig(StrictModel):
     kind: Literal["constant", "cosine"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     final_fraction: Fraction = 0.0
+
+
+class SparseConfig(StrictModel):
+    """The optimizer of the tables, fused into the backward pass: only rows of the batch move.
+
+    Attributes:
+        optimizer: Adam has no kernel on CPU.
+        lr: learning rate after the warm-up.
+        schedule: of that rate. Adagrad slows down by itself, row by row; on top of it a cosine forgets late examples.
+        each_epoch: "keep" the tables, or start each epoch with "fresh" ones and fresh optimizer state while the dense
+            part goes on learning. Id tables overfit in their second epoch; this lets the rest have several.
+    """
+
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    lr: Positive = 0.02
+    schedule: ScheduleConfig = ScheduleConfig()
+    each_epoch: Literal["keep", "fresh"] = "keep"
+
+
+class DenseConfig(StrictModel):
+    """The optimizer of everything but the tables.
+
+    Attributes:
+        optimizer: decay is L2 for Adam and Adagrad, decoupled for AdamW.
+        lr: learning rate after the warm-up.
+        weight_decay: strength of the decay.
+        schedule: of the learning rate.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
+    """
+
+    optimizer: Literal["adam", "adamw", "adagrad"] = "adam"
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.0
+    schedule: ScheduleConfig = ScheduleConfig()
+    max_grad_norm: NotNegative = 10.0
 
 
 class LossConfig(StrictModel):
@@ -151,7 +155,6 @@ class TrainConfig(StrictModel):
     num_threads: Annotated[int, Field(ge=0)] = 0
     sparse: SparseConfig = SparseConfig()
     dense: DenseConfig = DenseConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()
 
 

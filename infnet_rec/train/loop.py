@@ -60,16 +60,14 @@ def next_multiple(step: int, period: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LearningRates:
-    """Full rates of both optimizers, and the schedule that both follow."""
+    """The schedules of both optimizers."""
 
-    sparse: float
-    dense: float
-    schedule: Schedule
+    sparse: Schedule
+    dense: Schedule
 
     def at(self, step: int) -> dict[str, float]:
         """Both rates at a step, counted from 0."""
-        factor = self.schedule.factor(step)
-        return {"sparse": self.sparse * factor, "dense": self.dense * factor}
+        return {"sparse": self.sparse.at(step), "dense": self.dense.at(step)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -18,15 +18,14 @@ def write_json(path: Path, data: Any) -> None:
 class Report:
     """Rank 0's voice; on other ranks nothing is written or said."""
 
-    def __init__(self, run_dir: Path | None, num_steps: int, *, text: TextIO = sys.stderr) -> None:
+    def __init__(self, run_dir: Path | None, num_steps: int) -> None:
         """Opens the run's files.
 
         Args:
             run_dir: where to write, None on all ranks but the first.
             num_steps: of the whole run, for the time left.
-            text: where people read.
         """
-        self._run_dir, self._num_steps, self._text = run_dir, num_steps, text
+        self._run_dir, self._num_steps = run_dir, num_steps
         self._started_at = self._last_at = time.perf_counter()
         self._examples_since = 0
         self._train_s = 0.0
@@ -78,7 +77,7 @@ class Report:
     def say(self, line: str) -> None:
         """A line for people."""
         if self._run_dir is not None:
-            print(line, file=self._text, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Flushes TensorBoard."""

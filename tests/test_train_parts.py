@@ -1,0 +1,125 @@
+"""The pure parts of training: learning rates, the pace of a run, losses, reports."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infnet_rec.model.ranking import MultiTaskLoss
+from infnet_rec.model.tokens import Tokens
+from infnet_rec.train.loop import Pace, mean_auc
+from infnet_rec.train.metrics import TaskMetrics
+from infnet_rec.train.report import Report, clock
+from infnet_rec.train.schedule import Schedule
+
+
+def test_a_constant_rate_warms_up_and_stays() -> None:
+    """Up in a line, the full rate first reached at the last warm-up step."""
+    schedule = Schedule(2.0, "constant", warmup_steps=4, num_steps=10)
+    assert [schedule.at(step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+
+
+def test_a_cosine_ends_at_its_final_fraction() -> None:
+    """Half-way down in the middle; level after the end; never rising."""
+    schedule = Schedule(1.0, "cosine", warmup_steps=10, num_steps=110, final_fraction=0.1)
+    rates = [schedule.at(step) for step in range(10, 130)]
+    assert rates[0] == 1.0 and rates[50] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1) == rates[-1]
+    assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+
+
+def walk(pace: Pace) -> list[tuple[int, bool]]:
+    """Every stop of a run, and whether valid is scored there."""
+    stops, step = [], 0
+    while step < pace.num_steps:
+        step = pace.next_stop(step)
+        stops.append((step, pace.evaluates_at(step)))
+    return stops
+
+
+def test_a_run_stops_for_evaluations_and_at_its_end() -> None:
+    """Evaluations at multiples, and a last one at the end."""
+    pace = Pace(10, 6, 4, 1, 0, 8, fresh_tables=False)
+    assert walk(pace) == [(4, True), (8, True), (10, True)]
+
+
+def test_fresh_tables_stop_a_run_at_every_epoch() -> None:
+    """The change of tables is no evaluation."""
+    pace = Pace(13, 6, 4, 1, 0, 8, fresh_tables=True)
+    assert walk(pace) == [(4, True), (6, False), (8, True), (12, True), (13, True)]
+
+
+def tokens(batch_size: int) -> Tokens:
+    """Tokens of ones."""
+    empty = torch.zeros(1, batch_size, dtype=torch.int64)
+    return Tokens(torch.ones(batch_size, 3, 2), torch.zeros(0, 2), empty)
+
+
+def test_the_loss_is_the_weighted_sum_of_cross_entropies() -> None:
+    """Padding counts for nothing; the penalty is half the squared norm of an example's embeddings."""
+    logits = torch.tensor([[0.3, -1.0], [2.0, 0.5], [9.0, 9.0]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    weight = torch.tensor([1.0, 1.0, 0.0])
+    loss, by_task = MultiTaskLoss((2.0, 0.5))(logits, labels, weight, tokens(3))
+    p = 1 / (1 + np.exp(-logits.double().numpy()))
+    y = labels.numpy()
+    expected = -(y * np.log(p) + (1 - y) * np.log(1 - p))[:2].mean(0)
+    np.testing.assert_allclose(by_task.numpy(), expected, atol=1e-6)
+    assert loss.item() == pytest.approx(2.0 * expected[0] + 0.5 * expected[1], abs=1e-6)
+    penalised, _ = MultiTaskLoss((2.0, 0.5), embedding_l2=0.1)(logits, labels, weight, tokens(3))
+    assert penalised.item() - loss.item() == pytest.approx(0.1 * 6 / 2, abs=1e-6)
+
+
+def test_uncertainty_weights_settle_at_the_losses() -> None:
+    """exp(-s) L + s is least where exp(s) = L."""
+    criterion = MultiTaskLoss((1.0, 1.0), "uncertainty")
+    logits, labels, weight = torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 0.0]]), torch.ones(1)
+    optimizer = torch.optim.SGD(criterion.parameters(), lr=0.5)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss, by_task = criterion(logits, labels, weight, tokens(1))
+        loss.backward()
+        optimizer.step()
+    assert criterion.log_variance_T is not None
+    np.testing.assert_allclose(criterion.log_variance_T.detach().exp(), by_task, atol=1e-3)
+
+
+def metrics(auc: float) -> TaskMetrics:
+    """Metrics with one AUC."""
+    return TaskMetrics(10, 5, auc, auc, auc, 2, 0.5, 1.0, 1.0)
+
+
+def test_early_stopping_watches_tasks_that_have_both_classes() -> None:
+    """A task of one class says nothing."""
+    assert mean_auc({"a": metrics(0.6), "b": metrics(0.8), "c": metrics(math.nan)}) == pytest.approx(0.7)
+    assert math.isnan(mean_auc({"a": metrics(math.nan)}))
+
+
+def test_a_report_writes_lines_that_machines_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON lines, null where a metric has no value, and a line for people."""
+    report = Report(tmp_path, 100)
+    report.training_resumed()
+    report.step_done(64)
+    report.progress(1, 0.01, {"click": 0.7}, {"sparse": 0.1, "dense": 0.2})
+    report.evaluated("valid", 1, {"click": metrics(math.nan).to_json()})
+    report.close()
+    train, valid = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert train["loss"] == {"click": 0.7} and train["examples_per_s"] > 0
+    assert valid["metrics"]["click"]["auc"] is None
+    err = capsys.readouterr().err
+    assert "step 1/100" in err and "click AUC - gAUC -" in err
+
+
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only rank 0 has a folder and a voice."""
+    report = Report(None, 100)
+    report.progress(1, 0.01, {"click": 0.7}, {"sparse": 0.1})
+    report.say("hello")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_clock_reads_well() -> None:
+    """Minutes and seconds, hours only when there are some."""
+    assert [clock(5), clock(65), clock(3725)] == ["0:05", "1:05", "1:02:05"]
