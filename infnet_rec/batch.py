@@ -1,7 +1,7 @@
 """One batch on one rank.
 
 Shapes: B examples on this rank, F sequences, K unpooled tokens (one a shared feature and example, one a sequence and
-event), T tasks.
+event), M features, T tasks.
 """
 
 from dataclasses import dataclass, fields
@@ -28,6 +28,8 @@ class Batch(Pipelineable):
         lengths_FB: events of each sequence in each example, int64.
         labels_BT: 0 or 1, float32.
         user_B: the user's index in the store, int64; groups examples for gAUC.
+        rarity_BM: for each categorical token, one over the number of training look-ups of its id, float32; 0 for ids
+            that are never rare (ranges, hours) or never trained. [B, 0] where nobody asked for it.
         weight_B: 1 for an example, 0 for the padding of a last short evaluation batch, float32.
     """
 
@@ -37,6 +39,7 @@ class Batch(Pipelineable):
     lengths_FB: Tensor
     labels_BT: Tensor
     user_B: Tensor
+    rarity_BM: Tensor
     weight_B: Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # noqa: FBT001, FBT002 - TorchRec's signature

@@ -1,5 +1,6 @@
 """The pure parts of training: learning rates, the pace of a run, losses, reports."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from infnet_rec.batch import Batch
 from infnet_rec.model.ranking import MultiTaskLoss
 from infnet_rec.model.tokens import Tokens
 from infnet_rec.train.loop import Pace, mean_auc
@@ -27,7 +30,7 @@ def test_a_cosine_ends_at_its_final_fraction() -> None:
     schedule = Schedule(1.0, "cosine", warmup_steps=10, num_steps=110, final_fraction=0.1)
     rates = [schedule.at(step) for step in range(10, 130)]
     assert rates[0] == 1.0 and rates[50] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1) == rates[-1]
-    assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
 
 
 def walk(pace: Pace) -> list[tuple[int, bool]]:
@@ -51,35 +54,42 @@ def test_fresh_tables_stop_a_run_at_every_epoch() -> None:
     assert walk(pace) == [(4, True), (6, False), (8, True), (12, True), (13, True)]
 
 
+def batch(labels: list[list[float]], weight: list[float], rarity: float = 0.0) -> Batch:
+    """A batch of which the loss reads only these."""
+    none = KeyedJaggedTensor(keys=[], values=torch.empty(0), lengths=torch.empty(0, dtype=torch.int64))
+    num = torch.zeros(len(labels), dtype=torch.int64)
+    rarity_BM = torch.full((len(labels), 3), rarity)
+    return Batch(none, none, num, num, torch.tensor(labels), num, rarity_BM, torch.tensor(weight))
+
+
 def tokens(batch_size: int) -> Tokens:
     """Tokens of ones."""
-    empty = torch.zeros(1, batch_size, dtype=torch.int64)
-    return Tokens(torch.ones(batch_size, 3, 2), torch.zeros(0, 2), empty)
+    return Tokens(torch.ones(batch_size, 3, 2), torch.zeros(0, 2), torch.zeros(1, batch_size, dtype=torch.int64))
 
 
 def test_the_loss_is_the_weighted_sum_of_cross_entropies() -> None:
-    """Padding counts for nothing; the penalty is half the squared norm of an example's embeddings."""
+    """Padding counts for nothing; the penalty is half the squared norm of each token times its rarity."""
     logits = torch.tensor([[0.3, -1.0], [2.0, 0.5], [9.0, 9.0]])
-    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    weight = torch.tensor([1.0, 1.0, 0.0])
-    loss, by_task = MultiTaskLoss((2.0, 0.5))(logits, labels, weight, tokens(3))
+    labels = [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    given = batch(labels, [1.0, 1.0, 0.0], rarity=0.5)
+    loss, by_task = MultiTaskLoss((2.0, 0.5))(logits, tokens(3), given)
     p = 1 / (1 + np.exp(-logits.double().numpy()))
-    y = labels.numpy()
+    y = np.array(labels)
     expected = -(y * np.log(p) + (1 - y) * np.log(1 - p))[:2].mean(0)
     np.testing.assert_allclose(by_task.numpy(), expected, atol=1e-6)
     assert loss.item() == pytest.approx(2.0 * expected[0] + 0.5 * expected[1], abs=1e-6)
-    penalised, _ = MultiTaskLoss((2.0, 0.5), embedding_l2=0.1)(logits, labels, weight, tokens(3))
-    assert penalised.item() - loss.item() == pytest.approx(0.1 * 6 / 2, abs=1e-6)
+    penalised, _ = MultiTaskLoss((2.0, 0.5), embedding_l2=0.1)(logits, tokens(3), given)
+    assert penalised.item() - loss.item() == pytest.approx(0.1 / 2 * 6 * 0.5, abs=1e-6)
 
 
 def test_uncertainty_weights_settle_at_the_losses() -> None:
     """exp(-s) L + s is least where exp(s) = L."""
     criterion = MultiTaskLoss((1.0, 1.0), "uncertainty")
-    logits, labels, weight = torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 0.0]]), torch.ones(1)
+    logits, given = torch.tensor([[0.0, 3.0]]), batch([[1.0, 0.0]], [1.0])
     optimizer = torch.optim.SGD(criterion.parameters(), lr=0.5)
     for _ in range(300):
         optimizer.zero_grad()
-        loss, by_task = criterion(logits, labels, weight, tokens(1))
+        loss, by_task = criterion(logits, tokens(1), given)
         loss.backward()
         optimizer.step()
     assert criterion.log_variance_T is not None

@@ -86,7 +86,8 @@ def train_order(config: RunConfig, data: Data) -> TrainOrder:
 
 def train_loader(config: RunConfig, data: Data, world: World) -> Loader:
     """Training batches of this rank."""
-    reader = BatchReader(data.store, "train", data.schema, config.data.sequence_length)
+    with_rarity = config.train.loss.embedding_l2 > 0
+    reader = BatchReader(data.store, "train", data.schema, config.data.sequence_length, with_rarity=with_rarity)
     return _loader(reader, train_order(config, data), config, world)
 
 

@@ -121,7 +121,7 @@ class LossConfig(StrictModel):
     Attributes:
         weighting: "fixed" uses `task_weights`; "uncertainty" learns a factor for each task on top of them.
         task_weights: lambda by task; tasks that are not named weigh 1.
-        embedding_l2: strength of the penalty on an example's categorical embeddings, half the sum of their squares.
+        embedding_l2: strength of the penalty that holds rare ids back, in examples (see `MultiTaskLoss`).
     """
 
     weighting: Literal["fixed", "uncertainty"] = "fixed"

@@ -18,7 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_rec.batch import Batch
 from infnet_rec.data.order import Order, local_slice
 from infnet_rec.data.store import Examples, Store
-from infnet_rec.schema import Feature, Schema
+from infnet_rec.schema import FIRST_VALUE_ID, Feature, Schema
 
 MARKING_ROWS_PER_ID = 16
 
@@ -35,7 +35,9 @@ class _Gather:
 class BatchReader:
     """Reads any set of examples of one split as a `Batch`."""
 
-    def __init__(self, store: Store, split: str, schema: Schema, sequence_length: int) -> None:
+    def __init__(
+        self, store: Store, split: str, schema: Schema, sequence_length: int, *, with_rarity: bool = False
+    ) -> None:
         """Opens a split.
 
         Args:
@@ -43,6 +45,7 @@ class BatchReader:
             split: train, valid or test.
             schema: the features and sequences to read (a profile of the store's own schema).
             sequence_length: newest events kept of each behaviour.
+            with_rarity: whether batches carry `rarity_BM`; it takes four bytes a row of every index table.
         """
         self.schema = schema
         self.sequence_length = sequence_length
@@ -51,6 +54,8 @@ class BatchReader:
         self._events = {name: store.events(name)[0] for name in schema.behaviours}
         self._bag = _gather(store, schema.bag_features)
         self._shared = _gather(store, schema.shared_features)
+        features = (*schema.bag_features, *schema.shared_features) if with_rarity else ()
+        self._rarity = [_rarity(store, feature) for feature in features]
         self._context_names = store.columns_of("context")
         behaviours = list(store.manifest["behaviours"])
         self._behaviour_column = {name: behaviours.index(name) for name in schema.behaviours}
@@ -72,7 +77,9 @@ class BatchReader:
         rows_B = np.where(real_B, indices_B, 0)
         user_B = self._examples.user_N[rows_B]
         bag_MB = self._features(self._bag, rows_B, user_B)
-        ids = list(self._features(self._shared, rows_B, user_B))
+        shared_MB = self._features(self._shared, rows_B, user_B)
+        rarity = [rarity[ids_B] for rarity, ids_B in zip(self._rarity, [*bag_MB, *shared_MB], strict=False)]
+        ids = list(shared_MB)
         lengths_FB = []
         for behaviour in self.schema.behaviours:
             ids_AE, length_B = self._history(behaviour, rows_B, user_B)
@@ -87,6 +94,7 @@ class BatchReader:
             lengths_FB=torch.from_numpy(np.stack(lengths_FB)),
             labels_BT=torch.from_numpy(labels_TB.T.astype(np.float32)),
             user_B=torch.from_numpy(user_B.astype(np.int64)),
+            rarity_BM=torch.from_numpy(np.stack(rarity, axis=1) if rarity else np.empty((len(rows_B), 0), np.float32)),
             weight_B=torch.from_numpy(real_B.astype(np.float32)),
         )
 
@@ -141,6 +149,15 @@ def _gather(store: Store, features: tuple[Feature, ...]) -> _Gather:
         places[side] = np.array([place for place, _ in mine], np.int64)
         columns[side] = np.array([column for _, column in mine], np.int64)
     return _Gather(len(features), columns, places)
+
+
+def _rarity(store: Store, feature: Feature) -> np.ndarray:
+    """One over the number of training look-ups of each id of a feature, float32."""
+    rarity = np.zeros({t.name: t.num_rows for t in store.schema.tables}[feature.table], np.float32)
+    if store.manifest["encodings"][feature.name] == "index":
+        counts = store.vocabulary(feature.name).column("count").to_numpy()
+        rarity[FIRST_VALUE_ID:] = 1.0 / counts
+    return rarity
 
 
 def _distinct(ids: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -38,11 +38,13 @@ class Scores(NamedTuple):
 class MultiTaskLoss(nn.Module):
     """sum_i lambda_i BCE_i, with given lambdas or with learned ones.
 
-    "uncertainty" learns s_i and minimises sum_i exp(-s_i) lambda_i BCE_i + s_i. An L2 penalty adds, for each example,
-    half the squared norm of its categorical embeddings: rows are held back as often as they are looked up, whatever the
-    batch size.
+    "uncertainty" learns s_i and minimises sum_i exp(-s_i) lambda_i BCE_i + s_i. The L2 penalty adds, for each
+    categorical token, half its squared norm over the number of training look-ups of its id: in an epoch every row is
+    held back once, so rare rows stay small and frequent ones hardly notice. Its strength is in units of examples,
+    whatever the batch size.
 
-    Reference: INFNet, training objective; Kendall, Gal and Cipolla, CVPR 2018, for the learned weights.
+    Reference: INFNet, training objective; Kendall, Gal and Cipolla, CVPR 2018, for the learned weights; Zhou et al.,
+    Deep Interest Network, KDD 2018, eq. (4) to (6), for the penalty.
     """
 
     def __init__(
@@ -60,16 +62,18 @@ class MultiTaskLoss(nn.Module):
         if self.log_variance_T is not None:
             nn.init.zeros_(self.log_variance_T)
 
-    def forward(self, logits_BT: Tensor, labels_BT: Tensor, weight_B: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    def forward(self, logits_BT: Tensor, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the loss to minimise (scalar) and the plain mean cross entropy of each task [T]."""
-        loss_BT = functional.binary_cross_entropy_with_logits(logits_BT, labels_BT, reduction="none")
+        weight_B = batch.weight_B
+        loss_BT = functional.binary_cross_entropy_with_logits(logits_BT, batch.labels_BT, reduction="none")
         loss_T = (loss_BT * weight_B[:, None]).sum(0) / weight_B.sum().clamp(min=1.0)
         weighted_T = loss_T * loss_T.new_tensor(self._task_weights)
         if self.log_variance_T is not None:
             weighted_T = torch.exp(-self.log_variance_T) * weighted_T + self.log_variance_T
         loss = weighted_T.sum()
-        if self._embedding_l2:
-            loss = loss + self._embedding_l2 / 2 * tokens.categorical_BMD.square().sum() / len(weight_B)
+        if self._embedding_l2 and self.training:
+            penalty_BM = tokens.categorical_BMD.square().sum(-1) * batch.rarity_BM
+            loss = loss + self._embedding_l2 / 2 * penalty_BM.sum() / len(weight_B)
         return loss, loss_T.detach()
 
 
@@ -110,5 +114,5 @@ class RankingModel(nn.Module):
         events = self.events(batch.sequences)
         tokens: Tokens = self.assembly(bags, events, batch.spread_K, batch.lengths_FB)
         logits_BT = self.tower(tokens)
-        loss, loss_T = self.criterion(logits_BT, batch.labels_BT, batch.weight_B, tokens)
+        loss, loss_T = self.criterion(logits_BT, tokens, batch)
         return loss, Scores(logits_BT.detach(), batch.labels_BT, batch.weight_B, batch.user_B, loss_T)
