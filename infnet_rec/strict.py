@@ -20,7 +20,7 @@ from infnet_rec.faults import Fault, did_you_mean
 class StrictModel(BaseModel):
     """A frozen model that knows all its keys and converts nothing silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 Model = TypeVar("Model", bound=StrictModel)
@@ -107,7 +107,10 @@ def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
         if isinstance(current, type) and issubclass(current, BaseModel):
             field = current.model_fields.get(str(part))
             current = field.annotation if field else None
-        current = _innermost_model(current)
+            if typing.get_origin(current) not in (tuple, list, dict):
+                current = _innermost_model(current)
+        else:
+            current = _innermost_model(current)  # `part` is a list's index or a dict's key
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
 
 

@@ -6,8 +6,9 @@ built in each test, and holds what goes wrong in logs: ties, twins, late and ear
 
 import random
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from infnet_rec.data.build import Progress, build
-from infnet_rec.data.generate import generate
 from infnet_rec.data.recipe import Recipe, load_recipe
 from infnet_rec.data.store import Store
 from infnet_rec.strict import check
+from slow_reference import Reference
 
 ROOT = Path(__file__).parent.parent
 GENERATED_RECIPE = ROOT / "configs" / "datasets" / "kuairand_pure.toml"
 REAL_RECIPE = ROOT / "configs" / "datasets" / "kuairand_pure_late.toml"
 REAL_RAW = ROOT.parent / "shared" / "data" / "kuairand_pure_late"
 QUIET = Progress(lambda _: None, lambda _: None, lambda _: None)
-CLOCK_START = 1_700_000_000  # 2023-11-14 22:13:20 UTC
+CLOCK_START = 1_699_999_200  # 2023-11-14 22:00 UTC
+BOUNDARY_HOURS = (29, 125, 161, 197)  # from there to the boundaries of the shop's splits
 
 SHOP_RECIPE = """
 name = "shop"
@@ -140,6 +142,11 @@ class Dataset:
     recipe: dict[str, Any]
     store: Store
 
+    @cached_property
+    def reference(self) -> Reference:
+        """What the store must hold; some seconds for the real rows, so worked out once."""
+        return Reference(self.recipe, self.raw)
+
 
 def shop_recipe(*changes: tuple[str, str]) -> Recipe:
     """The shop's recipe with some of its text replaced."""
@@ -159,13 +166,13 @@ def shop_rows(num_rows: int = 400, seed: int = 0) -> list[dict[str, Any]]:
     """Rows of the log, in no order: nine days, few distinct instants (many ties), some rows twice or nearly so."""
     draw = random.Random(seed)
     rows = []
-    for _ in range(num_rows):
+    for k in range(num_rows):
         rows.append(
             {
                 "customer": f"c{int(draw.triangular(0, 12, 0))}",
                 # Two of the products are sold after the training window only.
                 "sku": f"s{draw.randrange(20)}",
-                "at": CLOCK_START + 3600 * draw.randrange(9 * 24),
+                "at": CLOCK_START + 3600 * (draw.randrange(9 * 24) if k % 10 else BOUNDARY_HOURS[k // 10 % 4]),
                 "bought": int(draw.random() < 0.3),
                 "saved": int(draw.random() < 0.2),
                 "seconds": draw.choice([None, 5, 29, 30, 31, 300]),
@@ -223,7 +230,7 @@ def write_shop(raw: Path, rows: list[dict[str, Any]] | None = None) -> None:
         {
             "who": ["c0", "c1", "c2", "c_ghost", "c3"],
             "until": [CLOCK_START - 5, CLOCK_START + 3600 * 50, CLOCK_START + 7200, CLOCK_START, CLOCK_START],
-            "what": [["s3", "s1", "s3"], ["s2", "s_gone"], [], ["s4"], None],
+            "what": [["s3", "s1", "s3"], ["s2", None, "s_gone"], [], ["s4"], None],
         },
     )
 
@@ -235,11 +242,6 @@ def build_shop(folder: Path) -> Dataset:
     return Dataset(folder / "raw", tomllib.loads(SHOP_RECIPE), Store(folder / "store"))
 
 
-def _build(recipe: Path, raw: Path, out: Path) -> Dataset:
-    build(load_recipe(recipe), raw, out, QUIET)
-    return Dataset(raw, tomllib.loads(recipe.read_text(encoding="utf-8")), Store(out))
-
-
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The shop, for tests that only read it."""
@@ -247,11 +249,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def generated(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """3,000 generated rows in KuaiRand-Pure's format and their store."""
-    folder = tmp_path_factory.mktemp("generated")
-    generate("kuairand-pure", folder / "raw", num_examples=3000, seed=1)
-    return _build(GENERATED_RECIPE, folder / "raw", folder / "store")
+def generated(small_raw: Path, small_store: Path) -> Dataset:
+    """Generated rows in KuaiRand-Pure's format and their store."""
+    return Dataset(small_raw, tomllib.loads(GENERATED_RECIPE.read_text(encoding="utf-8")), Store(small_store))
 
 
 @pytest.fixture(scope="session")
@@ -265,7 +265,6 @@ def real_raw() -> Path:
 @pytest.fixture(scope="session")
 def real(real_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The real rows and their store."""
-    return _build(REAL_RECIPE, real_raw, tmp_path_factory.mktemp("real") / "store")
-
-
-Edit = Callable[[Path], None]
+    out = tmp_path_factory.mktemp("real") / "store"
+    build(load_recipe(REAL_RECIPE), real_raw, out, QUIET)
+    return Dataset(real_raw, tomllib.loads(REAL_RECIPE.read_text(encoding="utf-8")), Store(out))

@@ -15,6 +15,16 @@ import duckdb
 from infnet_rec.data.recipe import Recipe, SourceRecipe
 from infnet_rec.faults import Fault, did_you_mean
 
+# What DuckDB raises for data or predicates that do not fit; anything else is a bug or a failure of the machine.
+COMPLAINTS = (
+    duckdb.InvalidInputException,
+    duckdb.ConversionException,
+    duckdb.BinderException,
+    duckdb.ParserException,
+    duckdb.CatalogException,
+)
+# Left to itself DuckDB drops first rows of another length than the later ones, and takes "#" for a comment.
+CSV_FORMAT = "header = true, delim = ',', quote = '\"', escape = '\"', skip = 0, comment = ''"
 SQL_TYPE = {"index": "VARCHAR", "quantile": "DOUBLE", "hour_of_day": "BIGINT", "day_of_week": "BIGINT"}
 
 
@@ -48,7 +58,7 @@ def faults_of(where: str) -> Iterator[None]:
     """Turns DuckDB's complaints about the data into a Fault that says what was being read."""
     try:
         yield
-    except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.BinderException) as error:
+    except COMPLAINTS as error:
         detail = re.sub(r"\s*\n\s*", " ", str(error)).split(" Possible fixes")[0]
         raise Fault(f"{where}: {detail[:500]}") from error
 
@@ -66,7 +76,7 @@ def open_raw(connection: duckdb.DuckDBPyConnection, recipe: Recipe, raw: Path) -
     faults: list[str] = []
     id_type = "BIGINT" if recipe.log.id_type == "int64" else "VARCHAR"
     log_types = {recipe.log.user: id_type, recipe.log.item: id_type, recipe.log.time: "BIGINT"}
-    log_types |= {task.label: "TINYINT" for task in recipe.tasks}
+    log_types |= {task.label: "DOUBLE" for task in recipe.tasks}  # an integer type would round 0.5
     for feature in recipe.features:
         if feature.side == "context":
             log_types |= {c: SQL_TYPE[feature.encoding] for c in feature.columns if c not in log_types}
@@ -129,7 +139,8 @@ def _view(
         faults += [f"{path}: no column {w!r}{did_you_mean(w, columns)}" for w in wanted if w not in columns]
     if not faults:
         typed = {c: kind for c, kind in types.items() if c in first}
-        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {_scan(paths, typed)}")
+        with faults_of(", ".join(str(path) for path in paths)):
+            connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {_scan(paths, typed)}")
     return set(first)
 
 
@@ -145,8 +156,4 @@ def _scan(paths: list[Path], types: dict[str, str]) -> str:
         casts = ", ".join(f"CAST({quoted(c)} AS {kind}) AS {quoted(c)}" for c, kind in types.items())
         return f"(SELECT * REPLACE ({casts}) FROM read_parquet({names}))" if casts else f"read_parquet({names})"
     forced = ", ".join(f"{literal(c)}: {literal(kind)}" for c, kind in types.items())
-    return (
-        f"read_csv({names}, header = true, delim = ',', quote = '\"', escape = '\"', types = {{{forced}}})"
-        if forced
-        else (f"read_csv({names}, header = true, delim = ',', quote = '\"', escape = '\"', all_varchar = true)")
-    )
+    return f"read_csv({names}, {CSV_FORMAT}, {f'types = {{{forced}}}' if forced else 'all_varchar = true'})"

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, NaiveDatetime, model_validator
 
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.strict import StrictModel, check, read_toml
@@ -80,6 +80,8 @@ class FeatureRecipe(StrictModel):
             raise ValueError(f"name = {self.name!r} needs exactly one column, got {len(self.columns)}")
         if self.encoding in ("hour_of_day", "day_of_week") and self.side != "context":
             raise ValueError(f"encoding {self.encoding!r} reads the log's time, so side must be 'context'")
+        if self.encoding == "quantile" and self.side == "context":
+            raise ValueError("encoding 'quantile' needs side 'user' or 'item'; use 'index' for a column of the log")
         return self
 
     @property
@@ -126,10 +128,10 @@ class TaskRecipe(StrictModel):
 class SplitsRecipe(StrictModel):
     """Where each split begins, in local time; rows before `train` are history only, rows from `end` on are dropped."""
 
-    train: datetime
-    valid: datetime
-    test: datetime
-    end: datetime
+    train: NaiveDatetime
+    valid: NaiveDatetime
+    test: NaiveDatetime
+    end: NaiveDatetime
 
     @model_validator(mode="after")
     def _increasing(self) -> Self:
@@ -165,6 +167,13 @@ class Recipe(StrictModel):
         behaviours = [b.name for b in self.behaviours]
         faults = [f"feature {n!r} is declared {k} times" for n, k in Counter(features).items() if k > 1]
         faults += [f"behaviour {n!r} is declared {k} times" for n, k in Counter(behaviours).items() if k > 1]
+        faults += [
+            f"feature {n!r}: encoding {f.encoding!r} reads the log's time, so its column must be {self.log.time!r}"
+            for f in self.features
+            if f.encoding in ("hour_of_day", "day_of_week")
+            for n, column in f.named_columns.items()
+            if column != self.log.time
+        ]
         items = [name for f in self.features if f.side == "item" for name in f.named_columns]
         if (self.sequences is None) == bool(self.behaviours):
             faults.append("behaviours and sequences go together: declare both or neither")

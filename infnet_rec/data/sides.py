@@ -31,10 +31,11 @@ def number_users_and_items(connection: duckdb.DuckDBPyConnection, recipe: Recipe
                 if side == "user"
                 else f"SELECT unnest({quoted(history.items)}) FROM raw_history_{k}"
             )
-        connection.execute(
-            f"""CREATE TABLE {side}s AS SELECT CAST(row_number() OVER (ORDER BY key) - 1 AS INTEGER) AS index, key
-            FROM (SELECT DISTINCT key FROM ({" UNION ALL ".join(parts)}) WHERE key IS NOT NULL)"""
-        )
+        with faults_of(f"{side} ids of recipe {recipe.name}"):
+            connection.execute(
+                f"""CREATE TABLE {side}s AS SELECT CAST(row_number() OVER (ORDER BY key) - 1 AS INTEGER) AS index, key
+                FROM (SELECT DISTINCT key FROM ({" UNION ALL ".join(parts)}) WHERE key IS NOT NULL)"""
+            )
 
 
 def join_rows(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
@@ -47,8 +48,11 @@ def join_rows(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
         Fault: a label is not 0 or 1, or a user, item or time is empty.
     """
     log = recipe.log
-    flags = [f"coalesce({b.where}, FALSE) AS {quoted('is_' + b.name)}" for b in recipe.behaviours]
-    labels = [f"{quoted(t.label)} AS {quoted('label_' + t.name)}" for t in recipe.tasks]
+    flags = [f"coalesce(CAST(({b.where}) AS BOOLEAN), FALSE) AS {quoted('is_' + b.name)}" for b in recipe.behaviours]
+    labels = [
+        f"CASE WHEN {column} IN (0, 1) THEN CAST({column} AS TINYINT) END AS {quoted('label_' + task.name)}"
+        for task, column in ((t, quoted(t.label)) for t in recipe.tasks)
+    ]
     context = [
         f"{quoted(column)} AS {quoted('context_' + name)}"
         for f in recipe.features
@@ -66,7 +70,7 @@ def join_rows(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
             LEFT JOIN users ON users.key = user_key LEFT JOIN items ON items.key = item_key
             WHERE {quoted(log.time)} IS NULL OR {quoted(log.time)} < {end}"""
         )
-    bad = " OR ".join([f"label_{t.name} NOT IN (0, 1) OR label_{t.name} IS NULL" for t in recipe.tasks])
+    bad = " OR ".join(f"label_{t.name} IS NULL" for t in recipe.tasks)
     for what, rule in (
         ("user, item or time is empty", "user IS NULL OR item IS NULL OR time IS NULL"),
         (f"a label is not 0 or 1 ({', '.join(t.label for t in recipe.tasks)})", bad),
@@ -93,6 +97,10 @@ def _seed_histories(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> No
                       unnest({quoted(history.items)}) AS item_key,
                       unnest(range(1, len({quoted(history.items)}) + 1)) AS position FROM raw_history_{k})
                 JOIN users ON users.key = user_key JOIN items ON items.key = item_key"""
+            )
+        if first_value(connection, "SELECT 1 FROM rows WHERE time IS NULL LIMIT 1"):
+            raise Fault(
+                f"history {history.file}: {history.time} is empty for a user with events; mend or remove the row"
             )
 
 
@@ -128,7 +136,10 @@ def join_sides(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
 
 def _refuse_repeated_keys(connection: duckdb.DuckDBPyConnection, view: str, key: str, files: tuple[str, ...]) -> None:
     with faults_of(", ".join(files)):
-        twice = first_value(connection, f"SELECT {quoted(key)} FROM {view} GROUP BY 1 HAVING count(*) > 1 LIMIT 1")
+        twice = first_value(
+            connection,
+            f"SELECT {quoted(key)} FROM {view} WHERE {quoted(key)} IS NOT NULL GROUP BY 1 HAVING count(*) > 1 LIMIT 1",
+        )
     if twice is not None:
         raise Fault(f"{', '.join(files)}: {key} {twice} stands in more than one row; a side table has one row a {key}")
 

@@ -14,7 +14,6 @@ numpy, pandas, polars and duckdb read it without a copy.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ import pyarrow as pa
 
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.schema import Schema
+from infnet_rec.strict import read_json
 
 STORE_VERSION = 1
 SPLITS = ("train", "valid", "test")
@@ -46,6 +46,8 @@ def _to_arrow(column: np.ndarray | pa.Array) -> pa.Array:
         return column
     if column.ndim == 1:
         return _flat(column)
+    if not column.shape[1]:
+        return pa.nulls(len(column))  # Arrow has no list of no elements
     return pa.FixedSizeListArray.from_arrays(_flat(column.reshape(-1)), column.shape[1])
 
 
@@ -66,6 +68,8 @@ def read_arrow(path: Path) -> pa.RecordBatch:
 def as_numpy(batch: pa.RecordBatch, column: str) -> np.ndarray:
     """A column as a numpy view of the file; a fixed-size list becomes a 2-D array."""
     array = batch.column(column)
+    if pa.types.is_null(array.type):
+        return np.empty((len(array), 0), np.int32)
     if pa.types.is_fixed_size_list(array.type):
         width = array.type.list_size
         return array.flatten().to_numpy(zero_copy_only=True).reshape(len(array), width)
@@ -141,7 +145,7 @@ class Store:
         manifest = path / "manifest.json"
         if not manifest.is_file():
             raise Fault(f"store {path}: holds no manifest.json; make a store with 'infnet-rec data build'")
-        self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        self.manifest: dict[str, Any] = read_json(manifest)
         version = self.manifest.get("store_version")
         if version != STORE_VERSION:
             raise Fault(
@@ -234,18 +238,3 @@ def hash_files(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
                 digest.update(chunk)
         result[name] = {"bytes": (root / name).stat().st_size, "blake2b": digest.hexdigest()}
     return result
-
-
-def check_store(store: Store) -> list[str]:
-    """Reads every file again and returns what differs from the manifest, one line a difference."""
-    faults = []
-    recorded = store.manifest["files"]
-    present = {str(p.relative_to(store.path)) for p in store.path.rglob("*.arrow")}
-    faults += [f"{name}: missing" for name in sorted(recorded.keys() - present)]
-    faults += [f"{name}: not in the manifest" for name in sorted(present - recorded.keys())]
-    for name, found in hash_files(store.path, present & recorded.keys()).items():
-        for what in ("bytes", "blake2b"):
-            if found[what] != recorded[name][what]:
-                faults.append(f"{name}: {what} is {found[what]}, the manifest says {recorded[name][what]}")
-                break
-    return faults

@@ -48,9 +48,9 @@ def sorted_chunks(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> Iter
     labels = [f"coalesce(r.{quoted('label_' + t.name)}, 0) AS {quoted('label_' + t.name)}" for t in recipe.tasks]
     flags = [f"r.{quoted('is_' + b.name)}" for b in recipe.behaviours]
     columns = ", ".join(["r.user", "r.item", "r.time", "r.is_example", *flags, *labels, *ids])
-    order = ", ".join(
-        ["r.user", "r.time", "r.position", "r.item", *(f"r.{quoted('label_' + t.name)}" for t in recipe.tasks)]
-    )
+    # All that an example keeps, so that neither threads nor the order of the raw rows show in the store.
+    ties = [f"label_{t.name}" for t in recipe.tasks] + [f"context_{n}" for f in context for n in f.named_columns]
+    order = ", ".join(["r.user", "r.time", "r.position", "r.item", *map(quoted, ties)])
     reader = connection.sql(f"SELECT {columns} FROM rows AS r {' '.join(joins)} ORDER BY {order}").to_arrow_reader(
         CHUNK_ROWS
     )

@@ -6,6 +6,7 @@ Ids: 0 never seen in training, 1 null, then
 - hour_of_day, day_of_week: 2 + hour, 2 + day (Monday 0); nothing is fitted.
 """
 
+import re
 from dataclasses import dataclass
 
 import duckdb
@@ -52,7 +53,7 @@ def value_sql(column: str, null_values: tuple[str, ...]) -> str:
     Files written by pandas print an integer column with gaps as floats, and part files need not agree.
     """
     text = f"regexp_replace(CAST({column} AS VARCHAR), '^(-?[0-9]+)\\.0+$', '\\1')"
-    nulls = ", ".join(literal(value) for value in ("", *null_values))
+    nulls = ", ".join(literal(re.sub(r"^(-?[0-9]+)\.0+$", r"\1", value)) for value in ("", *null_values))
     return f"CASE WHEN {text} IN ({nulls}) THEN NULL ELSE {text} END"
 
 
@@ -81,8 +82,9 @@ def fit_quantile(
 ) -> Vocabulary:
     """Borders of ranges that hold equally many training rows, exact zeros aside."""
     found = connection.execute(
-        f"""SELECT CAST({value} AS DOUBLE) AS value, sum(weight)::DOUBLE AS weight FROM {source}
-        WHERE weight > 0 AND {value} IS NOT NULL AND {value} != 0 GROUP BY 1 ORDER BY 1"""
+        f"""SELECT value, sum(weight)::DOUBLE AS weight
+        FROM (SELECT CAST({value} AS DOUBLE) AS value, weight FROM {source})
+        WHERE weight > 0 AND NOT isnan(value) AND value != 0 GROUP BY 1 ORDER BY 1"""
     ).fetchnumpy()
     values, weights = np.asarray(found["value"], np.float64), np.asarray(found["weight"], np.float64)
     edges = np.empty(0)
