@@ -132,6 +132,11 @@ class Schema:
                 raise Fault(f"feature {name!r} is not in the store{did_you_mean(name, known)}")
         return replace(self, features=tuple(known[name] for name in names))
 
+    def with_behaviours(self, names: Iterable[str]) -> Self:
+        """The same schema with the sequences of these behaviours only."""
+        kept = set(names)
+        return replace(self, sequences=tuple(s for s in self.sequences if s.behaviour in kept))
+
     def with_grouping(self, grouping: Grouping) -> Self:
         """The same schema with one sequence group per behaviour, per sequence, or one for all."""
         name_of = {

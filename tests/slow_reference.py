@@ -110,7 +110,9 @@ class Reference:
     def _log_rows(self) -> Iterator[Row]:
         wheres = []
         for behaviour in self.recipe["behaviours"]:
-            column, sign, number = re.fullmatch(r"(\w+) (=|>=) (\d+)", behaviour["where"]).groups()
+            always = f"{self.log['time']} >= 0"
+            predicate = behaviour["where"].replace("TRUE", always)
+            column, sign, number = re.fullmatch(r"(\w+) (=|>=) (\d+)", predicate).groups()
             wheres.append((behaviour["name"], column, sign, float(number)))
         context = [self.features[name][1] for name in self.indexed_context]
         wanted = [self.log["user"], self.log["item"], self.log["time"], *(w[1] for w in wheres)]

@@ -45,7 +45,7 @@ def test_every_run_of_the_repository_loads(path: Path) -> None:
     """And is the same when read back from the copy that a run directory keeps."""
     config = load_config(path)
     assert check(RunConfig, json.loads(config.model_dump_json()), "config.json") == config
-    profiles = set().union(*(load_recipe(recipe).profile_features() for recipe in RECIPES))
+    profiles = set().union(*(load_recipe(recipe).profile_choices() for recipe in RECIPES))
     assert config.data.profile in profiles
 
 
@@ -53,9 +53,10 @@ def test_every_run_of_the_repository_loads(path: Path) -> None:
 def test_every_recipe_of_the_repository_loads(path: Path) -> None:
     recipe = load_recipe(path)
     assert check(Recipe, json.loads(recipe.model_dump_json()), "manifest.json") == recipe
-    profiles = recipe.profile_features()
+    profiles = {name: choice["features"] for name, choice in recipe.profile_choices().items()}
     assert len(profiles["paper89"]) == len(profiles["ctx89"]) == 89 and len(profiles["all"]) == 92
-    assert len(recipe.behaviours) * len(recipe.sequences.attributes) == 28
+    for name in ("paper89", "ctx89"):
+        assert len(recipe.profile_choices()[name]["behaviours"]) * len(recipe.sequences.attributes) == 28
 
 
 def test_there_are_runs_and_recipes() -> None:

@@ -22,7 +22,7 @@ class DataConfig(StrictModel):
 
     Attributes:
         store: folder that `infnet-rec data build` made.
-        profile: which of the store's feature profiles to use; "all" is always there.
+        profile: which of the store's profiles (features and histories) to use; "all" is always there.
         sequence_length: newest events of each behaviour that an example sees.
         sequence_groups: which sequences share a proxy token: those of one behaviour, none (one proxy a sequence), all.
         read_ahead: batches gathered in advance.

@@ -181,7 +181,7 @@ def _manifest(
         "history_lengths": _history_lengths(store, recipe),
         "columns": columns,
         "encodings": {name: vocabulary.encoding for name, vocabulary in vocabularies.items()},
-        "profiles": recipe.profile_features(),
+        "profiles": recipe.profile_choices(),
         "schema": schema_of(recipe, vocabularies).to_json(),
         "recipe": recipe.model_dump(mode="json"),
         "versions": {

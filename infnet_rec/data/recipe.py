@@ -141,9 +141,15 @@ class SplitsRecipe(StrictModel):
 
 
 class ProfileRecipe(StrictModel):
-    """A choice of features: all that are declared, without `drop`."""
+    """A choice of features and histories: all that are declared, without some.
+
+    Attributes:
+        drop: features to leave out.
+        drop_behaviours: behaviours whose sequences to leave out.
+    """
 
     drop: tuple[str, ...] = ()
+    drop_behaviours: tuple[str, ...] = ()
 
 
 class Recipe(StrictModel):
@@ -193,6 +199,11 @@ class Recipe(StrictModel):
                 for drop in profile.drop
                 if drop not in features
             ]
+            faults += [
+                f"profile {name}: drops unknown behaviour {drop!r}{did_you_mean(drop, behaviours)}"
+                for drop in profile.drop_behaviours
+                if drop not in behaviours
+            ]
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -203,11 +214,18 @@ class Recipe(StrictModel):
         seconds = local.replace(tzinfo=zone).timestamp()
         return round(seconds * (1000 if self.log.time_unit == "ms" else 1))
 
-    def profile_features(self) -> dict[str, list[str]]:
-        """Profile -> its features in declaration order; "all" is always there."""
+    def profile_choices(self) -> dict[str, dict[str, list[str]]]:
+        """Profile -> its `features` and `behaviours` in declaration order; "all" is always there."""
         names = [name for f in self.features for name in f.named_columns]
         profiles = {"all": ProfileRecipe(), **self.profiles}
-        return {p: [n for n in names if n not in profile.drop] for p, profile in profiles.items()}
+        behaviours = [b.name for b in self.behaviours]
+        return {
+            name: {
+                "features": [n for n in names if n not in profile.drop],
+                "behaviours": [b for b in behaviours if b not in profile.drop_behaviours],
+            }
+            for name, profile in profiles.items()
+        }
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -155,7 +155,7 @@ class Store:
         self.schema = Schema.from_json(self.manifest["schema"])
 
     def profile_schema(self, profile: str) -> Schema:
-        """The store's schema with the features of one profile.
+        """The store's schema with the features and histories of one profile.
 
         Raises:
             Fault: the store has no such profile.
@@ -166,7 +166,8 @@ class Store:
             raise Fault(
                 f"profile {profile!r} is not in store {self.path} (it has {known}){did_you_mean(profile, profiles)}"
             )
-        return self.schema.with_features(profiles[profile])
+        choice = profiles[profile]
+        return self.schema.with_features(choice["features"]).with_behaviours(choice["behaviours"])
 
     def num_examples(self, split: str) -> int:
         """Rows of one split."""
