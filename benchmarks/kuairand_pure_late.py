@@ -25,7 +25,14 @@ TABLE = RESULTS.with_suffix(".md")
 COMMAND = [sys.executable, "-m", "infnet_rec.cli"]
 
 VARIANTS: dict[str, list[str]] = {
-    "default": [],
+    "ctx89": [],
+    "ctx89_exposures": ["data.profile=ctx89_exposures"],
+    "paper89": ["data.profile=paper89"],
+    "ctx89, one epoch": ["train.num_epochs=1"],
+    "ctx89, 4 epochs of kept tables": ["train.sparse.each_epoch=keep", "train.eval_every_steps=83", "train.patience=0"],
+    "ctx89, length 10": ["data.sequence_length=10"],
+    "ctx89, width 32": ["model.width=32"],
+    "ctx89, no residuals": ["model.residual=none"],
 }
 
 
@@ -52,7 +59,7 @@ def main() -> None:
 
 def run_cell(variant: str, seed: int, store: Path) -> None:
     """One training run, appended to the results when it is whole."""
-    overrides = [f"data.store='{store}'", f"train.seed={seed}", *VARIANTS[variant]]
+    overrides = [f"data.store='{store}'", f"train.seed={seed}", "train.num_threads=1", *VARIANTS[variant]]
     with tempfile.TemporaryDirectory() as folder:
         train = ["train", str(CONFIG), "--json", "--run-dir", f"{folder}/run", *(f"--set={o}" for o in overrides)]
         finished = subprocess.run([*COMMAND, *train], check=True, stdout=subprocess.PIPE, text=True)
