@@ -29,7 +29,7 @@ VARIANTS: dict[str, list[str]] = {
     "ctx89_exposures": ["data.profile=ctx89_exposures"],
     "paper89": ["data.profile=paper89"],
     "ctx89, one epoch": ["train.num_epochs=1"],
-    "ctx89, 4 epochs of kept tables": ["train.sparse.each_epoch=keep", "train.eval_every_steps=83", "train.patience=0"],
+    "ctx89, 4 epochs of kept tables": ["train.sparse.each_epoch=keep", "train.eval_every_steps=83"],
     "ctx89, length 10": ["data.sequence_length=10"],
     "ctx89, width 32": ["model.width=32"],
     "ctx89, no residuals": ["model.residual=none"],
