@@ -16,8 +16,8 @@ FBGEMM_CPU := fbgemm-gpu-cpu==1.8.0
 FBGEMM_CUDA := fbgemm-gpu==1.8.0
 
 QUICKSTART := runs/quickstart
-# One rank a GPU; two ranks where there is none.
-RANKS ?= $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); echo $$((gpus > 0 ? gpus : 2)))
+# Two ranks, on two GPUs or on none; one where there is one GPU.
+RANKS ?= $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); echo $$((gpus == 1 ? 1 : 2)))
 PYTEST_ARGS ?= -q
 
 help: ## list the targets

@@ -1,6 +1,6 @@
 """INFNet on the last two weeks of KuaiRand-Pure: AUC and gAUC per task, mean and deviation over seeds.
 
-    python benchmarks/kuairand_pure_late.py --raw DIR [--only NAME ...] [--seeds 0 1 2] [--report]
+    python benchmarks/kuairand_pure_late.py --raw DIR [--only NAME ...] [--seeds 0 1 2]
 
 DIR holds the raw files that `configs/datasets/kuairand_pure_late.toml` names. Every (variant, seed) is one training
 run; its result is one JSON line in `benchmarks/results/kuairand_pure_late.jsonl`. A run that is there is not repeated,
@@ -96,8 +96,8 @@ def _cell(cells: list[dict[str, Any]], split: str, task: str) -> str:
     texts = []
     for name in ("auc", "gauc"):
         values = [cell["metrics"][split][task][name] for cell in cells]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        texts.append(f"{statistics.mean(values):.4f} ({spread:.4f})")
+        spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
+        texts.append(f"{statistics.mean(values):.4f} ({spread})")
     text = " / ".join(texts)
     if split == "test" and task == "like":
         low, high = cells[0]["metrics"][split][task]["gauc_interval"]

@@ -6,14 +6,16 @@ Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 underst
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from infnet_rec import __version__
-from infnet_rec.faults import Fault, Refusal
+from infnet_rec.faults import Failure, Fault
 
+OTHER_RANKS_WAIT_S = 2.0
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 app = typer.Typer(
     name="infnet-rec",
@@ -61,7 +63,7 @@ def train(
 
         run_dir = local_ranks.check_before_launch(config, overrides, run_dir, ranks)
         arguments = [str(config), *(f"--set={o}" for o in overrides), f"--run-dir={run_dir}"]
-        _leave(local_ranks.launch(["train", *arguments, *(["--json"] if as_json else [])], ranks))
+        local_ranks.launch(["train", *arguments, *(["--json"] if as_json else [])], ranks)
     from infnet_rec.commands import train as command
 
     result = command.train(config, overrides, run_dir)
@@ -69,16 +71,17 @@ def train(
         print(json.dumps(result) if as_json else "\n" + command.table(result))
 
 
-@app.command(epilog="Example: infnet-rec eval runs/quickstart --split test")
+@app.command(epilog="Example: infnet-rec eval runs/first --split test --store stores/kuairand_pure")
 def eval(
     run_dir: Annotated[Path, typer.Argument(help="A run directory that 'infnet-rec train' made.")],
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    store: Annotated[Path | None, typer.Option(help="Where the run's store is now, if it was moved.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a split with the best weights of a run; works on another number of ranks than it was trained on."""
     from infnet_rec.commands import eval as command
 
-    result = command.evaluate_run(run_dir, split)
+    result = command.evaluate_run(run_dir, split, store)
     if result is not None:
         print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
 
@@ -138,7 +141,8 @@ def check(store: StorePath, as_json: AsJson = False) -> None:
     from infnet_rec.commands import data as command
 
     result = command.check(store)
-    command.print_result(result, [f"{store}: {result['files']} files are what the manifest says"], as_json=as_json)
+    command.print_result(result, command.check_lines(result), as_json=as_json)
+    _leave(0 if result["ok"] else 3)
 
 
 @data.command(epilog="Example: infnet-rec data show stores/kuairand_pure --split train --row 12345")
@@ -149,7 +153,7 @@ def show(
     sequence_length: Annotated[int, typer.Option(min=1, help="Newest events shown of each behaviour.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Print one example: every feature with its id and raw value, every history, the labels."""
+    """Print one example: every feature with its id and raw value (or range), every history, the labels."""
     from infnet_rec.commands import data as command
 
     example = command.show(store, split, row, sequence_length)
@@ -176,25 +180,32 @@ def _leave(code: int) -> None:
 
 
 def _complain(code: int, text: str) -> None:
-    """Says it once: under torchrun every rank finds the same fault."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"infnet-rec: {text}", file=sys.stderr)
+    """Says it once: under torchrun every rank finds most faults, and a rank that failed first ends the others."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(OTHER_RANKS_WAIT_S)
+        text = f"rank {rank}: {text}"
+    print(f"infnet-rec: {text}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _answer() -> None:
+    try:
+        app()
+    except Fault as fault:
+        _complain(2, f"fault: {fault}")
+    except Failure as failure:
+        _complain(1, f"failed: {failure}")
 
 
 def main() -> None:
     """Entry point."""
-    try:
-        if "TORCHELASTIC_ERROR_FILE" in os.environ:
-            from infnet_rec.shard.world import recorded
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        _answer()
+        return
+    from infnet_rec.shard.world import recorded
 
-            recorded(app)()
-        else:
-            app()
-    except Fault as fault:
-        _complain(2, f"fault: {fault}")
-    except Refusal as refusal:
-        _complain(3, f"no: {refusal}")
+    recorded(_answer)()
 
 
 if __name__ == "__main__":

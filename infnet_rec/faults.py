@@ -1,7 +1,7 @@
 """What goes wrong in ways that a person can mend.
 
-The command line turns a `Fault` into one message and exit code 2, and a `Refusal` into exit code 3. Everything else is
-a bug or a failure of the machine and keeps its traceback.
+The command line turns a `Fault` into one message and exit code 2, a `Failure` into one message and exit code 1.
+Everything else is a bug or a failure of the machine and keeps its traceback.
 """
 
 import difflib
@@ -12,8 +12,8 @@ class Fault(ValueError):
     """A usage, configuration or data fault. The message names the thing, its value, the rule and the remedy."""
 
 
-class Refusal(Exception):
-    """The question was understood and the answer is no: a check that failed, a plan that does not fit."""
+class Failure(Exception):
+    """A run that failed for a reason that one line says, such as a loss that is not finite; exit code 1."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

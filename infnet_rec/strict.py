@@ -34,8 +34,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise Fault(f"{path}: no such file") from error
+    except OSError as error:
+        raise Fault(f"{path}: {str(error.strerror).lower()}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Fault(f"{path}: not a TOML file: {error}") from error
 
@@ -48,8 +48,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise Fault(f"{path}: no such file") from error
+    except OSError as error:
+        raise Fault(f"{path}: {str(error.strerror).lower()}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Fault(f"{path}: not a JSON file: {error}") from error
     if not isinstance(data, dict):

@@ -242,8 +242,8 @@ def test_check_finds_what_has_changed(tmp_path: Path) -> None:
 
 def test_a_store_of_another_version_or_none_is_refused(tmp_path: Path) -> None:
     manifest = build_shop(tmp_path).store.path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"store_version": 1', '"store_version": 0'))
-    with pytest.raises(Fault, match=r"has store_version 0, this package reads 1"):
+    manifest.write_text(manifest.read_text().replace('"store_version": 2', '"store_version": 1'))
+    with pytest.raises(Fault, match=r"has store_version 1, this package reads 2"):
         Store(manifest.parent)
     manifest.write_text(manifest.read_text()[:500])
     with pytest.raises(Fault, match=r"manifest\.json: not a JSON file"):

@@ -1,6 +1,7 @@
 """The commands, driven as a user drives them."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -111,6 +112,7 @@ def test_a_used_run_directory_is_refused(folder: Path) -> None:
         (["train.sparse.optimizer=adam"], ["adam", "CPU", "rowwise_adagrad"]),
         (["train.loss.task_weights.clik=2"], ["clik", "did you mean 'click'"]),
         (["model.num_blocks=1"], ["num_blocks"]),
+        (["model.width=6"], ["model.width = 6", "multiple of 4"]),
     ],
 )
 def test_faults_end_before_any_rank_starts(
@@ -125,7 +127,7 @@ def test_faults_end_before_any_rank_starts(
     run = folder / "refused"
     sets = [f"--set={override}" for override in overrides]
     monkeypatch.setattr(sys, "argv", ["infnet-rec", "train", str(CONFIG), *sets, "--ranks=2", f"--run-dir={run}"])
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(os, "execve", None)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     text = capsys.readouterr().err

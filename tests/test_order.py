@@ -157,6 +157,6 @@ def test_a_batch_larger_than_the_split_is_refused() -> None:
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
-    with pytest.raises(Fault, match="global_batch_size = 10: does not divide by 4 ranks; use a multiple of 4"):
+    with pytest.raises(Fault, match="global batch = 10: does not divide by 4 ranks; use a multiple of 4"):
         local_slice(np.arange(10), 0, 4)
-    check_divides(12, 4)
+    check_divides("batch", 12, 4)

@@ -195,10 +195,10 @@ def test_check_says_no_with_code_3(shop: Dataset, run: Any, tmp_path: Path) -> N
     store = tmp_path / "store"
     shutil.copytree(shop.store.path, store)
     code, out, _ = run("data", "check", store, "--json")
-    assert code == 0 and json.loads(out) == {"store": str(store), "files": 17, "ok": True}
+    assert code == 0 and json.loads(out) == {"store": str(store), "files": 17, "ok": True, "faults": []}
     items = store / "items.arrow"
     items.write_bytes(items.read_bytes()[::-1])
-    code, out, err = run("data", "check", store)
-    assert (code, out) == (3, "") and re.search(
-        r"no: store .* is not what its manifest says\n  items\.arrow: blake2b", err
-    )
+    code, out, _ = run("data", "check", store)
+    assert code == 3 and re.search(r"is not what its manifest says\n  items\.arrow: blake2b", out)
+    code, out, _ = run("data", "check", store, "--json")
+    assert code == 3 and json.loads(out)["ok"] is False and "items.arrow" in json.loads(out)["faults"][0]

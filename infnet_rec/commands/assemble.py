@@ -24,7 +24,7 @@ from infnet_rec.schema import Schema
 from infnet_rec.shard.optim import Optimizers, check_sparse, fuse_sparse
 from infnet_rec.shard.parallelize import initialise_tables, parallelize
 from infnet_rec.shard.plan import make_plan
-from infnet_rec.shard.world import World
+from infnet_rec.shard.world import World, check_gpus
 from infnet_rec.train.evaluate import Evaluation
 
 RENEWAL_SEEDS = 1_000_003  # apart from the seeds that people give
@@ -69,8 +69,8 @@ def check_run(config: RunConfig, data: Data, world: World) -> None:
     Raises:
         Fault: the batch does not divide or is larger than its split, or the device lacks the optimizer.
     """
-    check_divides(config.train.global_batch_size, world.world_size)
-    check_divides(config.train.eval_batch_size, world.world_size)
+    check_gpus(world)
+    check_divides("train.global_batch_size", config.train.global_batch_size, world.world_size)
     check_fits(config.train.global_batch_size, data.store.num_examples("train"))
     check_sparse(config.train.sparse.optimizer, world.device)
     infnet_options(config)
@@ -94,7 +94,8 @@ def train_loader(config: RunConfig, data: Data, world: World) -> Loader:
 def evaluation(config: RunConfig, data: Data, world: World, split: str) -> Evaluation:
     """One split, ready to be scored."""
     reader = BatchReader(data.store, split, data.schema, config.data.sequence_length)
-    order = EvalOrder(len(reader), config.train.eval_batch_size)
+    batch_size = -(-config.train.eval_batch_size // world.world_size) * world.world_size
+    order = EvalOrder(len(reader), batch_size)
     return Evaluation(_loader(reader, order, config, world), order.num_steps, data.task_names)
 
 

@@ -3,25 +3,30 @@
 from pathlib import Path
 from typing import Any
 
-from infnet_rec.commands.assemble import check_run, evaluation, open_data, shard_model
+from infnet_rec.commands.assemble import evaluation, open_data, shard_model
 from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.store import SPLITS
 from infnet_rec.faults import Fault, did_you_mean
-from infnet_rec.shard.world import joined, place
+from infnet_rec.shard.world import check_gpus, joined, place
 from infnet_rec.strict import check, read_json
 from infnet_rec.train.checkpoint import BEST, load_weights, require_checkpoint
 from infnet_rec.train.evaluate import final_metrics
 
 
-def evaluate_run(run_dir: Path, split: str) -> dict[str, Any] | None:
+def evaluate_run(run_dir: Path, split: str, store: Path | None = None) -> dict[str, Any] | None:
     """Scores a split with a run's best weights; under torchrun on any number of ranks, alone on one.
+
+    Args:
+        run_dir: what `train` left.
+        split: train, valid or test.
+        store: where the run's store is now; None where it was.
 
     Returns:
         Metrics by task, on rank 0.
 
     Raises:
-        Fault: no such run, checkpoint or split.
+        Fault: no such run, checkpoint or split, or another store than the run's.
     """
     if split not in SPLITS:
         raise Fault(f"--split {split!r}: is one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
@@ -29,8 +34,16 @@ def evaluate_run(run_dir: Path, split: str) -> dict[str, Any] | None:
     config = check(RunConfig, read_json(path), str(path))
     best = run_dir / "checkpoints" / BEST
     require_checkpoint(best)
+    if store is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"store": str(store)})})
     data, world = open_data(config), place()
-    check_run(config, data, world)
+    check_gpus(world)
+    trained_on = read_json(run_dir / "environment.json")["store"]
+    if data.store.fingerprint != trained_on:
+        raise Fault(
+            f"store {data.store.path}: is not the one that {run_dir} was trained on (it has fingerprint "
+            f"{data.store.fingerprint}, that one {trained_on}); name the right one with --store"
+        )
     quieten()
     use_threads(config.train.num_threads, world)
     with joined(world):

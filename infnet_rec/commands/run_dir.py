@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torchrec.distributed.types import ShardingPlan
 
+from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault
 from infnet_rec.shard.world import World
 
@@ -25,7 +26,10 @@ def default_run_dir(config_path: Path) -> Path:
 def create_run_dir(run_dir: Path) -> None:
     """Makes the folder, if it may."""
     refuse_used(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fault(f"--run-dir {run_dir}: cannot be made: {error.strerror}") from error
 
 
 def refuse_used(run_dir: Path) -> None:
@@ -38,7 +42,7 @@ def refuse_used(run_dir: Path) -> None:
         raise Fault(f"--run-dir {run_dir}: exists and is not empty; name a new folder")
 
 
-def environment(world: World) -> dict[str, Any]:
+def environment(world: World, store: Store) -> dict[str, Any]:
     """What the result depends on besides the configuration."""
     versions = {}
     for package in PACKAGES:
@@ -57,7 +61,13 @@ def environment(world: World) -> dict[str, Any]:
         "gpu": gpu,
         "world_size": world.world_size,
         "local_world_size": world.local_world_size,
+        "store": store.fingerprint,
     }
+
+
+def num_cores() -> int:
+    """Cores that this process may use, which a container or taskset may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _git_commit() -> str | None:

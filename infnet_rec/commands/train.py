@@ -22,9 +22,10 @@ from infnet_rec.commands.assemble import (
     shard_model,
     train_loader,
 )
-from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, plan_json
+from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, num_cores, plan_json
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import DenseConfig, RunConfig, SparseConfig
+from infnet_rec.faults import Fault
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.world import World, joined, place
 from infnet_rec.train.checkpoint import BEST
@@ -55,6 +56,8 @@ def train(config_path: Path, overrides: Sequence[str], run_dir: Path | None) -> 
     quieten()
     use_threads(config.train.num_threads, world)
     if run_dir is None:
+        if world.world_size > 1:
+            raise Fault("--run-dir: is needed under torchrun, so that all ranks write to one folder; name a new one")
         run_dir = default_run_dir(config_path)
     if world.is_first:
         create_run_dir(run_dir)
@@ -74,7 +77,7 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
     num_sparse = sum(t.num_rows for t in tables) * config.model.width
     num_dense = count_dense(sharded.model)
     if world.is_first:
-        write_json(run_dir / "environment.json", environment(world))
+        write_json(run_dir / "environment.json", environment(world, data.store))
         write_json(run_dir / "plan.json", plan_json(sharded.plan, world))
     ranks = f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type})"
     report.say(
@@ -139,8 +142,12 @@ def schedule_of(optimizer: SparseConfig | DenseConfig, pace: Pace) -> Schedule:
 
 
 def use_threads(num_threads: int, world: World) -> None:
-    """Shares the cores among the ranks of this machine; more threads than cores slow a rank down many times."""
-    torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // world.local_world_size))
+    """Shares the cores that this process may use among the ranks of this machine, unless OMP_NUM_THREADS says more.
+
+    More threads than cores slow a rank down many times.
+    """
+    if num_threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(num_threads or max(1, num_cores() // world.local_world_size))
 
 
 def quieten() -> None:

@@ -39,12 +39,12 @@ class ModelConfig(StrictModel):
     """INFNet; see `infnet_rec.model.infnet.InfnetOptions` for what the options of the tower mean.
 
     Attributes:
-        width: of every token, and so of every embedding table.
+        width: of every token, and so of every embedding table; FBGEMM's kernels want a multiple of 4.
         table_std: standard deviation of the initial embeddings.
     """
 
     name: Literal["infnet"] = "infnet"
-    width: Count = 16
+    width: Annotated[int, Field(ge=4, multiple_of=4)] = 16
     table_std: Positive = 0.01
     num_blocks: Count = 2
     num_categorical_proxies: Count = 4
@@ -139,7 +139,7 @@ class TrainConfig(StrictModel):
         eval_every_steps: steps between two evaluations on valid; 0 evaluates at the end of each epoch.
         patience: evaluations without a better mean AUC before training stops; 0 never stops early.
         log_every_steps: steps between two progress lines.
-        eval_batch_size: examples a step in evaluation, over all ranks.
+        eval_batch_size: examples a step in evaluation, over all ranks; rounded up to a multiple of their number.
         seed: of initial weights, order and dropout.
         num_threads: CPU threads a rank; 0 shares the cores among the ranks of a machine.
     """
@@ -151,7 +151,7 @@ class TrainConfig(StrictModel):
     patience: Annotated[int, Field(ge=0)] = 5
     log_every_steps: Count = 20
     eval_batch_size: Count = 4096
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     num_threads: Annotated[int, Field(ge=0)] = 0
     sparse: SparseConfig = SparseConfig()
     dense: DenseConfig = DenseConfig()

@@ -1,4 +1,7 @@
-"""One example of a store in people's words."""
+"""One example of a store in people's words.
+
+The store keeps ids: a number that was cut into ranges is shown as its range.
+"""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

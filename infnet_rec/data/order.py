@@ -114,7 +114,7 @@ def local_slice(global_G: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     Raises:
         Fault: the global batch does not divide by the number of ranks.
     """
-    check_divides(len(global_G), world_size)
+    check_divides("the global batch", len(global_G), world_size)
     size = len(global_G) // world_size
     return global_G[rank * size : (rank + 1) * size]
 
@@ -128,12 +128,11 @@ def check_fits(global_batch_size: int, num_examples: int) -> None:
         )
 
 
-def check_divides(global_batch_size: int, world_size: int) -> None:
-    """Refuses a global batch that the ranks cannot share equally."""
+def check_divides(name: str, global_batch_size: int, world_size: int) -> None:
+    """Refuses a global batch that the ranks cannot share equally; `name` is the setting's."""
     if global_batch_size % world_size:
         raise Fault(
-            f"train.global_batch_size = {global_batch_size}: does not divide by {world_size} ranks; "
-            f"use a multiple of {world_size}"
+            f"{name} = {global_batch_size}: does not divide by {world_size} ranks; use a multiple of {world_size}"
         )
 
 

@@ -14,6 +14,7 @@ numpy, pandas, polars and duckdb read it without a copy.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.schema import Schema
 from infnet_rec.strict import read_json
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 SPLITS = ("train", "valid", "test")
 HASH_CHUNK_BYTES = 1 << 24
 
@@ -153,6 +154,12 @@ class Store:
                 "build it again with 'infnet-rec data build --replace'"
             )
         self.schema = Schema.from_json(self.manifest["schema"])
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the contents: stores of one fingerprint hold the same bytes."""
+        files = json.dumps(self.manifest["files"], sort_keys=True)
+        return hashlib.blake2b(files.encode(), digest_size=16).hexdigest()
 
     def profile_schema(self, profile: str) -> Schema:
         """The store's schema with the features and histories of one profile.

@@ -67,7 +67,8 @@ class MultiTaskLoss(nn.Module):
         weight_B = batch.weight_B
         loss_BT = functional.binary_cross_entropy_with_logits(logits_BT, batch.labels_BT, reduction="none")
         loss_T = (loss_BT * weight_B[:, None]).sum(0) / weight_B.sum().clamp(min=1.0)
-        weighted_T = loss_T * loss_T.new_tensor(self._task_weights)
+        # Python numbers: a tensor of them would be copied to the GPU in every step.
+        weighted_T = torch.stack([loss * weight for loss, weight in zip(loss_T, self._task_weights, strict=True)])
         if self.log_variance_T is not None:
             weighted_T = torch.exp(-self.log_variance_T) * weighted_T + self.log_variance_T
         loss = weighted_T.sum()

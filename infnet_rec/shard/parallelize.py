@@ -1,7 +1,7 @@
 """One function shards the model; the model does not know.
 
-Initial weights depend on (seed, table, row) or (seed, parameter) alone, so every number of ranks and every sharding
-starts from the same model.
+Initial weights depend on (seed, table, row) alone, those of the dense part on the seed and the order of its modules, so
+every number of ranks and every sharding starts from the same model.
 """
 
 import zlib
@@ -36,8 +36,10 @@ def parallelize(
         table_std: standard deviation of the embeddings.
     """
     for part in (model.assembly, model.tower, model.criterion):
-        part.to_empty(device=world.device)
+        part.to_empty(device="cpu")
     _reset_dense(model, seed)
+    for part in (model.assembly, model.tower, model.criterion):
+        part.to(world.device)
     assert dist.group.WORLD is not None
     sharded = DistributedModelParallel(
         model,

@@ -6,6 +6,7 @@ into enumerating shardings that nobody wants.
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -44,10 +45,13 @@ def make_plan(model: RankingModel, world: World, *, local_batch_size: int, row_w
             constraints[config.name] = ParameterConstraints(
                 sharding_types=[kind.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
             )
+    # Unless told, TorchRec takes a GPU for one of 32 GB.
+    hbm = None if on_cpu else torch.cuda.get_device_properties(world.device).total_memory
     topology = Topology(
         world_size=world.world_size,
         local_world_size=world.local_world_size,
         compute_device=world.device.type,
+        hbm_cap=hbm,
     )
     planner = EmbeddingShardingPlanner(topology=topology, batch_size=local_batch_size, constraints=constraints)
     assert dist.group.WORLD is not None

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from infnet_rec.faults import Fault
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 
 # Around a rank's main function: torchrun's closing report then shows the first failing rank's own error.
@@ -44,6 +46,15 @@ def place() -> World:
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
         device=device,
     )
+
+
+def check_gpus(world: World) -> None:
+    """Refuses more ranks on this machine than it has GPUs."""
+    if world.device.type == "cuda" and world.local_world_size > torch.cuda.device_count():
+        raise Fault(
+            f"{world.local_world_size} ranks on this machine: it has {torch.cuda.device_count()} GPUs and a rank needs "
+            "one of its own; start fewer, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
 
 
 @contextmanager

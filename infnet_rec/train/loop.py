@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infnet_rec.data.loader import Loader
+from infnet_rec.faults import Failure
 from infnet_rec.train.checkpoint import load_weights, save_weights
 from infnet_rec.train.evaluate import Evaluation
 from infnet_rec.train.metrics import TaskMetrics, mean_over_ranks
@@ -27,7 +28,7 @@ class Pace:
 
     Attributes:
         num_steps: of the whole run.
-        steps_per_epoch: for reports.
+        steps_per_epoch: where an epoch ends, for reports and fresh tables.
         eval_every_steps: steps between evaluations.
         log_every_steps: steps between progress lines.
         patience: evaluations without improvement before training stops; 0 never stops early.
@@ -146,9 +147,13 @@ class Training:
             metrics = self.valid.metrics(self.model, self.pipeline)
             report.evaluated("valid", step, {task: m.to_json() for task, m in metrics.items()})
             evaluations_since_best += 1
-            if mean_auc(metrics) > best_auc or not best_valid:
+            found = mean_auc(metrics)
+            if math.isnan(found):
+                report.say("valid has one class only in every task: these weights cannot be judged")
+                found = -math.inf
+            if found > best_auc or not best_valid:
                 save_weights(self.model, self.best)
-                best_step, best_auc, best_valid, evaluations_since_best = step, mean_auc(metrics), metrics, 0
+                best_step, best_auc, best_valid, evaluations_since_best = step, found, metrics, 0
         if step < pace.num_steps:
             report.say(f"stopped early: {pace.patience} evaluations without a better mean AUC than at step {best_step}")
         if best_step < step:
@@ -174,7 +179,7 @@ class Training:
             if step % pace.log_every_steps == 0 or step == stop:
                 loss_T = mean_over_ranks(torch.stack(losses).mean(0)).tolist()
                 if not all(math.isfinite(loss) for loss in loss_T):
-                    raise FloatingPointError(f"loss is {loss_T} before step {step}: lower the learning rates")
+                    raise Failure(f"the loss is not finite at step {step} ({loss_T}); lower the learning rates")
                 by_task = dict(zip(self.task_names, loss_T, strict=True))
                 report.progress(step, step / pace.steps_per_epoch, by_task, rates)
                 losses.clear()
