@@ -3,12 +3,14 @@
     python benchmarks/kuairand_pure_late.py --raw DIR [--only NAME ...] [--seeds 0 1 2]
 
 DIR holds the raw files that `configs/datasets/kuairand_pure_late.toml` names. Every (variant, seed) is one training
-run; its result is one JSON line in `benchmarks/results/kuairand_pure_late.jsonl`. A run that is there is not repeated,
-so the command can be stopped and started again. The table is written beside it. Variants differ from
-`configs/kuairand_pure_late.toml` by the overrides below; what became that file was decided on valid alone.
+run; its result is one JSON line in `benchmarks/results/kuairand_pure_late.jsonl`. A run that is there is not repeated
+(unless the configuration or the recipe changed), so the command can be stopped and started again. The table is written
+beside it. Variants differ from `configs/kuairand_pure_late.toml` by the overrides below; what became that file was
+decided on valid alone.
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -49,12 +51,20 @@ def main() -> None:
         arguments.work.mkdir(parents=True, exist_ok=True)
         build = ["data", "build", str(RECIPE), "--raw", str(arguments.raw), "--out", str(store)]
         subprocess.run([*COMMAND, *build], check=True)
-    done = {(cell["variant"], cell["seed"]) for cell in read_results(RESULTS)}
+    done = {(cell["key"], cell["seed"]) for cell in read_results(RESULTS)}
     for variant in arguments.only:
         for seed in arguments.seeds:
-            if (variant, seed) not in done:
+            if (key_of(variant), seed) not in done:
                 run_cell(variant, seed, store)
                 TABLE.write_text(table(read_results(RESULTS)), encoding="utf-8")
+
+
+def key_of(variant: str) -> str:
+    """A hash of everything that a variant's runs are made from: another configuration or recipe is another cell."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (CONFIG.read_text(encoding="utf-8"), RECIPE.read_text(encoding="utf-8"), *VARIANTS[variant]):
+        digest.update(part.encode())
+    return digest.hexdigest()
 
 
 def run_cell(variant: str, seed: int, store: Path) -> None:
@@ -63,11 +73,13 @@ def run_cell(variant: str, seed: int, store: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         train = ["train", str(CONFIG), "--json", "--run-dir", f"{folder}/run", *(f"--set={o}" for o in overrides)]
         finished = subprocess.run([*COMMAND, *train], check=True, stdout=subprocess.PIPE, text=True)
+        environment = json.loads((Path(folder) / "run" / "environment.json").read_text(encoding="utf-8"))
     result = json.loads(finished.stdout.splitlines()[-1])
     result.pop("run_dir")
+    cell = {"variant": variant, "key": key_of(variant), "overrides": VARIANTS[variant], "seed": seed}
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"variant": variant, "overrides": VARIANTS[variant], "seed": seed, **result}) + "\n")
+        file.write(json.dumps({**cell, **result, "environment": environment}) + "\n")
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
