@@ -9,6 +9,7 @@ number of past exposures too. AUC / gAUC on valid and test, as in `infnet-rec ev
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -32,7 +33,8 @@ def main() -> None:
         splits = {split: store.examples(split) for split in ("train", "valid", "test")}
         inputs = {split: inputs_of(store, arguments.profile, e, counted) for split, e in splits.items()}
         for task in store.schema.tasks:
-            model = HistGradientBoostingClassifier(max_iter=80, max_leaf_nodes=31, early_stopping=False)
+            off: Any = False  # scikit-learn takes it, its stubs do not
+            model = HistGradientBoostingClassifier(max_iter=80, max_leaf_nodes=31, early_stopping=off)
             model.fit(inputs["train"], splits["train"].labels[task.name])
             texts = []
             for split in ("valid", "test"):
