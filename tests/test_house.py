@@ -93,9 +93,10 @@ def vague_names(sources: Sources) -> Iterator[str]:
 
 # Written so that this file does not match itself.
 MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:home|root|Users|work|mnt|scratch)/[\w.]+")
-HOSTS = [f"{name}[.](?:org|python|pytorch)" for name in ("pypi", "files[.]pythonhosted", "pythonhosted")]
-OPTIONS = [f"--(?:extra-)?{what}" for what in ("index-url", "find-links")]
-REGISTRY = re.compile("|".join([*(rf"\b{host}" for host in HOSTS), r"\bdownload[.]pytorch[.]", *OPTIONS]))
+REGISTRY = re.compile(
+    r"\bpypi[.](?:org|python)|\b(?:files[.])?pythonhosted[.]org|\bdownload[.]pytorch[.]org"
+    r"|--(?:extra-)?index[-]url|--find[-]links"
+)
 
 
 def machine_paths_and_registries(sources: Sources) -> Iterator[str]:
@@ -134,7 +135,7 @@ SOUND = {
     "c.py": "class A:\n    def f(self, a, b, c, d, e, f, g, h): ...",
     "d.py": _class(10),
     "e.py": _class(11, "@property"),
-    "f.py": "# https://example.com/work/x and data/home/x and ./root/x and https://www.pypi-like.com",
+    "f.py": "# https://example.com" + "/work" + "/x and data/home/x and ./root" + "/x and https://www.pypi-like.com",
 }
 
 
