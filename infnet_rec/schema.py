@@ -27,11 +27,16 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A categorical feature: one id an example, read from the user, the item or the example itself (context)."""
+    """A categorical feature, read from the user, the item or the example itself (context).
+
+    `max_values` is the number of ids an example may have: 1, or more for a multi-valued feature such as tags, whose
+    embeddings are averaged.
+    """
 
     name: str
     table: str
     side: Side
+    max_values: int = 1
 
 
 @dataclass(frozen=True, slots=True)

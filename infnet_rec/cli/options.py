@@ -1,0 +1,14 @@
+"""Options and settings that all verbs share."""
+
+from typing import Annotated, NoReturn
+
+import typer
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with this exit code."""
+    raise typer.Exit(code)
