@@ -12,6 +12,7 @@ from infnet_rec.faults import Fault, did_you_mean
 UNSEEN_ID = 0
 NULL_ID = 1
 FIRST_VALUE_ID = 2
+EMPTY_SLOT = -1  # in a store, after the last id of a multi-valued feature
 
 Side = Literal["user", "item", "context"]
 Grouping = Literal["behaviour", "sequence", "all"]

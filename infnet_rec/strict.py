@@ -83,7 +83,8 @@ def _instant(value: Any) -> str:
 
 
 def _line(model: type[BaseModel], fault: Any) -> str:
-    loc = fault["loc"]
+    # A union's tag, such as "(time)", is no key of the file.
+    loc = tuple(part for part in fault["loc"] if not str(part).startswith("("))
     key = ".".join(str(part) for part in loc) or "(the whole file)"
     if fault["type"] == "extra_forbidden":
         return f"  {key}: unknown key{did_you_mean(str(loc[-1]), _fields_at(model, loc[:-1]))}"
@@ -116,7 +117,7 @@ def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
 
 def _innermost_model(annotation: Any) -> Any:
     """The model inside `tuple[Model, ...]`, `dict[str, Model]` or `Model | None`; the annotation itself otherwise."""
-    if typing.get_origin(annotation) in (tuple, list, dict, typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in (tuple, list, dict, typing.Union, types.UnionType, typing.Annotated):
         for argument in typing.get_args(annotation):
             inner = _innermost_model(argument)
             if isinstance(inner, type) and issubclass(inner, BaseModel):

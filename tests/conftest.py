@@ -36,7 +36,7 @@ def small_store(small_raw: Path) -> Path:
     from infnet_rec.data.recipe import load_recipe
 
     recipe = load_recipe(Path(__file__).parents[1] / "configs" / "datasets" / "kuairand_pure.toml")
-    silent = Progress(stage=lambda text: None, total_rows=lambda total: None, rows=lambda number: None)
+    silent = Progress(lambda *_: None, lambda _: None)
     out = small_raw.parent / "store"
     build(recipe, small_raw, out, silent, num_threads=1)
     return out

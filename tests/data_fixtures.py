@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 GENERATED_RECIPE = ROOT / "configs" / "datasets" / "kuairand_pure.toml"
 REAL_RECIPE = ROOT / "configs" / "datasets" / "kuairand_pure_late.toml"
 REAL_RAW = ROOT.parent / "shared" / "data" / "kuairand_pure_late"
-QUIET = Progress(lambda _: None, lambda _: None, lambda _: None)
+QUIET = Progress(lambda *_: None, lambda _: None)
 CLOCK_START = 1_699_999_200  # 2023-11-14 22:00 UTC
 BOUNDARY_HOURS = (29, 125, 161, 197)  # from there to the boundaries of the shop's splits
 

@@ -53,15 +53,28 @@ def build(
     recipe: Annotated[Path, typer.Argument(help="What the raw files mean (TOML).")],
     raw: Annotated[Path, typer.Option(help="Folder of the raw files.")],
     out: Annotated[Path, typer.Option(help="The store to make.")],
-    memory_gib: Annotated[float, typer.Option(min=0.5, help="Memory to use; the rest spills to disk.")] = 6.0,
+    memory_gib: Annotated[
+        float, typer.Option(min=0.5, help="Memory to use, however long the log; the rest spills to disk.")
+    ] = 6.0,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
+    max_bad_fraction: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of a table's rows that may be bad before the build stops.")
+    ] = 0.001,
     replace: Annotated[bool, typer.Option("--replace", help="Build an existing store anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn raw files into a store: sorted by user and time, vocabularies fitted on the training window."""
     from infnet_rec.commands import data as command
 
-    summary = command.build_store(recipe, raw, out, memory_gib=memory_gib, num_threads=workers, replace=replace)
+    summary = command.build_store(
+        recipe,
+        raw,
+        out,
+        memory_gib=memory_gib,
+        num_threads=workers,
+        max_bad_fraction=max_bad_fraction,
+        replace=replace,
+    )
     command.print_result(summary, command.summary_lines(summary), as_json=as_json)
 
 

@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,30 @@ from infnet_rec.data.store import Store
 
 
 def build_store(
-    recipe_path: Path, raw: Path, out: Path, *, memory_gib: float, num_threads: int, replace: bool
+    recipe_path: Path,
+    raw: Path,
+    out: Path,
+    *,
+    memory_gib: float,
+    num_threads: int,
+    max_bad_fraction: float,
+    replace: bool,
 ) -> dict[str, Any]:
     """Builds a store with a progress bar on stderr and returns its manifest's summary."""
     recipe = load_recipe(recipe_path)
     started_at = time.perf_counter()
-    with tqdm(unit=" rows", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
-
-        def stage(text: str) -> None:
-            bar.set_description_str(text)
-            if not sys.stderr.isatty():
-                print(text, file=sys.stderr, flush=True)
-
-        def total_rows(total: int) -> None:
-            bar.reset(total)
-
-        def rows(number: int) -> None:
-            bar.update(number)
-
-        progress = Progress(stage, total_rows, rows)
-        manifest = build(recipe, raw, out, progress, memory_gib=memory_gib, num_threads=num_threads, replace=replace)
-    kept = ("name", "num_users", "num_items", "splits", "behaviours", "history_lengths")
+    with stages() as progress:
+        manifest = build(
+            recipe,
+            raw,
+            out,
+            progress,
+            memory_gib=memory_gib,
+            num_threads=num_threads,
+            max_bad_fraction=max_bad_fraction,
+            replace=replace,
+        )
+    kept = ("name", "num_users", "num_items", "splits", "behaviours", "history_lengths", "bad_rows")
     bytes_on_disk = sum(file["bytes"] for file in manifest["files"].values())
     return {
         "store": str(out),
@@ -44,6 +49,28 @@ def build_store(
         "bytes": bytes_on_disk,
         **{key: manifest[key] for key in kept},
     }
+
+
+@contextmanager
+def stages() -> Iterator[Progress]:
+    """A bar on stderr with rate and time left for each stage of a build; a line a stage where there is no terminal."""
+    bars = ExitStack()
+    bar: tqdm[Any] | None = None
+
+    def stage(text: str, total: int, unit: str) -> None:
+        nonlocal bar
+        bars.close()
+        if not sys.stderr.isatty():
+            print(text, file=sys.stderr, flush=True)
+        scale = {"unit": unit, "unit_scale": True, "file": sys.stderr, "disable": None, "leave": False}
+        bar = bars.enter_context(tqdm(desc=text, total=total or None, **scale))
+
+    def done(amount: int) -> None:
+        if bar is not None:
+            bar.update(amount - bar.n)
+
+    with bars:
+        yield Progress(stage, done)
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
@@ -55,6 +82,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     for split, facts in summary["splits"].items():
         rates = "  ".join(f"{task} {rate:.4f}" for task, rate in facts["label_rates"].items())
         lines.append(f"  {split:<6}{facts['num_examples']:>12,} examples   label rates  {rates}")
+    for table, count in summary["bad_rows"].items():
+        lines.append(f"  {count:,} bad rows of {table} left out; see {summary['store']}/quarantine.csv")
     lengths = "  ".join(f"{name} {stats['mean']:.1f}" for name, stats in summary["history_lengths"].items())
     lines.append(f"  events before a training example, mean  {lengths}")
     return lines

@@ -10,7 +10,7 @@ import numpy as np
 
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault
-from infnet_rec.schema import FIRST_VALUE_ID, NULL_ID, UNSEEN_ID
+from infnet_rec.schema import EMPTY_SLOT, FIRST_VALUE_ID, NULL_ID, UNSEEN_ID
 
 
 class Meanings:
@@ -29,6 +29,8 @@ class Meanings:
         if feature not in self._vocabularies:
             self._vocabularies[feature] = self._store.vocabulary(feature).to_pydict()
         columns, place = self._vocabularies[feature], id_ - FIRST_VALUE_ID
+        if self._store.manifest["encodings"][feature] == "hash":
+            return f"(bucket {place})"
         if "value" in columns:
             return columns["value"][place]
         low, high = columns["low"][place], columns["high"][place]
@@ -61,6 +63,7 @@ def describe_example(store: Store, split: str, row: int, sequence_length: int) -
         {"feature": name, "side": side, "id": int(id_), "value": meanings.of(name, int(id_))}
         for side, values in ids.items()
         for name, id_ in zip(store.columns_of(side), values, strict=True)
+        if id_ != EMPTY_SLOT
     ]
     return {
         "split": split,
@@ -102,7 +105,9 @@ def _history(
 
 
 def local_time(store: Store, instant: int) -> str:
-    """An instant on the recipe's clock."""
+    """An instant on the recipe's clock; the row's number where the log has no time."""
+    if store.manifest["order"] == "file":
+        return f"row {instant}"
     log = store.manifest["recipe"]["log"]
     seconds = instant / (1000 if log["time_unit"] == "ms" else 1)
     return (datetime.fromtimestamp(seconds, UTC) + timedelta(hours=log["utc_offset_hours"])).strftime(

@@ -1,19 +1,25 @@
-"""Raw CSV and Parquet files as typed DuckDB views.
+"""Raw CSV and Parquet files: what stands in them, and how DuckDB is told to read them.
 
 DuckDB scans, joins and sorts out of core; this file checks that the raw files are what the recipe says before any of it
-starts, and turns DuckDB's errors into faults.
+starts, and turns DuckDB's errors into faults. What DuckDB would guess (dialect, types, first rows) is told instead.
 """
 
+import csv
+import gzip
 import re
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from infnet_rec.data.recipe import Recipe, SourceRecipe
-from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.faults import Failure, Fault, did_you_mean
 
 # What DuckDB raises for data or predicates that do not fit; anything else is a bug or a failure of the machine.
 COMPLAINTS = (
@@ -23,9 +29,11 @@ COMPLAINTS = (
     duckdb.ParserException,
     duckdb.CatalogException,
 )
-# Left to itself DuckDB drops first rows of another length than the later ones, and takes "#" for a comment.
-CSV_FORMAT = "header = true, delim = ',', quote = '\"', escape = '\"', skip = 0, comment = ''"
-SQL_TYPE = {"index": "VARCHAR", "quantile": "DOUBLE", "hour_of_day": "BIGINT", "day_of_week": "BIGINT"}
+NO_SPACE = re.compile(r"no space left|disk quota|file too large", re.IGNORECASE)
+BROKEN_GZIP = re.compile(r"gzip", re.IGNORECASE)
+CSV_FORMAT = "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', comment = ''"
+MAX_REJECTS = 1_000_000
+SNIFFED_ROWS = 20_480
 
 
 def quoted(name: str) -> str:
@@ -43,7 +51,7 @@ def connect(folder: Path, *, memory_gib: float, num_threads: int) -> duckdb.Duck
     connection = duckdb.connect(str(folder / "build.duckdb"))
     connection.execute(f"SET memory_limit = '{memory_gib:.3f}GiB'; SET threads = {num_threads}")
     connection.execute(f"SET temp_directory = {literal(str(folder / 'spill'))}; SET preserve_insertion_order = false")
-    connection.execute("SET enable_progress_bar = false")
+    connection.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")
     return connection
 
 
@@ -55,105 +63,172 @@ def first_value(connection: duckdb.DuckDBPyConnection, query: str) -> Any:
 
 @contextmanager
 def faults_of(where: str) -> Iterator[None]:
-    """Turns DuckDB's complaints about the data into a Fault that says what was being read."""
+    """Turns DuckDB's complaints about the data into a Fault that says what was being read.
+
+    Raises:
+        Fault: the data do not fit.
+        Failure: the disk is full.
+    """
     try:
         yield
     except COMPLAINTS as error:
         detail = re.sub(r"\s*\n\s*", " ", str(error)).split(" Possible fixes")[0]
+        if "state machine" in detail:
+            detail = "rows end sometimes in CRLF and sometimes in LF, or a quote is not closed"
         raise Fault(f"{where}: {detail[:500]}") from error
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        detail = re.sub(r"\s*\n\s*", " ", str(error))
+        if NO_SPACE.search(detail):
+            raise Failure(f"{where}: the disk is full ({detail[:200]}); free some space and run it again") from error
+        if BROKEN_GZIP.search(detail):
+            raise Fault(f"{where}: {detail[:200]}; the file is cut off or not gzip, fetch it again") from error
+        if isinstance(error, duckdb.OutOfMemoryException):
+            raise Failure(f"{where}: needs more memory ({detail[:200]}); give more with --memory-gib") from error
+        raise
 
 
-def open_raw(connection: duckdb.DuckDBPyConnection, recipe: Recipe, raw: Path) -> None:
-    """Creates the views `raw_log`, `raw_user_<i>`, `raw_item_<i>` and `raw_history_<i>`.
+@dataclass(frozen=True, slots=True)
+class RawTable:
+    """Files that are parts of one table; all have the same columns.
 
-    Raises:
-        Fault: files or columns are missing; all of them are named.
+    Attributes:
+        paths: the files, all CSV (perhaps .gz) or all Parquet.
+        columns: column names, in the order of the files.
+        lists: Parquet columns that hold lists.
+        integers: Parquet columns that hold whole numbers.
     """
-    if not raw.is_dir():
-        raise Fault(
-            f"--raw {raw}: no such folder; it must hold the files that the recipe names, such as {recipe.log.files[0]}"
+
+    paths: tuple[Path, ...]
+    columns: tuple[str, ...]
+    lists: frozenset[str] = frozenset()
+    integers: frozenset[str] = frozenset()
+
+    @property
+    def is_parquet(self) -> bool:
+        return self.paths[0].suffix == ".parquet"
+
+    @property
+    def num_bytes(self) -> int:
+        """On disk."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def scan(
+        self, types: dict[str, str], *, rejects: str | None = None, nulls: Iterable[str] = (), part: int | None = None
+    ) -> str:
+        """A FROM clause that reads these columns in these SQL types and the other columns as text.
+
+        Args:
+            types: of the columns whose type matters.
+            rejects: CSV: a new table's name, for the rows that do not parse.
+            nulls: CSV: texts that mean "missing", besides the empty field.
+            part: the number of the only file to read; all by default.
+        """
+        paths = self.paths if part is None else self.paths[part : part + 1]
+        names = "[" + ", ".join(literal(str(path)) for path in paths) + "]"
+        if self.is_parquet:
+            return f"read_parquet({names}, file_row_number = true)"
+        columns = ", ".join(f"{literal(c)}: {literal(types.get(c, 'VARCHAR'))}" for c in self.columns)
+        options = f"columns = {{{columns}}}, nullstr = [{', '.join(map(literal, ['', *nulls]))}]"
+        if rejects:
+            options += (
+                f", store_rejects = true, rejects_table = {literal(rejects)}, rejects_limit = {MAX_REJECTS}"
+                f", rejects_scan = {literal(rejects + '_scans')}"
+            )
+        return f"read_csv({names}, {CSV_FORMAT}, {options})"
+
+    def text(self, column: str, separator: str = ",") -> str:
+        """SQL for a column as text, null where missing; between a list's values stands the separator."""
+        if column in self.lists:
+            return f"array_to_string({quoted(column)}, {literal(separator)})"
+        return f"CAST({quoted(column)} AS VARCHAR)" if self.is_parquet else quoted(column)
+
+    def integer(self, column: str) -> str:
+        """SQL for a column of whole numbers, null where there is none: DuckDB alone would round 1.5."""
+        if column in self.integers:
+            return f"TRY_CAST({quoted(column)} AS BIGINT)"
+        text = self.text(column)
+        return (
+            f"CASE WHEN contains({text}, '.') AND coalesce(TRY_CAST({text} AS DOUBLE) % 1 <> 0, TRUE) THEN NULL "
+            f"ELSE TRY_CAST({text} AS BIGINT) END"
         )
-    faults: list[str] = []
-    id_type = "BIGINT" if recipe.log.id_type == "int64" else "VARCHAR"
-    log_types = {recipe.log.user: id_type, recipe.log.item: id_type, recipe.log.time: "BIGINT"}
-    log_types |= {task.label: "DOUBLE" for task in recipe.tasks}  # an integer type would round 0.5
-    for feature in recipe.features:
-        if feature.side == "context":
-            log_types |= {c: SQL_TYPE[feature.encoding] for c in feature.columns if c not in log_types}
-    wanted = list(log_types)
-    _view(connection, "raw_log", raw, recipe.log.files, log_types, wanted, faults)
-    for side in ("user", "item"):
-        _open_side(connection, recipe, raw, side, id_type, faults)
-    for k, history in enumerate(recipe.history):
-        wanted = [history.user, history.time, history.items]
-        _view(connection, f"raw_history_{k}", raw, [history.file], {}, wanted, faults)
-    if faults:
-        raise Fault(f"raw files do not fit recipe {recipe.name}\n" + "\n".join(f"  {fault}" for fault in faults))
-    for behaviour in recipe.behaviours:
-        with faults_of(f"recipe {recipe.name}, behaviour {behaviour.name}, where = {behaviour.where!r}"):
-            connection.execute(f"SELECT 1 FROM raw_log WHERE {behaviour.where} LIMIT 0").fetchall()
 
 
-def side_columns(recipe: Recipe, side: str) -> dict[str, str]:
-    """Columns that a side's features read -> the SQL type to read them as."""
-    return {c: SQL_TYPE[f.encoding] for f in recipe.features if f.side == side for c in f.columns}
+def open_table(raw: Path, files: Iterable[str], faults: list[str]) -> RawTable | None:
+    """Reads the headers; appends to `faults` what is wrong and returns None then."""
+    paths = tuple(raw / file for file in files)
+    found = len(faults)
+    faults.extend(f"{path}: no such file" for path in paths if not path.is_file())
+    if len({path.suffix == ".parquet" for path in paths}) > 1:
+        faults.append(f"{', '.join(map(str, paths))}: parts of one table must all be CSV or all be Parquet")
+    if len(faults) > found:
+        return None
+    tables = []
+    for path in paths:
+        try:
+            tables.append(_parquet(path) if path.suffix == ".parquet" else RawTable((path,), _header(path)))
+        except Fault as fault:
+            faults.append(str(fault))
+    if len(faults) > found:
+        return None
+    first = tables[0]
+    for table in tables:
+        if table.columns != first.columns:
+            faults.append(
+                f"{table.paths[0]}: its columns differ from those of {paths[0]}; parts of one table must agree"
+            )
+    return RawTable(paths, first.columns, first.lists, frozenset.intersection(*(t.integers for t in tables)))
 
 
-def _open_side(
-    connection: duckdb.DuckDBPyConnection, recipe: Recipe, raw: Path, side: str, id_type: str, faults: list[str]
-) -> None:
-    sources: tuple[SourceRecipe, ...] = getattr(recipe.sides, side)
-    own_key = recipe.log.user if side == "user" else recipe.log.item
-    wanted = side_columns(recipe, side)
-    found: set[str] = {own_key}
-    for k, source in enumerate(sources):
-        types = {c: kind for c, kind in wanted.items() if c not in found} | {source.key: id_type}
-        found |= _view(connection, f"raw_{side}_{k}", raw, source.files, types, [source.key], faults)
+def _header(path: Path) -> tuple[str, ...]:
+    """Column names of a CSV file; a byte order mark and CRLF are no part of them."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            text = file.readline(1 << 20).decode("utf-8-sig")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Fault(f"{path}: cut off or not gzip ({error}); fetch the file again") from error
+    except UnicodeDecodeError as error:
+        raise Fault(f"{path}: the header is not UTF-8 text; convert the file") from error
+    columns = next(csv.reader([text]), [])
+    if not any(columns):
+        raise Fault(f"{path}: has no header; the first line must hold the column names")
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise Fault(f"{path}: column {', '.join(twice)} stands in the header more than once; rename one")
+    return tuple(columns)
+
+
+def _parquet(path: Path) -> RawTable:
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise Fault(f"{path}: not a Parquet file ({error})") from error
+    lists = frozenset(f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type))
+    integers = frozenset(f.name for f in schema if pa.types.is_integer(f.type))
+    return RawTable((path,), tuple(schema.names), lists, integers)
+
+
+def sniffed(connection: duckdb.DuckDBPyConnection, table: RawTable, columns: Iterable[str]) -> dict[str, str]:
+    """SQL types of CSV columns as DuckDB guesses them from the first rows; nothing for Parquet, which has types."""
+    wanted = list(columns)
+    if table.is_parquet or not wanted:
+        return {}
+    rows = f"(SELECT * FROM {table.scan({}, part=0, rejects=None)} LIMIT {SNIFFED_ROWS})"
+    kinds = {}
     for column in wanted:
-        if column not in found:
-            files = [file for source in sources for file in source.files]
-            where = ", ".join(files) or "(no file)"
-            faults.append(f"{side} feature {column!r}: no such column in {where}{did_you_mean(column, found)}")
+        text = quoted(column)
+        for kind in ("BIGINT", "DOUBLE"):
+            bad = f"{text} IS NOT NULL AND TRY_CAST({text} AS {kind}) IS NULL"
+            if kind == "BIGINT":
+                bad += f" OR contains({text}, '.')"
+            with faults_of(str(table.paths[0])):
+                if not first_value(connection, f"SELECT count(*) FROM {rows} WHERE {bad}"):
+                    kinds[column] = kind
+                    break
+    return kinds
 
 
-def _view(
-    connection: duckdb.DuckDBPyConnection,
-    name: str,
-    raw: Path,
-    files: Iterable[str],
-    types: dict[str, str],
-    wanted: list[str],
-    faults: list[str],
-) -> set[str]:
-    """Creates one view over all parts and returns its columns; appends to `faults` instead of raising."""
-    paths = [raw / file for file in files]
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        faults.extend(f"{path}: no such file" for path in missing)
-        return set(types)
-    headers = {path: _columns(connection, path) for path in paths}
-    first = headers[paths[0]]
-    for path, columns in headers.items():
-        if columns != first:
-            faults.append(f"{path}: its columns differ from those of {paths[0]}; parts of one table must agree")
-        faults += [f"{path}: no column {w!r}{did_you_mean(w, columns)}" for w in wanted if w not in columns]
-    if not faults:
-        typed = {c: kind for c, kind in types.items() if c in first}
-        with faults_of(", ".join(str(path) for path in paths)):
-            connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {_scan(paths, typed)}")
-    return set(first)
-
-
-def _columns(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
-    with faults_of(str(path)):
-        return [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {_scan([path], {})}").fetchall()]
-
-
-def _scan(paths: list[Path], types: dict[str, str]) -> str:
-    """A FROM clause; only columns whose type matters are forced, DuckDB detects the others."""
-    names = "[" + ", ".join(literal(str(path)) for path in paths) + "]"
-    if paths[0].suffix == ".parquet":
-        casts = ", ".join(f"CAST({quoted(c)} AS {kind}) AS {quoted(c)}" for c, kind in types.items())
-        return f"(SELECT * REPLACE ({casts}) FROM read_parquet({names}))" if casts else f"read_parquet({names})"
-    forced = ", ".join(f"{literal(c)}: {literal(kind)}" for c, kind in types.items())
-    return f"read_csv({names}, {CSV_FORMAT}, {f'types = {{{forced}}}' if forced else 'all_varchar = true'})"
+def missing_columns(table: RawTable, wanted: Iterable[str]) -> list[str]:
+    """One line for each column that the files do not have."""
+    return [
+        f"{table.paths[0]}: no column {w!r}{did_you_mean(w, table.columns)}" for w in wanted if w not in table.columns
+    ]

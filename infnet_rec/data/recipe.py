@@ -8,24 +8,27 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NaiveDatetime, model_validator
+from pydantic import Field, model_validator
 
+from infnet_rec.data.splits import SplitsRecipe
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.strict import StrictModel, check, read_toml
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Files = Annotated[tuple[str, ...], Field(min_length=1)]
-Encoding = Literal["index", "quantile", "hour_of_day", "day_of_week"]
+DEFAULT_RANGES, MAX_RANGES = 64, 10_000
+Encoding = Literal["index", "hash", "multi", "quantile", "hour_of_day", "day_of_week"]
 
 
 class LogRecipe(StrictModel):
     """The behaviour log: one row an impression.
 
     Attributes:
-        files: CSV or Parquet files relative to the raw folder; together they are the log.
+        files: CSV (also .csv.gz) or Parquet files relative to the raw folder; together they are the log.
         user: column of the user's id.
         item: column of the item's id.
-        time: integer column of the instant, in `time_unit`s since 1970 UTC.
+        time: integer column of the instant, in `time_unit`s since 1970 UTC. Leave it out if the log has none and each
+            user's rows stand in the order in which they happened; the row's number is then its time.
         time_unit: unit of `time`.
         utc_offset_hours: local clock, for split dates, hours and days of the week.
         id_type: type of the user and item ids.
@@ -34,7 +37,7 @@ class LogRecipe(StrictModel):
     files: Files
     user: str
     item: str
-    time: str
+    time: str | None = None
     time_unit: Literal["s", "ms"] = "ms"
     utc_offset_hours: int = Field(0, ge=-12, le=14)
     id_type: Literal["int64", "string"] = "int64"
@@ -59,11 +62,16 @@ class FeatureRecipe(StrictModel):
 
     Attributes:
         side: where the columns stand: user or item side table, or the log (context).
-        encoding: "index" gives every distinct training value an id; "quantile" cuts a number into `buckets` equally
-            frequent ranges (exact zero is an id of its own); "hour_of_day" and "day_of_week" read the log's time.
+        encoding: "index" gives every distinct training value an id; "hash" gives any value one of `buckets` ids,
+            without a vocabulary; "multi" splits a text at `separator` (or takes a list) and gives each of its first
+            `max_values` values an id as "index" does; "quantile" cuts a number into `buckets` equally frequent ranges
+            (exact zero is an id of its own); "hour_of_day" and "day_of_week" read the log's time.
         columns: the columns; a feature is named after its column.
         name: the feature's name, where it must differ from its only column.
-        buckets: number of quantile ranges.
+        buckets: number of quantile ranges or of hashed ids; 64 ranges by default, hashes need a number.
+        min_count: index and multi: values with fewer training rows are treated as never seen.
+        separator: multi: what stands between the values of a text.
+        max_values: multi: values kept, from the left.
         null_values: raw strings that mean "missing", besides the empty field.
     """
 
@@ -71,7 +79,10 @@ class FeatureRecipe(StrictModel):
     encoding: Encoding
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
     name: Name | None = None
-    buckets: int = Field(64, ge=2, le=10_000)
+    buckets: int | None = Field(None, ge=2, le=2**31 - 16)
+    min_count: int = Field(1, ge=1)
+    separator: str = Field(",", min_length=1)
+    max_values: int = Field(5, ge=2, le=64)
     null_values: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -80,9 +91,20 @@ class FeatureRecipe(StrictModel):
             raise ValueError(f"name = {self.name!r} needs exactly one column, got {len(self.columns)}")
         if self.encoding in ("hour_of_day", "day_of_week") and self.side != "context":
             raise ValueError(f"encoding {self.encoding!r} reads the log's time, so side must be 'context'")
-        if self.encoding == "quantile" and self.side == "context":
-            raise ValueError("encoding 'quantile' needs side 'user' or 'item'; use 'index' for a column of the log")
+        if self.encoding in ("quantile", "multi") and self.side == "context":
+            raise ValueError(
+                f"encoding {self.encoding!r} needs side 'user' or 'item'; use 'index' or 'hash' for a column of the log"
+            )
+        if self.encoding == "hash" and self.buckets is None:
+            raise ValueError("encoding 'hash' needs buckets, the number of ids; twice the number of values is usual")
+        if self.encoding == "quantile" and (self.buckets or 0) > MAX_RANGES:
+            raise ValueError(f"buckets = {self.buckets}: encoding 'quantile' has at most {MAX_RANGES:,}")
         return self
+
+    @property
+    def num_ranges(self) -> int:
+        """Ranges of a quantile feature."""
+        return self.buckets or DEFAULT_RANGES
 
     @property
     def named_columns(self) -> dict[str, str]:
@@ -125,21 +147,6 @@ class TaskRecipe(StrictModel):
     label: str
 
 
-class SplitsRecipe(StrictModel):
-    """Where each split begins, in local time; rows before `train` are history only, rows from `end` on are dropped."""
-
-    train: NaiveDatetime
-    valid: NaiveDatetime
-    test: NaiveDatetime
-    end: NaiveDatetime
-
-    @model_validator(mode="after")
-    def _increasing(self) -> Self:
-        if not self.train < self.valid < self.test < self.end:
-            raise ValueError("the boundaries must increase: train < valid < test < end")
-        return self
-
-
 class ProfileRecipe(StrictModel):
     """A choice of features and histories: all that are declared, without some.
 
@@ -173,14 +180,8 @@ class Recipe(StrictModel):
         behaviours = [b.name for b in self.behaviours]
         faults = [f"feature {n!r} is declared {k} times" for n, k in Counter(features).items() if k > 1]
         faults += [f"behaviour {n!r} is declared {k} times" for n, k in Counter(behaviours).items() if k > 1]
-        faults += [
-            f"feature {n!r}: encoding {f.encoding!r} reads the log's time, so its column must be {self.log.time!r}"
-            for f in self.features
-            if f.encoding in ("hour_of_day", "day_of_week")
-            for n, column in f.named_columns.items()
-            if column != self.log.time
-        ]
-        items = [name for f in self.features if f.side == "item" for name in f.named_columns]
+        faults += self._time_faults()
+        items = {name: f for f in self.features if f.side == "item" for name in f.named_columns}
         if (self.sequences is None) == bool(self.behaviours):
             faults.append("behaviours and sequences go together: declare both or neither")
         for attribute in self.sequences.attributes if self.sequences else ():
@@ -188,6 +189,8 @@ class Recipe(StrictModel):
                 faults.append(
                     f"sequence attribute {attribute!r} is not an item feature{did_you_mean(attribute, items)}"
                 )
+            elif items[attribute].encoding == "multi":
+                faults.append(f"sequence attribute {attribute!r} has several values an item; encode it with 'index'")
         for history in self.history:
             if history.behaviour not in behaviours:
                 faults.append(
@@ -208,11 +211,29 @@ class Recipe(StrictModel):
             raise ValueError("; ".join(faults))
         return self
 
+    def _time_faults(self) -> list[str]:
+        faults = [
+            f"feature {n!r}: encoding {f.encoding!r} reads the log's time, so its column must be {self.log.time!r}"
+            for f in self.features
+            if f.encoding in ("hour_of_day", "day_of_week")
+            for n, column in f.named_columns.items()
+            if column != self.log.time
+        ]
+        if self.log.time is None and self.splits.by == "time":
+            faults.append("splits: by = 'time' needs log.time; without one use by = 'rows_of_each_user'")
+        if self.log.time is None and self.history:
+            faults.append("history: its events have instants, so the log needs log.time")
+        return faults
+
+    @property
+    def ticks_per_second(self) -> int:
+        """Of the log's time."""
+        return 1000 if self.log.time_unit == "ms" else 1
+
     def instant(self, local: datetime) -> int:
         """A local date of `splits` in the log's time unit."""
         zone = timezone(timedelta(hours=self.log.utc_offset_hours))
-        seconds = local.replace(tzinfo=zone).timestamp()
-        return round(seconds * (1000 if self.log.time_unit == "ms" else 1))
+        return round(local.replace(tzinfo=zone).timestamp() * self.ticks_per_second)
 
     def profile_choices(self) -> dict[str, dict[str, list[str]]]:
         """Profile -> its `features` and `behaviours` in declaration order; "all" is always there."""

@@ -1,182 +1,231 @@
 """Users and items: one row each, numbered by sorted key, with the ids of all their features.
 
-Tables made here (DuckDB): `users` and `items` (index, key), `rows` (the whole log and the seeded histories, joined to
-those numbers), `user_side` and `item_side` (raw feature columns and each row's training weight).
+Tables made here (DuckDB), for the sides `user` and `item`: `side_<side>_<k>` (the k-th source: key, weight,
+`t_<column>` as text, `n_<column>` as number) and `coded_<side>_<k>` (key and the ids of the features with a
+vocabulary). A side is encoded a range of rows at a time, so that memory does not grow with the number of items.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from infnet_rec.data.raw import faults_of, first_value, quoted
+from infnet_rec.data.log import key_sql
+from infnet_rec.data.quarantine import Intake, Quarantine
+from infnet_rec.data.raw import RawTable, faults_of, first_value, literal, quoted
 from infnet_rec.data.recipe import FeatureRecipe, Recipe
-from infnet_rec.data.store import ColumnSpool
-from infnet_rec.data.vocab import Vocabulary, fit_side_feature, id_sql, value_sql
+from infnet_rec.data.spool import ColumnSpool
+from infnet_rec.data.threads import in_order
+from infnet_rec.data.vocab import (
+    Vocabulary,
+    fit_index,
+    fit_quantile,
+    hash_id_sql,
+    hashed,
+    index_id_sql,
+    value_sql,
+    values_sql,
+)
 from infnet_rec.faults import Fault
+from infnet_rec.schema import EMPTY_SLOT, NULL_ID, UNSEEN_ID, Side
 
-CHUNK_ROWS = 65_536
+RANGE_ROWS = 1 << 18
+OWN = "own"  # the source of features that are the key itself
 
 
-def number_users_and_items(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
-    """Creates `users` and `items`: every key of the log, the histories and the side tables."""
-    for side, column in (("user", recipe.log.user), ("item", recipe.log.item)):
-        parts = [f"SELECT {quoted(column)} AS key FROM raw_log"]
-        sources = getattr(recipe.sides, side)
-        parts += [f"SELECT {quoted(source.key)} FROM raw_{side}_{k}" for k, source in enumerate(sources)]
-        for k, history in enumerate(recipe.history):
-            parts.append(
-                f"SELECT {quoted(history.user)} FROM raw_history_{k}"
-                if side == "user"
-                else f"SELECT unnest({quoted(history.items)}) FROM raw_history_{k}"
-            )
-        with faults_of(f"{side} ids of recipe {recipe.name}"):
+@dataclass(frozen=True, slots=True)
+class SideFeature:
+    """A feature of a side: its recipe, and the source and column it is read from."""
+
+    name: str
+    recipe: FeatureRecipe
+    source: str
+    column: str
+
+    @property
+    def text(self) -> str:
+        """SQL of the raw text within the source."""
+        return "CAST(key AS VARCHAR)" if self.source == OWN else quoted(f"t_{self.column}")
+
+    @property
+    def number(self) -> str:
+        """SQL of the raw number within the source."""
+        return "CAST(key AS DOUBLE)" if self.source == OWN else quoted(f"n_{self.column}")
+
+
+@dataclass(slots=True)
+class SideTables:
+    """One side: its sources and features, filled step by step: read, fit, code, then encode."""
+
+    recipe: Recipe
+    side: Side
+    sources: list[RawTable]
+    features: list[SideFeature] = field(default_factory=list)
+    vocabularies: dict[str, Vocabulary] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        log = self.recipe.log
+        home = {log.user if self.side == "user" else log.item: OWN}
+        for k, source in enumerate(self.sources):
+            for column in source.columns:
+                home.setdefault(column, str(k))
+        self.features = [
+            SideFeature(name, recipe, home[column], column)
+            for recipe in self.recipe.features
+            if recipe.side == self.side
+            for name, column in recipe.named_columns.items()
+        ]
+
+    def read(self, connection: duckdb.DuckDBPyConnection, quarantine: Quarantine) -> None:
+        """Creates `side_<side>_<k>`.
+
+        Raises:
+            Fault: too many bad rows, or a key that stands in two rows.
+        """
+        for k, (source, recipe) in enumerate(zip(self.sources, getattr(self.recipe.sides, self.side), strict=True)):
+            mine = [f for f in self.features if f.source == str(k)]
+            numbers = {f.column for f in mine if f.recipe.encoding == "quantile"}
+            texts = {f.column: f.recipe.separator for f in mine if f.recipe.encoding != "quantile"}
+            columns = {"key": key_sql(self.recipe, source, recipe.key)}
+            columns |= {f"t_{column}": source.text(column, separator) for column, separator in texts.items()}
+            columns |= {f"n_{column}": f"TRY_CAST({quoted(column)} AS DOUBLE)" for column in sorted(numbers)}
+            Intake(
+                f"side_{self.side}_{k}",
+                ", ".join(recipe.files),
+                source,
+                dict.fromkeys(numbers - texts.keys(), "DOUBLE"),
+                columns,
+                {f"{recipe.key} is empty or not a whole number": "r.key IS NULL"},
+                derived={"weight": "coalesce(w.weight, 0)"},
+                join=f"LEFT JOIN {self.side}_weight AS w ON w.key = r.key",
+                nulls=tuple({null for f in mine if f.recipe.encoding == "quantile" for null in f.recipe.null_values}),
+            ).run(connection, quarantine)
+            _refuse_repeated_keys(connection, f"side_{self.side}_{k}", recipe.key, recipe.files)
+
+    def fit(self, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+        """Fits every feature on the rows that training looks up; yields its name after each."""
+        for feature in self.features:
+            recipe = feature.recipe
+            source = f"{self.side}_weight" if feature.source == OWN else f"side_{self.side}_{feature.source}"
+            with faults_of(f"{self.side} feature {feature.name}"):
+                self.vocabularies[feature.name] = _fitted(connection, feature, recipe, source)
+            yield feature.name
+
+    def code(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Creates `coded_<side>_<k>` for every source, and for the keys themselves."""
+        for source in (OWN, *map(str, range(len(self.sources)))):
+            mine = [f for f in self.features if f.source == source and f.recipe.encoding in ("index", "hash")]
+            rows = f"{self.side}s" if source == OWN else f"side_{self.side}_{source}"
+            ids, joins = [], []
+            for k, feature in enumerate(mine):
+                value = value_sql(feature.text, feature.recipe.null_values)
+                if feature.recipe.encoding == "index":
+                    joins.append(f"LEFT JOIN {self.vocabularies[feature.name].table} AS v{k} ON v{k}.value = {value}")
+                    sql = index_id_sql(value, f"v{k}")
+                else:
+                    sql = hash_id_sql(value, feature.recipe)
+                ids.append(f", {sql} AS {quoted(feature.name)}")
             connection.execute(
-                f"""CREATE TABLE {side}s AS SELECT CAST(row_number() OVER (ORDER BY key) - 1 AS INTEGER) AS index, key
-                FROM (SELECT DISTINCT key FROM ({" UNION ALL ".join(parts)}) WHERE key IS NOT NULL)"""
+                f"""CREATE TABLE coded_{self.side}_{source} AS SELECT s.key{"".join(ids)}
+                FROM {rows} AS s {" ".join(joins)}"""
             )
+        for feature in self.features:
+            if feature.recipe.encoding == "multi":
+                _code_multi(connection, self.side, feature, self.vocabularies[feature.name])
+
+    def encode(
+        self, connection: duckdb.DuckDBPyConnection, folder: Path, num_rows: int, num_threads: int
+    ) -> Iterator[ColumnSpool]:
+        """Spools the ids of all rows, in index order; yields the spool (one column, `ids`) after each range."""
+        width = sum(self.vocabularies[f.name].max_values for f in self.features)
+        spool = ColumnSpool(folder, {"ids": f"({width},)int32"})
+        if not num_rows:
+            yield spool
+
+        def encoded(start: int) -> np.ndarray:
+            return self._encoded(connection.cursor(), start, min(start + RANGE_ROWS, num_rows), width)
+
+        for ids in in_order(encoded, range(0, num_rows, RANGE_ROWS), num_threads):
+            spool.append({"ids": ids})
+            yield spool
+
+    def _encoded(self, cursor: duckdb.DuckDBPyConnection, start: int, stop: int, width: int) -> np.ndarray:
+        """The ids of rows start..stop-1, int32 [rows, width]."""
+        range_sql = f"index >= {start} AND index < {stop}"
+        ends = cursor.execute(f"SELECT min(key), max(key) FROM {self.side}s WHERE {range_sql}").fetchall()[0]
+        low, high = (literal(key) if isinstance(key, str) else str(key) for key in ends)
+        within = f"WHERE key >= {low} AND key <= {high}"  # constants, so that DuckDB skips what lies elsewhere
+        names = {f"coded_{self.side}_{f.source}" for f in self.features}
+        names |= {f"side_{self.side}_{f.source}" for f in self.features if f.source != OWN}
+        names |= {f"multi_{f.name}" for f in self.features if f.recipe.encoding == "multi"}
+        joins = [f"LEFT JOIN (SELECT * FROM {quoted(n)} {within}) AS {quoted(n)} USING (key)" for n in sorted(names)]
+        columns = [sql for f in self.features for sql in self._columns(f)]
+        found = cursor.execute(
+            f"""SELECT {", ".join(f"{sql} AS c{k}" for k, sql in enumerate(columns)) or "NULL"}
+            FROM (SELECT * FROM {self.side}s WHERE {range_sql}) AS s {" ".join(joins)} ORDER BY s.index"""
+        ).fetchnumpy()
+        ids = np.empty((stop - start, width), np.int32)
+        place = 0
+        for feature in self.features:
+            vocabulary = self.vocabularies[feature.name]
+            for _ in range(vocabulary.max_values):
+                column = found[f"c{place}"]
+                quantile = vocabulary.encoding == "quantile"
+                ids[:, place] = vocabulary.encode_numbers(np.asarray(column, np.float64)) if quantile else column
+                place += 1
+        return ids
+
+    def _columns(self, feature: SideFeature) -> list[str]:
+        """SQL of the feature's columns: its number, its id, or its several ids."""
+        match feature.recipe.encoding:
+            case "quantile":
+                table = f"coded_{self.side}_{OWN}" if feature.source == OWN else f"side_{self.side}_{feature.source}"
+                number = feature.number if feature.source == OWN else f"{quoted(table)}.{feature.number}"
+                return [f"coalesce({number}, 'nan'::DOUBLE)"]
+            case "multi":
+                ids = f"{quoted('multi_' + feature.name)}.ids"
+                empty = [str(NULL_ID)] + [str(EMPTY_SLOT)] * (feature.recipe.max_values - 1)
+                return [f"coalesce({ids}[{k}], {fallback})" for k, fallback in enumerate(empty, start=1)]
+            case _:
+                coded = quoted(f"coded_{self.side}_{feature.source}")
+                return [f"coalesce({coded}.{quoted(feature.name)}, {NULL_ID})"]
 
 
-def join_rows(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
-    """Creates `rows`: user, item, time, position, is_example, one flag a behaviour, labels and context columns.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        Fault: a label is not 0 or 1, or a user, item or time is empty.
-    """
-    log = recipe.log
-    flags = [f"coalesce(CAST(({b.where}) AS BOOLEAN), FALSE) AS {quoted('is_' + b.name)}" for b in recipe.behaviours]
-    labels = [
-        f"CASE WHEN {column} IN (0, 1) THEN CAST({column} AS TINYINT) END AS {quoted('label_' + task.name)}"
-        for task, column in ((t, quoted(t.label)) for t in recipe.tasks)
-    ]
-    context = [
-        f"{quoted(column)} AS {quoted('context_' + name)}"
-        for f in recipe.features
-        if f.side == "context" and f.encoding == "index"
-        for name, column in f.named_columns.items()
-    ]
-    columns = ", ".join([*flags, *labels, *context])
-    end = recipe.instant(recipe.splits.end)
-    with faults_of(f"log of recipe {recipe.name}"):
-        connection.execute(
-            f"""CREATE TABLE rows AS SELECT users.index AS user, items.index AS item, log.{quoted(log.time)} AS time,
-            0 AS position, TRUE AS is_example, log.* EXCLUDE (user_key, item_key, {quoted(log.time)})
-            FROM (SELECT {quoted(log.user)} AS user_key, {quoted(log.item)} AS item_key, {quoted(log.time)}, {columns}
-                  FROM raw_log) AS log
-            LEFT JOIN users ON users.key = user_key LEFT JOIN items ON items.key = item_key
-            WHERE {quoted(log.time)} IS NULL OR {quoted(log.time)} < {end}"""
-        )
-    bad = " OR ".join(f"label_{t.name} IS NULL" for t in recipe.tasks)
-    for what, rule in (
-        ("user, item or time is empty", "user IS NULL OR item IS NULL OR time IS NULL"),
-        (f"a label is not 0 or 1 ({', '.join(t.label for t in recipe.tasks)})", bad),
-    ):
-        found = first_value(connection, f"SELECT count(*) FROM rows WHERE {rule}")
-        if found:
-            raise Fault(f"log of recipe {recipe.name}: {what} in {found:,} rows; mend or remove them")
-    _seed_histories(connection, recipe)
-    return first_value(connection, "SELECT count(*) FROM rows")
+def _fitted(
+    connection: duckdb.DuckDBPyConnection, feature: SideFeature, recipe: FeatureRecipe, source: str
+) -> Vocabulary:
+    match recipe.encoding:
+        case "quantile":
+            rows = f"SELECT {feature.number} AS value, weight FROM {source}"
+            return fit_quantile(connection, rows, feature.name, recipe.num_ranges)
+        case "hash":
+            return hashed(feature.name, recipe)
+        case "multi":
+            values = f"unnest({values_sql(feature.text, recipe)})"
+        case _:
+            values = value_sql(feature.text, recipe.null_values)
+    return fit_index(connection, f"SELECT {values} AS value, weight FROM {source}", recipe, feature.name)
 
 
-def _seed_histories(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
-    """Adds the events of the recipe's histories; `position` keeps the order of each list under its one instant."""
-    for k, history in enumerate(recipe.history):
-        flags = ", ".join(
-            f"{'TRUE' if b.name == history.behaviour else 'FALSE'} AS {quoted('is_' + b.name)}"
-            for b in recipe.behaviours
-        )
-        with faults_of(f"history {history.file}"):
-            connection.execute(
-                f"""INSERT INTO rows BY NAME SELECT users.index AS user, items.index AS item, time, position,
-                FALSE AS is_example, {flags}
-                FROM (SELECT {quoted(history.user)} AS user_key, CAST({quoted(history.time)} AS BIGINT) AS time,
-                      unnest({quoted(history.items)}) AS item_key,
-                      unnest(range(1, len({quoted(history.items)}) + 1)) AS position FROM raw_history_{k})
-                JOIN users ON users.key = user_key JOIN items ON items.key = item_key"""
-            )
-        if first_value(connection, "SELECT 1 FROM rows WHERE time IS NULL LIMIT 1"):
-            raise Fault(
-                f"history {history.file}: {history.time} is empty for a user with events; mend or remove the row"
-            )
+def _code_multi(connection: duckdb.DuckDBPyConnection, side: str, feature: SideFeature, vocabulary: Vocabulary) -> None:
+    """Creates `multi_<feature>`: key and the list of ids."""
+    source = f"{side}s" if feature.source == OWN else f"side_{side}_{feature.source}"
+    values = values_sql(feature.text, feature.recipe)
+    connection.execute(
+        f"""CREATE TABLE {quoted("multi_" + feature.name)} AS
+        SELECT key, list(coalesce(v.id, {UNSEEN_ID}) ORDER BY place) AS ids
+        FROM (SELECT key, unnest({values}) AS value, generate_subscripts({values}, 1) AS place FROM {source}) AS s
+        LEFT JOIN {vocabulary.table} AS v ON v.value = s.value GROUP BY key"""
+    )
 
 
-def join_sides(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
-    """Creates `user_side` and `item_side`: index, key, training weight and the raw column of every feature.
-
-    The weight of a row is how often training looks it up: a user once a training example, an item once a training
-    example or event before the validation window.
-    """
-    first, last = recipe.instant(recipe.splits.train), recipe.instant(recipe.splits.valid)
-    looked_up = {"user": f"(is_example AND time >= {first})"}
-    looked_up["item"] = " OR ".join([looked_up["user"], *(quoted("is_" + b.name) for b in recipe.behaviours)])
-    for side, own_key in (("user", recipe.log.user), ("item", recipe.log.item)):
-        connection.execute(
-            f"""CREATE TABLE {side}_weight AS SELECT {side} AS index, count(*) AS weight FROM rows
-            WHERE time < {last} AND ({looked_up[side]}) GROUP BY 1"""
-        )
-        joins, home = [], {own_key: "s.key"}
-        for k, source in enumerate(getattr(recipe.sides, side)):
-            columns = connection.execute(f"SELECT column_name FROM (DESCRIBE raw_{side}_{k})").fetchall()
-            for (column,) in columns:
-                home.setdefault(column, f"s{k}.{quoted(column)}")
-            joins.append(f"LEFT JOIN raw_{side}_{k} AS s{k} ON s{k}.{quoted(source.key)} = s.key")
-            _refuse_repeated_keys(connection, f"raw_{side}_{k}", source.key, source.files)
-        features = [f for f in recipe.features if f.side == side]
-        columns = "".join(f", {home[c]} AS {quoted(n)}" for f in features for n, c in f.named_columns.items())
-        with faults_of(f"{side} tables of recipe {recipe.name}"):
-            connection.execute(
-                f"""CREATE TABLE {side}_side AS SELECT s.index, s.key, coalesce(w.weight, 0) AS weight{columns}
-                FROM {side}s AS s LEFT JOIN {side}_weight AS w ON w.index = s.index {" ".join(joins)}"""
-            )
-
-
-def _refuse_repeated_keys(connection: duckdb.DuckDBPyConnection, view: str, key: str, files: tuple[str, ...]) -> None:
-    with faults_of(", ".join(files)):
-        twice = first_value(
-            connection,
-            f"SELECT {quoted(key)} FROM {view} WHERE {quoted(key)} IS NOT NULL GROUP BY 1 HAVING count(*) > 1 LIMIT 1",
-        )
+def _refuse_repeated_keys(connection: duckdb.DuckDBPyConnection, table: str, key: str, files: tuple[str, ...]) -> None:
+    twice = first_value(connection, f"SELECT key FROM {table} GROUP BY 1 HAVING count(*) > 1 LIMIT 1")
     if twice is not None:
         raise Fault(f"{', '.join(files)}: {key} {twice} stands in more than one row; a side table has one row a {key}")
-
-
-def encode_side(
-    connection: duckdb.DuckDBPyConnection, recipe: Recipe, side: str, folder: Path
-) -> tuple[dict[str, Vocabulary], ColumnSpool]:
-    """Fits every feature of one side and spools the ids of all its rows, in index order.
-
-    Returns:
-        The vocabularies, and a spool with the column `ids` (and nothing else).
-    """
-    owner: dict[str, FeatureRecipe] = {n: f for f in recipe.features if f.side == side for n in f.named_columns}
-    source = f"{side}_side"
-    with faults_of(f"{side} features of recipe {recipe.name}"):
-        vocabularies = {n: fit_side_feature(connection, source, f, n) for n, f in owner.items()}
-    selected, joins = [], []
-    for k, (name, feature) in enumerate(owner.items()):
-        if feature.encoding == "index":
-            value = value_sql(f"s.{quoted(name)}", feature.null_values)
-            joins.append(f"LEFT JOIN {quoted('vocab_' + name)} AS v{k} ON v{k}.value = {value}")
-            selected.append(f"{id_sql(value, f'v{k}')} AS {quoted(name)}")
-        else:
-            selected.append(f"CAST(s.{quoted(name)} AS DOUBLE) AS {quoted(name)}")
-    spool = ColumnSpool(folder, {"ids": f"({len(owner)},)int32"})
-    reader = connection.sql(
-        f"SELECT {', '.join(selected) or 'NULL AS none'} FROM {source} AS s {' '.join(joins)} ORDER BY s.index"
-    ).to_arrow_reader(CHUNK_ROWS)
-    for batch in reader:
-        ids = np.empty((batch.num_rows, len(owner)), np.int32)
-        for k, (name, feature) in enumerate(owner.items()):
-            column = batch.column(k).to_numpy(zero_copy_only=False)
-            ids[:, k] = (
-                column if feature.encoding == "index" else vocabularies[name].encode_numbers(column.astype(np.float64))
-            )
-        spool.append({"ids": ids})
-    return vocabularies, spool
 
 
 def sorted_keys(connection: duckdb.DuckDBPyConnection, side: str) -> pa.Array:

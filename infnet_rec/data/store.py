@@ -5,8 +5,9 @@
     items.arrow              one row an item: key, ids (int32, one an item feature)
     events/<behaviour>.arrow item (int32) and time (int64) of every event, sorted by (user, time); a user's events begin
                              at their `starts` entry
-    examples/<split>.arrow   user, item (int32), time (int64), context and label columns, and per behaviour the number
-                             of the user's events strictly before the example (uint32, `seen_<behaviour>`)
+    examples/<split>.arrow   user, item (int32), time (int64), context ids (uint8, uint16 or int32, as the table needs),
+                             labels (uint8), and per behaviour the number of the user's events strictly before the
+                             example (uint32, `seen_<behaviour>`)
     vocab/<table>.arrow      what each id of a table means
 
 Every file is uncompressed Arrow IPC with a single record batch, so that each column is one contiguous array on disk:
@@ -15,7 +16,8 @@ numpy, pandas, polars and duckdb read it without a copy.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,21 +30,22 @@ from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.schema import Schema
 from infnet_rec.strict import read_json
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 SPLITS = ("train", "valid", "test")
 HASH_CHUNK_BYTES = 1 << 24
 
 
 def write_arrow(path: Path, columns: Mapping[str, np.ndarray | pa.Array]) -> None:
     """Writes columns of one length as a single-batch Arrow IPC file; a 2-D array becomes a fixed-size list."""
-    arrays = {name: _to_arrow(column) for name, column in columns.items()}
+    arrays = {name: to_arrow(column) for name, column in columns.items()}
     batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
     path.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
 
 
-def _to_arrow(column: np.ndarray | pa.Array) -> pa.Array:
+def to_arrow(column: np.ndarray | pa.Array) -> pa.Array:
+    """The memory as Arrow sees it; a 2-D array becomes a fixed-size list."""
     if isinstance(column, pa.Array):
         return column
     if column.ndim == 1:
@@ -75,47 +78,6 @@ def as_numpy(batch: pa.RecordBatch, column: str) -> np.ndarray:
         width = array.type.list_size
         return array.flatten().to_numpy(zero_copy_only=True).reshape(len(array), width)
     return array.to_numpy(zero_copy_only=True)
-
-
-class ColumnSpool:
-    """Collects columns of unknown length on disk, then writes them as one Arrow file; memory stays constant."""
-
-    def __init__(self, folder: Path, dtypes: Mapping[str, str]) -> None:
-        """Opens one file a column.
-
-        Args:
-            folder: where the spool's own files stand until `finish`.
-            dtypes: numpy type of each column, such as "int32", or "(3,)int32" for three values a row.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        self._dtypes = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
-        self._paths = {name: folder / f"{name}.bin" for name in dtypes}
-        self._files = {name: path.open("wb") for name, path in self._paths.items()}
-        self.num_rows = 0
-
-    def append(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Appends rows; every column must be given, all of one length."""
-        lengths = {len(column) for column in columns.values()}
-        assert columns.keys() == self._files.keys() and len(lengths) == 1, (columns.keys(), lengths)
-        for name, column in columns.items():
-            self._files[name].write(np.ascontiguousarray(column, dtype=self._dtypes[name].base).data)
-        self.num_rows += lengths.pop()
-
-    def finish(self, path: Path, **more: np.ndarray | pa.Array) -> None:
-        """Writes the Arrow file, with `more` columns in front, and removes the spool's own files."""
-        columns = dict(more)
-        for name, file in self._files.items():
-            file.close()
-            dtype = self._dtypes[name]
-            shape = (self.num_rows, *dtype.shape)
-            on_disk = self.num_rows and dtype.itemsize
-            columns[name] = (
-                np.memmap(self._paths[name], dtype.base, "r", shape=shape) if on_disk else np.empty(shape, dtype.base)
-            )
-        write_arrow(path, columns)
-        del columns
-        for spooled in self._paths.values():
-            spooled.unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,13 +198,22 @@ class Store:
         return read_arrow(self.path / "vocab" / f"{table}.arrow")
 
 
-def hash_files(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size and blake2b hash of files below `root`, by their relative names."""
-    result = {}
-    for name in sorted(names):
+def hash_files(
+    root: Path, names: Iterable[str], progress: Callable[[int], None] = lambda _: None, *, num_threads: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Size and blake2b hash of files below `root`, by their relative names; `progress` is told the bytes so far."""
+    done = 0
+
+    def hashed(name: str) -> dict[str, Any]:
+        nonlocal done
         digest = hashlib.blake2b(digest_size=16)
         with (root / name).open("rb") as file:
             while chunk := file.read(HASH_CHUNK_BYTES):
                 digest.update(chunk)
-        result[name] = {"bytes": (root / name).stat().st_size, "blake2b": digest.hexdigest()}
-    return result
+                done += len(chunk)
+                progress(done)
+        return {"bytes": (root / name).stat().st_size, "blake2b": digest.hexdigest()}
+
+    names = sorted(names)
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="hash") as pool:
+        return dict(zip(names, pool.map(hashed, names), strict=True))

@@ -1,28 +1,44 @@
 """The log in (user, time) order, cut into events per behaviour and examples per split.
 
+A bucket is a range of users. Buckets know nothing of each other: each is sorted and counted alone, here by a few
+threads, and their parts are laid end to end.
+
 N rows, U users, V behaviours.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 
+from infnet_rec.data.log import TRAIN
 from infnet_rec.data.raw import quoted
 from infnet_rec.data.recipe import Recipe
-from infnet_rec.data.store import SPLITS, ColumnSpool
-from infnet_rec.data.vocab import Vocabulary, clock, clock_ids, fit_index, id_sql, value_sql
+from infnet_rec.data.spool import ColumnSpool
+from infnet_rec.data.store import SPLITS
+from infnet_rec.data.threads import in_order
+from infnet_rec.data.vocab import (
+    Vocabulary,
+    clock,
+    clock_ids,
+    fit_index,
+    hash_id_sql,
+    hashed,
+    index_id_sql,
+    value_sql,
+)
 
-CHUNK_ROWS = 262_144
+BYTES_A_ROW = 400  # of a bucket in memory: DuckDB's sort, the columns as they come and as they go
+MAX_BUCKET_ROWS = 2_000_000
 
-Chunk = dict[str, np.ndarray]
+Columns = dict[str, np.ndarray]
 
 
 def fit_context(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[str, Vocabulary]:
     """Vocabularies of the features read from the log itself, from training examples only."""
-    first, last = recipe.instant(recipe.splits.train), recipe.instant(recipe.splits.valid)
     found = {}
     for feature in recipe.features:
         if feature.side != "context":
@@ -30,135 +46,203 @@ def fit_context(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[s
         for name in feature.named_columns:
             if feature.encoding == "index":
                 value = value_sql(quoted("context_" + name), feature.null_values)
-                source = f"(SELECT *, 1 AS weight FROM rows WHERE is_example AND time >= {first} AND time < {last})"
-                found[name] = fit_index(connection, source, name, value)
+                rows = f"SELECT {value} AS value, 1 AS weight FROM rows WHERE is_example AND split = {TRAIN}"
+                found[name] = fit_index(connection, rows, feature, name)
+            elif feature.encoding == "hash":
+                found[name] = hashed(name, feature)
             else:
                 found[name] = clock(name, feature.encoding)
     return found
 
 
-def sorted_chunks(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> Iterator[Chunk]:
-    """Streams `rows` sorted by (user, time) as numpy columns; no user is cut between two chunks."""
-    context = [f for f in recipe.features if f.side == "context" and f.encoding == "index"]
-    joins, ids = [], []
-    for k, (name, feature) in enumerate((n, f) for f in context for n in f.named_columns):
-        value = value_sql(f"r.{quoted('context_' + name)}", feature.null_values)
-        joins.append(f"LEFT JOIN {quoted('vocab_' + name)} AS v{k} ON v{k}.value = {value}")
-        ids.append(f"{id_sql(value, f'v{k}')} AS {quoted('context_' + name)}")
-    labels = [f"coalesce(r.{quoted('label_' + t.name)}, 0) AS {quoted('label_' + t.name)}" for t in recipe.tasks]
-    flags = [f"r.{quoted('is_' + b.name)}" for b in recipe.behaviours]
-    columns = ", ".join(["r.user", "r.item", "r.time", "r.is_example", *flags, *labels, *ids])
-    # All that an example keeps, so that neither threads nor the order of the raw rows show in the store.
-    ties = [f"label_{t.name}" for t in recipe.tasks] + [f"context_{n}" for f in context for n in f.named_columns]
-    order = ", ".join(["r.user", "r.time", "r.position", "r.item", *map(quoted, ties)])
-    reader = connection.sql(f"SELECT {columns} FROM rows AS r {' '.join(joins)} ORDER BY {order}").to_arrow_reader(
-        CHUNK_ROWS
-    )
-    kept: Chunk | None = None
-    for batch in reader:
-        chunk = {n: batch.column(n).to_numpy(zero_copy_only=False) for n in batch.schema.names}
-        if kept is not None:
-            chunk = {n: np.concatenate([kept[n], column]) for n, column in chunk.items()}
-        last_user = int(np.searchsorted(chunk["user"], chunk["user"][-1]))
-        kept = {n: column[last_user:] for n, column in chunk.items()}
-        if last_user:
-            yield {n: column[:last_user] for n, column in chunk.items()}
-    if kept is not None:
-        yield kept
+def user_buckets(connection: duckdb.DuckDBPyConnection, num_users: int, memory_gib: float) -> list[tuple[int, int]]:
+    """Ranges of users whose rows fit in `memory_gib` GiB together; a user is never cut."""
+    found: Any = connection.execute("SELECT user, count(*) AS n FROM rows GROUP BY 1").fetchnumpy()
+    rows_U = np.zeros(num_users, np.int64)
+    rows_U[found["user"]] = found["n"]
+    bucket_rows = int(min(MAX_BUCKET_ROWS, max(1, memory_gib * 2**30 / BYTES_A_ROW)))
+    starts = np.flatnonzero(np.diff((np.cumsum(rows_U) - rows_U) // bucket_rows, prepend=-1))
+    return list(zip(starts.tolist(), [*starts[1:].tolist(), num_users], strict=True))
 
 
-def strictly_earlier(user_N: np.ndarray, time_N: np.ndarray, happened_N: np.ndarray) -> np.ndarray:
-    """For each row, how many events of the same user are strictly earlier; int64 [N].
+def _starts(user_N: np.ndarray, time_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row, the first row of its user, and the first row of its user and instant; both sorted.
 
-    Rows of one instant do not see each other: one page of results shares a timestamp, and a duplicate is no history.
-
-    Args:
-        user_N: users, sorted.
-        time_N: instants, sorted within a user.
-        happened_N: whether the row is an event.
+    Events before the second and not before the first are strictly earlier. Rows of one instant do not see each other:
+    one page of results shares a timestamp, and a duplicate is no history.
     """
-    new_user = np.append(True, user_N[1:] != user_N[:-1])
-    new_instant = new_user | np.append(True, time_N[1:] != time_N[:-1])
+    new_user = np.diff(user_N, prepend=-1) != 0
+    new_instant = new_user | (np.diff(time_N, prepend=-1) != 0)
     rows = np.arange(len(user_N))
-    user_start = np.maximum.accumulate(np.where(new_user, rows, 0))
-    instant_start = np.maximum.accumulate(np.where(new_instant, rows, 0))
-    before = np.cumsum(happened_N, dtype=np.int64) - happened_N
-    return before[instant_start] - before[user_start]
+    return (
+        np.maximum.accumulate(np.where(new_user, rows, 0)),
+        np.maximum.accumulate(np.where(new_instant, rows, 0)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The events and examples of one bucket, sorted; `num_events_UV` is over the bucket's users only."""
+
+    first_user: int
+    num_rows: int
+    events: dict[str, Columns]
+    examples: dict[str, Columns]
+    num_events_UV: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Bucketing:
+    """Reads a bucket from the table `rows`."""
+
+    recipe: Recipe
+    vocabularies: dict[str, Vocabulary]
+
+    def query(self, first_user: int, last_user: int) -> str:
+        """The bucket's rows with their context ids, sorted by (user, time)."""
+        context = [f for f in self.recipe.features if f.side == "context"]
+        joins, ids = [], []
+        for k, (name, feature) in enumerate((n, f) for f in context for n in f.named_columns):
+            if feature.encoding not in ("index", "hash"):
+                continue
+            value = value_sql(f"r.{quoted('context_' + name)}", feature.null_values)
+            if feature.encoding == "index":
+                joins.append(f"LEFT JOIN {quoted('vocab_' + name)} AS v{k} ON v{k}.value = {value}")
+            sql = index_id_sql(value, f"v{k}") if feature.encoding == "index" else hash_id_sql(value, feature)
+            ids.append(f"{sql} AS {quoted('context_' + name)}")
+        labels = [
+            f"coalesce(r.{quoted(f'label_{t.name}')}, 0) AS {quoted(f'label_{t.name}')}" for t in self.recipe.tasks
+        ]
+        flags = [f"r.{quoted('is_' + b.name)}" for b in self.recipe.behaviours]
+        columns = ["r.user", "r.item", "r.time", "CASE WHEN is_example THEN split ELSE -1 END AS split"]
+        # All that an example keeps, so that neither threads nor the order of the raw rows show in the store.
+        ties = [f"label_{t.name}" for t in self.recipe.tasks]
+        ties += [f"context_{n}" for f in context if f.encoding in ("index", "hash") for n in f.named_columns]
+        order = ", ".join(["r.user", "r.time", "r.position", "r.item", "split", *map(quoted, ties)])
+        return f"""SELECT {", ".join([*columns, *flags, *labels, *ids])} FROM rows AS r {" ".join(joins)}
+            WHERE r.user >= {first_user} AND r.user < {last_user} ORDER BY {order}"""
+
+    def read(self, cursor: duckdb.DuckDBPyConnection, first_user: int, last_user: int) -> Part:
+        """Sorts and counts one bucket."""
+        found: Any = cursor.execute(self.query(first_user, last_user)).fetchnumpy()
+        user, item, time = (np.asarray(found.pop(name)) for name in ("user", "item", "time"))
+        columns: Columns = {"user": user, "item": item, "time": time}
+        for feature in self.recipe.features:
+            if feature.side == "context":
+                for name in feature.named_columns:
+                    clocked = feature.encoding in ("hour_of_day", "day_of_week")
+                    columns[f"context_{name}"] = (
+                        clock_ids(
+                            feature.encoding, time, self.recipe.ticks_per_second, self.recipe.log.utc_offset_hours
+                        )
+                        if clocked
+                        else found.pop(f"context_{name}")
+                    )
+        for task in self.recipe.tasks:
+            columns[f"label_{task.name}"] = found.pop(f"label_{task.name}")
+        num_users = last_user - first_user
+        num_events_UV = np.zeros((num_users, len(self.recipe.behaviours)), np.int64)
+        events = {}
+        user_start, instant_start = _starts(user, time)
+        for v, behaviour in enumerate(self.recipe.behaviours):
+            happened = found.pop(f"is_{behaviour.name}").astype(bool)
+            events[behaviour.name] = {"item": item[happened], "time": time[happened]}
+            num_events_UV[:, v] = np.bincount(user[happened] - first_user, minlength=num_users)
+            before = np.cumsum(happened, dtype=np.int64) - happened
+            columns[f"seen_{behaviour.name}"] = before[instant_start] - before[user_start]
+        split = found.pop("split")
+        examples = {s: {n: c[split == k] for n, c in columns.items()} for k, s in enumerate(SPLITS)}
+        return Part(first_user, len(user), events, examples, num_events_UV)
 
 
 @dataclass(slots=True)
 class Timeline:
-    """Spools for events and examples, filled chunk by chunk; `starts_UV` is complete after the last chunk."""
+    """Spools for events and examples, filled part by part in the order of users."""
 
     recipe: Recipe
     events: dict[str, ColumnSpool]
     examples: dict[str, ColumnSpool]
     num_events_UV: np.ndarray
     positives: dict[str, dict[str, int]]
+    lengths: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def starts_UV(self) -> np.ndarray:
         """Where each user's events begin, int64 [U, V]."""
         return np.cumsum(self.num_events_UV, axis=0) - self.num_events_UV
 
-    def add(self, chunk: Chunk) -> None:
-        """Takes the rows of some whole users."""
-        recipe, log = self.recipe, self.recipe.log
-        ticks = 1000 if log.time_unit == "ms" else 1
-        columns: Chunk = {"user": chunk["user"], "item": chunk["item"], "time": chunk["time"]}
-        for feature in recipe.features:
-            if feature.side == "context":
-                for name in feature.named_columns:
-                    columns[f"context_{name}"] = (
-                        chunk[f"context_{name}"]
-                        if feature.encoding == "index"
-                        else clock_ids(feature.encoding, chunk["time"], ticks, log.utc_offset_hours)
-                    )
-        for task in recipe.tasks:
-            columns[f"label_{task.name}"] = chunk[f"label_{task.name}"]
-        for v, behaviour in enumerate(recipe.behaviours):
-            happened = chunk[f"is_{behaviour.name}"].astype(bool)
-            columns[f"seen_{behaviour.name}"] = strictly_earlier(chunk["user"], chunk["time"], happened)
-            self.events[behaviour.name].append({"item": chunk["item"][happened], "time": chunk["time"][happened]})
-            self.num_events_UV[:, v] += np.bincount(chunk["user"][happened], minlength=len(self.num_events_UV))
-        splits = recipe.splits
-        bounds = [recipe.instant(t) for t in (splits.train, splits.valid, splits.test, splits.end)]
-        split_N = np.searchsorted(bounds, chunk["time"], side="right") - 1
-        for k, split in enumerate(SPLITS):
-            chosen = (split_N == k) & chunk["is_example"].astype(bool)
-            self.examples[split].append({name: column[chosen] for name, column in columns.items()})
-            for task in recipe.tasks:
-                self.positives[split][task.name] += int(columns[f"label_{task.name}"][chosen].sum())
+    def add(self, part: Part) -> None:
+        """Takes the next part."""
+        for name, columns in part.events.items():
+            self.events[name].append(columns)
+        last_user = part.first_user + len(part.num_events_UV)
+        self.num_events_UV[part.first_user : last_user] = part.num_events_UV
+        for split, columns in part.examples.items():
+            self.examples[split].append(columns)
+            for task in self.recipe.tasks:
+                self.positives[split][task.name] += int(columns[f"label_{task.name}"].sum())
+        for behaviour in self.recipe.behaviours:
+            seen = np.bincount(part.examples[SPLITS[0]][f"seen_{behaviour.name}"])
+            known = self.lengths.get(behaviour.name, np.zeros(0, np.int64))
+            longer = np.zeros(max(len(seen), len(known)), np.int64)
+            longer[: len(seen)] += seen
+            longer[: len(known)] += known
+            self.lengths[behaviour.name] = longer
+
+    def history_lengths(self) -> dict[str, dict[str, float]]:
+        """Events before a training example, per behaviour, untruncated."""
+        found = {}
+        for name, count in self.lengths.items():
+            total, length = int(count.sum()), np.arange(len(count))
+            at = [int(np.searchsorted(np.cumsum(count), total * share, side="left")) for share in (0.5, 0.95)]
+            mean = float(count @ length / total) if total else 0.0
+            found[name] = {"mean": mean, "p50": at[0], "p95": at[1], "max": max(len(count) - 1, 0)}
+        return found
+
+
+def id_dtype(num_rows: int) -> str:
+    """The narrowest type that holds a table's ids."""
+    return "uint8" if num_rows <= 2**8 else "uint16" if num_rows <= 2**16 else "int32"
 
 
 def run_timeline(
-    connection: duckdb.DuckDBPyConnection, recipe: Recipe, folder: Path, num_users: int, progress: Callable[[int], None]
+    connection: duckdb.DuckDBPyConnection,
+    bucketing: Bucketing,
+    folder: Path,
+    buckets: list[tuple[int, int]],
+    *,
+    num_threads: int,
+    progress: Callable[[int], None],
 ) -> Timeline:
     """Sorts the log and spools every event and example under `folder`.
 
     Args:
         connection: where `rows` lives.
-        recipe: the dataset.
+        bucketing: the dataset.
         folder: for the spools.
-        num_users: U.
-        progress: called with the number of rows of each finished chunk.
+        buckets: from `user_buckets`.
+        num_threads: buckets in work at a time.
+        progress: called with the number of rows of each finished bucket.
     """
-    context = [n for f in recipe.features if f.side == "context" for n in f.named_columns]
+    recipe = bucketing.recipe
     columns = {"user": "int32", "item": "int32", "time": "int64"}
-    columns |= {f"context_{name}": "int32" for name in context}
+    context = [n for f in recipe.features if f.side == "context" for n in f.named_columns]
+    columns |= {f"context_{name}": id_dtype(bucketing.vocabularies[name].num_rows) for name in context}
     columns |= {f"label_{task.name}": "uint8" for task in recipe.tasks}
     columns |= {f"seen_{behaviour.name}": "uint32" for behaviour in recipe.behaviours}
+    event = {"item": "int32", "time": "int64"}
     timeline = Timeline(
         recipe,
-        {
-            b.name: ColumnSpool(folder / "events" / b.name, {"item": "int32", "time": "int64"})
-            for b in recipe.behaviours
-        },
+        {b.name: ColumnSpool(folder / "events" / b.name, event) for b in recipe.behaviours},
         {split: ColumnSpool(folder / "examples" / split, columns) for split in SPLITS},
-        np.zeros((num_users, len(recipe.behaviours)), np.int64),
+        np.zeros((buckets[-1][1], len(recipe.behaviours)), np.int64),
         {split: {task.name: 0 for task in recipe.tasks} for split in SPLITS},
     )
-    for chunk in sorted_chunks(connection, recipe):
-        timeline.add(chunk)
-        progress(len(chunk["user"]))
+
+    def read(bucket: tuple[int, int]) -> Part:
+        return bucketing.read(connection.cursor(), *bucket)
+
+    for part in in_order(read, buckets, num_threads):
+        timeline.add(part)
+        progress(part.num_rows)
     return timeline

@@ -1,0 +1,186 @@
+"""The behaviour log, read once into a table of typed rows.
+
+Table made here (DuckDB): `log`, one row an impression or a seeded event: user_key, item_key, time, position (order
+under one instant), is_example, one flag `is_<behaviour>`, one `label_<task>`, the raw text of each context column, and
+`split` (-1 history only, 0 train, 1 valid, 2 test).
+"""
+
+import re
+
+import duckdb
+
+from infnet_rec.data.quarantine import Intake, Quarantine
+from infnet_rec.data.raw import RawTable, faults_of, first_value, quoted, sniffed
+from infnet_rec.data.recipe import Recipe
+from infnet_rec.data.splits import ShareSplits, TimeSplits
+from infnet_rec.faults import Fault
+
+HISTORY_ONLY, TRAIN, VALID, TEST = -1, 0, 1, 2
+SHARE_SLACK = 1e-9  # 0.29 * 100 is 28.999999999999996
+
+
+def key_sql(recipe: Recipe, table: RawTable, column: str) -> str:
+    """SQL of a user's or item's id, null where there is none."""
+    return table.integer(column) if recipe.log.id_type == "int64" else f"NULLIF({table.text(column)}, '')"
+
+
+def log_intake(connection: duckdb.DuckDBPyConnection, recipe: Recipe, table: RawTable) -> Intake:
+    """How the raw log becomes the table `log`.
+
+    Raises:
+        Fault: a behaviour's predicate does not fit the columns.
+    """
+    log = recipe.log
+    types = {task.label: "DOUBLE" for task in recipe.tasks}  # an integer type would round 0.5
+    as_text = {log.user, log.item, log.time, *(c for f in recipe.features if f.side == "context" for c in f.columns)}
+    mentioned = {c for b in recipe.behaviours for c in table.columns if _mentions(b.where, c)}
+    kinds = sniffed(connection, table, sorted(mentioned - types.keys()))
+    types |= {column: kind for column, kind in kinds.items() if column not in as_text}
+    # A column that is read as text and stands in a predicate too is there under two names.
+    twofold = {column: kind for column, kind in kinds.items() if column in as_text}
+    typed = [f"TRY_CAST({quoted(c)} AS {kind}) AS {quoted(c)}" for c, kind in twofold.items()]
+    texts = [f", {quoted(c)} AS {quoted(_text_name(c))}" for c in twofold]
+    replaced = f"REPLACE ({', '.join(typed)})" if typed else ""
+    view = f"SELECT * {replaced}{''.join(texts)}, file_index FROM"
+
+    def name(column: str) -> str:
+        return _text_name(column) if column in twofold else column
+
+    columns = {"user_key": key_sql(recipe, table, name(log.user)), "item_key": key_sql(recipe, table, name(log.item))}
+    if log.time is not None:
+        columns["time"] = table.integer(name(log.time))
+    columns |= {"position": "0", "is_example": "TRUE"}
+    for behaviour in recipe.behaviours:
+        columns[f"is_{behaviour.name}"] = f"coalesce(CAST(({behaviour.where}) AS BOOLEAN), FALSE)"
+        with faults_of(f"recipe {recipe.name}, behaviour {behaviour.name}, where = {behaviour.where!r}"):
+            connection.execute(f"SELECT 1 FROM ({view} {table.scan(types)}) WHERE {behaviour.where} LIMIT 0").fetchall()
+    checks = {
+        f"{log.user} is empty{_or_fractional(recipe)}": "user_key IS NULL",
+        f"{log.item} is empty{_or_fractional(recipe)}": "item_key IS NULL",
+    }
+    if log.time is not None:
+        checks[f"{log.time} is empty or not a whole number from 0"] = "time IS NULL OR time < 0"
+    for task in recipe.tasks:
+        number = f"TRY_CAST({quoted(name(task.label))} AS DOUBLE)"
+        columns[f"label_{task.name}"] = f"CASE WHEN {number} IN (0, 1) THEN CAST({number} AS TINYINT) END"
+        checks[f"{task.label} is not 0 or 1"] = f"{quoted(f'label_{task.name}')} IS NULL"
+    for feature in recipe.features:
+        if feature.side == "context" and feature.encoding in ("index", "hash"):
+            columns |= {f"context_{n}": table.text(name(c)) for n, c in feature.named_columns.items()}
+    keep, derived = "TRUE", {}
+    if isinstance(splits := recipe.splits, TimeSplits):
+        train, valid, test, end = map(recipe.instant, (splits.train, splits.valid, splits.test, splits.end))
+        keep = f"time < {end}"
+        derived["split"] = f"""CAST(CASE WHEN time < {train} THEN {HISTORY_ONLY} WHEN time < {valid} THEN {TRAIN}
+            WHEN time < {test} THEN {VALID} ELSE {TEST} END AS TINYINT)"""
+    ordered = log.time is None
+    return Intake("log", "the log", table, types, columns, checks, view, derived=derived, keep=keep, ordered=ordered)
+
+
+def _text_name(column: str) -> str:
+    return f"{column} as text"
+
+
+def _mentions(predicate: str, column: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(column)}(?!\w)", predicate) is not None
+
+
+def _or_fractional(recipe: Recipe) -> str:
+    return " or not a whole number" if recipe.log.id_type == "int64" else ""
+
+
+def read_log(
+    connection: duckdb.DuckDBPyConnection,
+    recipe: Recipe,
+    table: RawTable,
+    histories: list[RawTable],
+    quarantine: Quarantine,
+) -> int:
+    """Creates `log` and returns its number of rows.
+
+    Raises:
+        Fault: no usable row, too many bad rows, or a history that does not fit.
+    """
+    log_intake(connection, recipe, table).run(connection, quarantine)
+    if isinstance(recipe.splits, ShareSplits):
+        _share_out(connection, recipe, recipe.splits)
+    for k, history in enumerate(histories):
+        _seed_history(connection, recipe, k, history)
+    return first_value(connection, "SELECT count(*) FROM log")
+
+
+def _share_out(connection: duckdb.DuckDBPyConnection, recipe: Recipe, splits: ShareSplits) -> None:
+    """Adds `split` by each user's own rows, or by a hash of the row that any tool can compute again."""
+    if splits.by == "random":
+        text = f"concat_ws('/', user_key, item_key, time, {splits.seed})"
+        source = f"(SELECT *, md5_number_upper({text}) / 18446744073709551616.0 AS u FROM log)"
+        test, valid, helpers = f"u < {splits.test}", f"u < {splits.test + splits.valid}", "u"
+    else:
+        ties = [f"label_{t.name}" for t in recipe.tasks]
+        order = ", ".join(["time", "item_key", *map(quoted, ties)])
+        source = f"""(SELECT *, count(*) OVER (PARTITION BY user_key) AS n,
+            row_number() OVER (PARTITION BY user_key ORDER BY {order}) AS k FROM log)"""
+        num_test = f"floor(n * {splits.test} + {SHARE_SLACK})"
+        test = f"k > n - {num_test}"
+        valid = f"k > n - {num_test} - floor(n * {splits.valid} + {SHARE_SLACK})"
+        helpers = "n, k"
+    connection.execute(
+        f"""CREATE TABLE shared_out AS SELECT * EXCLUDE ({helpers}),
+        CAST(CASE WHEN {test} THEN {TEST} WHEN {valid} THEN {VALID} ELSE {TRAIN} END AS TINYINT) AS split
+        FROM {source}"""
+    )
+    connection.execute("DROP TABLE log")
+    connection.execute("ALTER TABLE shared_out RENAME TO log")
+
+
+def _seed_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int, table: RawTable) -> None:
+    """Adds the events of one of the recipe's histories; `position` keeps their order under their one instant."""
+    history = recipe.history[k]
+    flags = ", ".join(
+        f"{'TRUE' if b.name == history.behaviour else 'FALSE'} AS {quoted('is_' + b.name)}" for b in recipe.behaviours
+    )
+    items = quoted(history.items)
+    kind = "BIGINT" if recipe.log.id_type == "int64" else "VARCHAR"
+    with faults_of(f"history {history.file}"):
+        connection.execute(
+            f"""INSERT INTO log BY NAME SELECT * FROM (SELECT {key_sql(recipe, table, history.user)} AS user_key,
+            CAST({quoted(history.time)} AS BIGINT) AS time, CAST(unnest({items}) AS {kind}) AS item_key,
+            unnest(range(1, len({items}) + 1)) AS position, FALSE AS is_example, {HISTORY_ONLY} AS split, {flags}
+            FROM {table.scan({})}) WHERE item_key IS NOT NULL"""
+        )
+    for column, name in (("time", history.time), ("user_key", history.user)):
+        if first_value(connection, f"SELECT 1 FROM log WHERE {column} IS NULL LIMIT 1"):
+            raise Fault(f"history {history.file}: {name} is empty for a user with events; mend or remove the row")
+
+
+def number(connection: duckdb.DuckDBPyConnection, name: str, sources: list[str]) -> int:
+    """Creates the table `name` (index, key): every key of the source queries, numbered in sorted order."""
+    connection.execute(
+        f"""CREATE TABLE {name} AS SELECT CAST(row_number() OVER (ORDER BY key) - 1 AS INTEGER) AS index, key
+        FROM (SELECT DISTINCT key FROM ({" UNION ALL ".join(sources)}))"""
+    )
+    return first_value(connection, f"SELECT count(*) FROM {name}")
+
+
+def weigh(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
+    """Creates `user_weight` and `item_weight` (key, weight): how often training looks a row up.
+
+    That is a user once a training example, an item once a training example or training event.
+    """
+    example = f"(is_example AND split = {TRAIN})"
+    events = [f"(split <= {TRAIN} AND {quoted('is_' + b.name)})" for b in recipe.behaviours]
+    for side, looked_up in (("user", example), ("item", " OR ".join([example, *events]))):
+        connection.execute(
+            f"""CREATE TABLE {side}_weight AS SELECT {side}_key AS key, count(*) AS weight FROM log
+            WHERE {looked_up} GROUP BY 1"""
+        )
+
+
+def join_numbers(connection: duckdb.DuckDBPyConnection) -> None:
+    """Turns `log` into `rows`: the same with `user` and `item`, the numbers, in the place of the keys."""
+    connection.execute(
+        """CREATE TABLE rows AS SELECT users.index AS user, items.index AS item,
+        log.* EXCLUDE (user_key, item_key, file_, line_, bad_)
+        FROM log JOIN users ON users.key = user_key JOIN items ON items.key = item_key"""
+    )
+    connection.execute("DROP TABLE log")

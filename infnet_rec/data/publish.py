@@ -1,0 +1,74 @@
+"""A store appears whole or not at all: it is made in a hidden folder beside its place and takes the place at once."""
+
+import ctypes
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infnet_rec.faults import Fault
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+@contextmanager
+def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
+    """A work folder; what stands in its `store` becomes `out` when the block ends well. Nothing is left otherwise.
+
+    What an earlier, killed build of the same store left is removed. A lock, which dies with its process, keeps two
+    builds of one store apart.
+
+    Raises:
+        Fault: `out` exists (and is not a store to be replaced), cannot be made, or is being built elsewhere.
+    """
+    is_store = (out / "manifest.json").is_file()
+    if (out.exists() or out.is_symlink()) and not (replace and is_store):
+        remedy = "use --replace to build it anew" if is_store else "it is not a store; name another folder"
+        raise Fault(f"--out {out}: exists already; {remedy}")
+    parent = out.absolute().parent
+    work, lock = parent / f".{out.name}.building", parent / f".{out.name}.lock"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        locked = lock.open("w")
+    except OSError as error:
+        raise Fault(f"--out {out}: cannot be made ({error.strerror}); name another folder") from error
+    with locked:
+        try:
+            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Fault(f"--out {out}: another process is building it; wait for it or name another folder") from error
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            (work / "store").mkdir(parents=True)
+            yield work
+            _sync(work / "store")
+            _take_place(work / "store", out)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def _sync(store: Path) -> None:
+    """Waits until the files are on disk, so that a power cut after the renaming leaves no empty ones."""
+    for path in (*store.rglob("*"), store):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _take_place(store: Path, out: Path) -> None:
+    """Renames the store; where one stands already the two change places at once, and the old one goes with the work."""
+    if not out.exists():
+        store.rename(out)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(store), AT_FDCWD, os.fsencode(out), RENAME_EXCHANGE) != 0:
+        # A file system without the exchange: two renames, and the old store can be found in between.
+        old = out.parent / f".{out.name}.replaced"
+        out.rename(old)
+        store.rename(out)
+        shutil.rmtree(old)

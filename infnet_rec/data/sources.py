@@ -1,0 +1,67 @@
+"""The raw files of a recipe, found and opened before anything is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from infnet_rec.data.raw import RawTable, missing_columns, open_table
+from infnet_rec.data.recipe import Recipe
+from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.schema import Side
+
+SIDES: tuple[Side, ...] = ("user", "item")
+
+
+@dataclass(frozen=True, slots=True)
+class RawFiles:
+    """The opened raw files of a recipe."""
+
+    log: RawTable
+    sides: dict[Side, list[RawTable]]
+    histories: list[RawTable]
+
+
+def open_raw(recipe: Recipe, raw: Path) -> RawFiles:
+    """Opens all raw files.
+
+    Raises:
+        Fault: files or columns are missing; all of them are named.
+    """
+    if not raw.is_dir():
+        raise Fault(
+            f"--raw {raw}: no such folder; it must hold the files that the recipe names, such as {recipe.log.files[0]}"
+        )
+    faults: list[str] = []
+    log = open_table(raw, recipe.log.files, faults)
+    if log is not None:
+        wanted = [recipe.log.user, recipe.log.item, *([recipe.log.time] if recipe.log.time else [])]
+        wanted += [task.label for task in recipe.tasks]
+        wanted += [c for f in recipe.features if f.side == "context" for c in f.columns]
+        faults += missing_columns(log, dict.fromkeys(wanted))
+    sides: dict[Side, list[RawTable]] = {side: _open_side(recipe, raw, side, faults) for side in SIDES}
+    histories = []
+    for history in recipe.history:
+        table = open_table(raw, [history.file], faults)
+        if table is not None:
+            faults += missing_columns(table, [history.user, history.time, history.items])
+            histories.append(table)
+    if faults or log is None:
+        raise Fault(f"raw files do not fit recipe {recipe.name}\n" + "\n".join(f"  {fault}" for fault in faults))
+    return RawFiles(log, sides, histories)
+
+
+def _open_side(recipe: Recipe, raw: Path, side: Side, faults: list[str]) -> list[RawTable]:
+    tables = []
+    found = {recipe.log.user if side == "user" else recipe.log.item}
+    all_opened = True
+    for source in getattr(recipe.sides, side):
+        table = open_table(raw, source.files, faults)
+        all_opened &= table is not None
+        if table is not None:
+            faults += missing_columns(table, [source.key])
+            found |= set(table.columns)
+            tables.append(table)
+    for column in dict.fromkeys(c for f in recipe.features if f.side == side for c in f.columns):
+        if all_opened and column not in found:
+            where = ", ".join(file for source in getattr(recipe.sides, side) for file in source.files) or "(no file)"
+            faults.append(f"{side} feature {column!r}: no such column in {where}{did_you_mean(column, found)}")
+    return tables
