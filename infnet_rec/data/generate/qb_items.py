@@ -24,7 +24,7 @@ TOP_SHARE = 0.0045
 CATEGORY_1 = 0.4
 ONE_NULL_IN, NULL_PLACE = 77, 38
 CATEGORIES = ("0", "1", "\\N")
-TOPICS, CATEGORY_SHARE = 48, 0.6
+TOPICS, CATEGORY_SHARE = 32, 0.65
 # What is rarely shown is rarely clicked: the rows that a 5-core removes are clicked far less than the others.
 CLICK_POPULARITY, CLICK_SD, LIKE_SD = 0.38, 0.55, 0.8
 CANDIDATES, TASTE_PULL = 3, 0.4

@@ -17,14 +17,14 @@ from infnet_rec.data.generate.qb_state import Seen
 # Of all rows: 69.66 % clicked, .847 % liked, 69.83 % with any positive. So few likes are without a click.
 CLICK, LIKE, LIKE_UNCLICKED = 1_701_171 / 2_442_299, 20_687 / 2_442_299, 0.0015
 RARE = {"follow": 2_487 / 2_442_299, "share": 2_541 / 2_442_299}
-TASTE_SD = 1.0
+TASTE_SD = 1.2
 LIKE_USER_SD, LIKE_RUN_SD, LIKE_RUN_ROWS, LIKE_TASTE = 1.4, 3.1, 5, 0.5
 # Likes without a click are mostly in the head of the file: .5 % of the rows there.
 LIKE_EARLY = 1.5
 RARE_USER_SD, RARE_GIVEN_LIKE, RARE_UNCLICKED = 1.2, 8.0, 0.2
 # Mean number of times that a row is watched, and the rest of their distribution, which is not published.
 WATCHED = {"clicked": 2.4, "liked": 2.5, "not": 0.9}
-WATCHED_LEVEL = 0.5
+WATCHED_LEVEL = 0.7
 NEVER_CLICKED, NEVER_UNCLICKED = 0.003, 0.4
 
 

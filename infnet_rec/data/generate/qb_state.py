@@ -21,9 +21,9 @@ LASTING_SHARE = 0.4
 # Users are of two sorts, those who skip and those who watch; most of the skippers stand in the head of the file.
 HEAD_END = 3_120 / 34_240
 SKIPPERS_AT = np.array([0.0, HEAD_END, 0.12, 1.0])
-SKIPPERS = np.array([0.97, 0.97, 0.6, 0.6])
-SKIP_LEVEL = np.array([-3.8, -3.8, -2.3, -2.1])
-WATCH_LEVEL, LEVEL_SD, LEVEL_MOVING_SD = 3.4, 0.7, 0.7
+SKIPPERS = np.array([0.97, 0.97, 0.5, 0.82])
+SKIP_LEVEL = np.array([-4.0, -4.0, -2.3, -2.5])
+WATCH_LEVEL, LEVEL_SD, LEVEL_MOVING_SD = 3.4, 0.6, 0.9
 # Not published: how many users there are of each gender and age.
 GENDER_SHARE = np.array([0.03, 0.52, 0.45])
 AGE_SHARE = np.array([0.04, 0.09, 0.22, 0.24, 0.17, 0.12, 0.08, 0.04])

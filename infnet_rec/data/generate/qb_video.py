@@ -80,13 +80,19 @@ def chunks(plan: QbPlan) -> list[tuple[int, int]]:
 def make_world(plan: QbPlan) -> QbWorld:
     layout, items = Layout.of(plan.seed, plan.rows_U), Items.of(plan.seed, plan.num_items)
     quirks = Quirks.of(layout, items, plan.num_examples)
-    sample_N = np.arange(0, plan.num_examples, -(-plan.num_examples // CALIBRATION_ROWS))
-    seen, item_N = _shown(plan, layout, items, sample_N)
+    seen, item_N = shown(plan, layout, items, _sample(plan))
     user_id = 1 + np.argsort(Draws.at(plan.seed, "qb user", np.arange(plan.num_users)).bits("id"))
     return QbWorld(plan, layout, items, user_id, quirks, calibrate(leanings(seen, items, item_N)))
 
 
-def _shown(plan: QbPlan, layout: Layout, items: Items, row_N: Ints) -> tuple[Seen, Ints]:
+def _sample(plan: QbPlan) -> Ints:
+    """Rows that stand for the file: one drawn from each stretch, as items' debuts come at a fixed distance."""
+    stretch = -(-plan.num_examples // CALIBRATION_ROWS)
+    starts = np.arange(0, plan.num_examples - stretch + 1, stretch)
+    return starts + (Draws.at(plan.seed, "qb sample", starts).uniform("row") * stretch).astype(np.int64)
+
+
+def shown(plan: QbPlan, layout: Layout, items: Items, row_N: Ints) -> tuple[Seen, Ints]:
     """The states of the users at rows of the file, and the items they are shown there."""
     user_N, index_N = layout.at(row_N)
     seen = Seen.of(plan.seed, user_N, index_N, plan.num_users)
@@ -97,7 +103,7 @@ def _shown(plan: QbPlan, layout: Layout, items: Items, row_N: Ints) -> tuple[See
 def columns(world: QbWorld, low: int, high: int) -> dict[str, Ints]:
     """Rows low..high-1 of the file, without the header, by name; `video_category` counts in CATEGORIES."""
     plan, items, row_N = world.plan, world.items, np.arange(low, high)
-    seen, item_N = _shown(plan, world.layout, items, row_N)
+    seen, item_N = shown(plan, world.layout, items, row_N)
     asked = world.quirks.asked(row_N)
     item_N = np.where(asked["item"] >= 0, asked["item"], item_N)
     found = label(seen, leanings(seen, items, item_N), world.intercepts, asked)
