@@ -56,9 +56,27 @@ class Facts:
 
 @lru_cache(maxsize=1)
 def kuairand_facts() -> Facts:
-    packed = files("infnet_rec.data.generate").joinpath("kuairand_spec.json.gz").read_bytes()
-    spec = json.loads(gzip.decompress(packed))
+    """KuaiRand-Pure's."""
+    spec = _packed()
     return Facts(spec["users"], spec["videos"], spec["log"], spec["provenance"], spec["licence"])
+
+
+@lru_cache(maxsize=1)
+def large_facts() -> Facts:
+    """KuaiRand-27K's and -1K's: Pure's where nothing else is known."""
+    pure, own = kuairand_facts(), _packed()["kuairand-27k"]
+    return Facts(
+        pure.users | own["users"],
+        pure.videos | own["videos"],
+        pure.log | own["log"],
+        f"{own['provenance']} {pure.provenance}",
+        pure.licence,
+    )
+
+
+def _packed() -> Any:
+    packed = files("infnet_rec.data.generate").joinpath("kuairand_spec.json.gz").read_bytes()
+    return json.loads(gzip.decompress(packed))
 
 
 def table(rows: Any) -> Floats:
