@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from infnet_rec.data.generate import pure
-from infnet_rec.data.generate.plan import PURE
+from infnet_rec.data.generate import large, pure
+from infnet_rec.data.generate.plan import LARGE, ONE_K, PURE
 from infnet_rec.faults import Fault, did_you_mean
 
 MIN_EXAMPLES = 100
@@ -64,6 +64,17 @@ FAMILIES = {
         pure.make_chunk,
         pure.notes,
     ),
+    **{
+        dataset.name: Family(
+            partial(large.make_plan, dataset),
+            large.file_headers,
+            large.chunks,
+            large.make_world,
+            large.make_chunk,
+            large.notes,
+        )
+        for dataset in (LARGE, ONE_K)
+    },
 }
 
 
