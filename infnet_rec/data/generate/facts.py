@@ -37,6 +37,19 @@ def from_scores(scores: Floats, at: Floats, values: Any) -> Floats:
     return np.expm1(np.interp(scores, at, np.log1p(np.asarray(values, dtype=np.float64))))
 
 
+def normal_score(share: Floats) -> Floats:
+    """The standard normal score below which the share (within 0..1, both excluded) lies."""
+    grid, scores = _score_table()
+    return np.interp(np.arctanh(2.0 * share - 1.0), grid, scores)
+
+
+@lru_cache(maxsize=1)
+def _score_table() -> tuple[Floats, Floats]:
+    # The inverse of the normal distribution is slow, and smooth in this scale.
+    grid = np.linspace(-9.5, 9.5, 4_001)
+    return grid, normal_levels([float(level) for level in 0.5 * (1.0 + np.tanh(grid))])
+
+
 def cuts(counts: list[int]) -> Floats:
     """Where standard normal scores are cut so that the classes are drawn with these counts."""
     share = np.cumsum(counts)[:-1] / np.sum(counts)
@@ -56,9 +69,27 @@ class Facts:
 
 @lru_cache(maxsize=1)
 def kuairand_facts() -> Facts:
-    packed = files("infnet_rec.data.generate").joinpath("kuairand_spec.json.gz").read_bytes()
-    spec = json.loads(gzip.decompress(packed))
+    """KuaiRand-Pure's."""
+    spec = _packed()
     return Facts(spec["users"], spec["videos"], spec["log"], spec["provenance"], spec["licence"])
+
+
+@lru_cache(maxsize=1)
+def large_facts() -> Facts:
+    """KuaiRand-27K's and -1K's: Pure's where nothing else is known."""
+    pure, own = kuairand_facts(), _packed()["kuairand-27k"]
+    return Facts(
+        pure.users | own["users"],
+        pure.videos | own["videos"],
+        pure.log | own["log"],
+        f"{own['provenance']} {pure.provenance}",
+        pure.licence,
+    )
+
+
+def _packed() -> Any:
+    packed = files("infnet_rec.data.generate").joinpath("kuairand_spec.json.gz").read_bytes()
+    return json.loads(gzip.decompress(packed))
 
 
 def table(rows: Any) -> Floats:

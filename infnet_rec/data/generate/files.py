@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
-from infnet_rec.data.generate.facts import kuairand_facts
-from infnet_rec.data.generate.plan import Plan
 from infnet_rec.faults import Fault
 
 
@@ -40,34 +39,28 @@ def fresh_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def write_notes(folder: Path, plan: Plan) -> None:
-    """README.md and generated.json: that no row is real, and what it takes to make the same rows again."""
-    facts = kuairand_facts()
-    parameters: dict[str, Any] = {
-        "generated": True,
-        "dataset": plan.dataset.name,
-        "seed": plan.seed,
-        "num_examples": plan.num_examples,
-        "num_random_log_rows": plan.num_random,
-        "num_users": plan.num_users,
-        "num_items": plan.num_videos,
-        "statistics_from": facts.provenance,
-        "statistics_licence": facts.licence,
-    }
-    (folder / "generated.json").write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(
-        f"""# Generated rows in the format of {plan.dataset.name}
+def write_notes(folder: Path, notes: dict[str, Any]) -> None:
+    """README.md and generated.json: that no row is real, and what it takes to make the same rows again.
 
-None of these rows was observed. They were made by `infnet_rec.data.generate` from a seed, in the public file format of
-KuaiRand and with its published rates, so that the software can be tried, tested and timed without a download. Do not
-report a metric on them as a result on KuaiRand.
-
-Seed {plan.seed}, {plan.num_examples:,} rows in the standard logs, {plan.num_random:,} in the random log,
-{plan.num_users:,} users, {plan.num_videos:,} videos. The same numbers give the same bytes; `generated.json` holds them.
-The random log is smaller than the real one (0.83 of the standard logs), because training does not read it. A user's
-taste, which the user's history shows, decides more here than in the real log.
-
-The statistics that the rows follow are derived from KuaiRand (Gao et al., CIKM 2022), licence CC BY-SA 4.0.
-""",
-        encoding="utf-8",
+    Args:
+        folder: where to write.
+        notes: `dataset`, `seed`, sizes beginning with `num_`, `statistics_from`, a licence, and `about` for people.
+    """
+    (folder / "generated.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+    sizes = ", ".join(
+        f"{value:,} {name.removeprefix('num_').replace('_', ' ')}"
+        for name, value in notes.items()
+        if name.startswith("num_")
     )
+    paragraphs = [
+        f"# Generated rows in the format of {notes['dataset']}",
+        "None of these rows was observed. They were made by `infnet_rec.data.generate` from a seed, in the public file "
+        "format of the dataset and with its published rates, so that the software can be tried, tested and timed without "
+        "a download. Do not report a metric on them as a result on the dataset.",
+        f"Seed {notes['seed']}; {sizes}. The same numbers give the same bytes; `generated.json` holds them.",
+        *([notes["about"]] if "about" in notes else []),
+        f"Statistics: {notes['statistics_from']}",
+        *(f"Licence: {notes[name]}" for name in ("statistics_licence", "licence") if name in notes),
+    ]
+    text = "\n\n".join(fill(paragraph, 120) for paragraph in paragraphs)
+    (folder / "README.md").write_text(text + "\n", encoding="utf-8")

@@ -8,24 +8,25 @@ N rows, T tabs.
 """
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from infnet_rec.data.generate.draws import Draws, Flags, Floats, Ints
-from infnet_rec.data.generate.facts import bucket_of, kuairand_facts, table
+from infnet_rec.data.generate.facts import Facts, bucket_of, table
 from infnet_rec.data.generate.schedule import Rows
 
 NUM_TABS = 15
 BINS = 512
 TASTE_SD, AUTHOR_SD, LIKE_USER_SD = 1.7, 0.25, 2.1
 LONG_VIEW_SHARE, LIKE_TASTE = 0.6, 0.6
-# Rows of the first days are clicked more than those of the last two weeks, whose rates per tab are the measured ones.
+# In Pure, rows of the first days are clicked more than those of the last two weeks, whose rates are the measured ones.
 EARLY_DAYS = 16
-EARLY_LIFT = {"click": 0.24, "long_view": 0.18, "like": 0.20}
 RARE_USER_SD = {"is_comment": 1.3, "is_follow": 1.6, "is_forward": 1.4, "is_hate": 1.9}
 NO_LONGER_MS, WATCHED_MS = 7_000, 18_000
 MAX_STAY_MS = 300_000
+
+Kind = Literal["standard", "random"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Intercepts:
 class Shown:
     """What the labels of rows depend on: the state of the user then, and the traits of the video."""
 
+    kind: Kind
+    facts: Facts
     rows: Rows
     user_keys: Draws
     tastes_NK: Floats
@@ -67,8 +70,13 @@ def sigmoid(x: Floats) -> Floats:
     return 1.0 / (1.0 + np.exp(-x))
 
 
+def rates_of(facts: Facts, kind: Kind) -> dict[str, Any]:
+    """The tables of rates of one kind of log."""
+    return facts.log if kind == "standard" else facts.log["random"]
+
+
 def leanings(shown: Shown, seed: int) -> Leanings:
-    facts = kuairand_facts().log
+    facts = shown.facts.log
     bucket = bucket_of(shown.duration_ms_N, facts["duration_edges_ms"])
     taste = TASTE_SD * np.einsum("nk,nk->n", shown.tastes_NK, shown.vector_NK)
     bond = AUTHOR_SD * Draws.at(seed, "bond", shown.user_keys.keys, shown.author_N).normal("author")
@@ -106,14 +114,20 @@ class _Spread:
         return found
 
 
-def calibrate(sample: Leanings, user_like_N: Floats, weights: Floats, kind: str) -> Intercepts:
-    """Intercepts for each tab from a sample of rows, whose tab does not matter."""
-    facts = kuairand_facts().log
-    rates: dict[str, Any] = facts if kind == "standard" else facts["random"]
+def calibrate(sample: Leanings, user_like_N: Floats, weights: Floats, rates: dict[str, Any]) -> Intercepts:
+    """Intercepts for each tab from a sample of rows.
+
+    Args:
+        sample: the logits of the rows.
+        user_like_N: how readily their users like.
+        weights: how many rows of the log each row stands for: (N,), or (T, N) if that depends on the tab.
+        rates: the rates to be met.
+    """
+    weights_TN = np.broadcast_to(weights, (NUM_TABS, len(user_like_N)))
     given = {name: np.broadcast_to(table(rates[name]["click"]), NUM_TABS) for name in ("long_view", "like")}
     click, long_view, like = (_Spread.of(x) for x in (sample.click_N, sample.long_view_N, sample.like_N))
     click_T, long_view_T, like_T, habit_T = (np.zeros(NUM_TABS) for _ in range(4))
-    for tab in range(NUM_TABS):
+    for tab, weights in enumerate(weights_TN):
         click_T[tab] = click.intercept(weights, rates["click"][tab])
         clicked = weights * sigmoid(sample.click_N + click_T[tab])
         long_view_T[tab] = long_view.intercept(clicked, given["long_view"][tab])
@@ -126,15 +140,14 @@ def _habit(user_like_N: Floats) -> Floats:
     return np.exp(LIKE_USER_SD * user_like_N - LIKE_USER_SD**2 / 2)
 
 
-def label(shown: Shown, leaning: Leanings, intercepts: Intercepts, kind: str) -> dict[str, Ints]:
+def label(shown: Shown, leaning: Leanings, intercepts: Intercepts) -> dict[str, Ints]:
     """The feedback columns of the rows, by name."""
-    facts = kuairand_facts().log
-    rates: dict[str, Any] = facts if kind == "standard" else facts["random"]
+    rates = rates_of(shown.facts, shown.kind)
     tab, draws, asked = shown.rows.tab, shown.rows.draws, shown.rows.asked
-    early = (shown.rows.day < EARLY_DAYS) & (kind == "standard")
+    early = (shown.rows.day < EARLY_DAYS) & (shown.kind == "standard")
 
     def chance(name: str, logit_N: Floats, intercept_T: Floats) -> Floats:
-        return sigmoid(logit_N + intercept_T[tab] + EARLY_LIFT[name] * early)
+        return sigmoid(logit_N + intercept_T[tab] + shown.facts.log["early_lift"][name] * early)
 
     def unclicked(name: str) -> Floats:
         return np.broadcast_to(table(rates[name]["no_click"]), NUM_TABS)[tab]
@@ -152,14 +165,14 @@ def label(shown: Shown, leaning: Leanings, intercepts: Intercepts, kind: str) ->
         "is_like": drawn("is_like", np.where(click, liking, habit)),
         "long_view": long_view.astype(np.int64),
     }
-    columns |= _rare(shown, columns, kind)
+    columns |= _rare(shown, columns)
     columns["play_time_ms"] = _play_time(shown, click, long_view)
     return columns | _stays(shown, columns)
 
 
-def _rare(shown: Shown, columns: dict[str, Ints], kind: str) -> dict[str, Ints]:
+def _rare(shown: Shown, columns: dict[str, Ints]) -> dict[str, Ints]:
     """Comment, follow, forward and hate: rare, mostly after a click or a like, and of few users each."""
-    facts = kuairand_facts().log
+    facts = shown.facts.log
     draws, asked = shown.rows.draws, shown.rows.asked
     two_column = np.isin(shown.rows.tab, facts["two_column_tabs"])
     found: dict[str, Ints] = {}
@@ -168,7 +181,7 @@ def _rare(shown: Shown, columns: dict[str, Ints], kind: str) -> dict[str, Ints]:
         unopened = np.where(two_column & (name != "is_hate"), 0.0, rates["no_click"])
         chance = np.where(columns["is_click"] == 1, rates["click"], unopened)
         chance = np.where((columns["is_like"] == 1) & (columns["is_click"] == 1), rates["like"], chance)
-        if kind == "random":
+        if shown.kind == "random":
             chance *= facts["random"]["rare_scale"][name]
         sd = RARE_USER_SD[name]
         habit = np.exp(sd * shown.user_keys.normal(name) - sd**2 / 2)
@@ -182,7 +195,7 @@ def _play_time(shown: Shown, click: Flags, long_view: Flags) -> Ints:
     The rules: a video is clicked (in one-column tabs) when played over min(duration, 7 s), long-viewed from
     min(duration, 18 s) on. Some clicked rows are cut short all the same, and disagree with the rule, as in reality.
     """
-    facts = kuairand_facts().log
+    facts = shown.facts.log
     play, draws, tab = facts["play"], shown.rows.draws, shown.rows.tab
     duration = shown.duration_ms_N
     short = np.where(duration > 0, np.minimum(duration, NO_LONGER_MS), NO_LONGER_MS)
@@ -205,7 +218,7 @@ def _play_time(shown: Shown, click: Flags, long_view: Flags) -> Ints:
 
 def _stays(shown: Shown, columns: dict[str, Ints]) -> dict[str, Ints]:
     """Time in the comments, for all who comment and some who do not, and visits to the author's profile."""
-    facts = kuairand_facts().log
+    facts = shown.facts.log
     draws, tab, click = shown.rows.draws, shown.rows.tab, columns["is_click"] == 1
     stay = facts["comment_stay"]
     reads = (columns["is_comment"] == 1) | draws.below(np.where(click, stay["click"], stay["no_click"]), "reads")

@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from io import StringIO
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
-from infnet_rec.data.generate.draws import Flags, Ints
+from infnet_rec.data.generate.draws import Flags, Floats, Ints
 
 
 def csv_lines(rows: Iterable[Any]) -> bytes:
@@ -16,6 +18,50 @@ def csv_lines(rows: Iterable[Any]) -> bytes:
     text = StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
+
+
+def joined_lines(columns: list[pa.Array]) -> bytes:
+    """Lines of columns of text, written as they are; null becomes nothing."""
+    ends = pa.array([",", "\n"]).cast(pa.large_string())
+    parts: list[Any] = []
+    for number, column in enumerate(columns, start=1):
+        parts += [column.cast(pa.large_string()), ends[int(number == len(columns))]]
+    empty = pa.scalar("", pa.large_string())
+    lines = pc.binary_join_element_wise(*parts, empty, null_handling="replace", null_replacement="")
+    return _text_of(lines)
+
+
+def float_text(values: Ints, null: Flags) -> pa.Array:
+    """Whole numbers in a column of floats: "720.0"."""
+    texts = pa.array(values, mask=null).cast(pa.string())
+    return pc.binary_join_element_wise(texts, ".0", "")
+
+
+def number_lines(table: Floats, num_whole: int) -> bytes:
+    """Lines of numbers as Python writes them, the first columns as whole numbers and the others as floats.
+
+    Each number is joined with what follows it, and the result is the file: some five times faster than row by row.
+    """
+    numbers = table.ravel()
+    texts = pa.array(numbers).cast(pa.large_string())
+    # Arrow writes numbers out of this range otherwise than Python.
+    odd = np.flatnonzero(((np.abs(numbers) < 1e-3) & (numbers != 0.0)) | (np.abs(numbers) >= 1e9))
+    if len(odd):
+        mask = np.zeros(len(numbers), dtype=bool)
+        mask[odd] = True
+        exact = [repr(x).removesuffix(".0") for x in numbers[odd].tolist()]
+        texts = pc.replace_with_mask(texts, mask, pa.array(exact, pa.large_string()))
+    point = table == np.rint(table)
+    point[:, :num_whole] = False
+    last = np.arange(table.shape[1]) == table.shape[1] - 1
+    ends = pa.array([",", ".0,", "\n", ".0\n"], pa.large_string()).take(pa.array((point + 2 * last).ravel()))
+    return _text_of(pc.binary_join_element_wise(texts, ends, pa.scalar("", pa.large_string())))
+
+
+def _text_of(texts: Any) -> bytes:
+    """The characters of all texts, which Arrow keeps one behind the other."""
+    _, _, characters = texts.buffers()
+    return characters.to_pybytes()[: len(characters)]
 
 
 def log_lines(columns: dict[str, Ints], chosen: Flags) -> bytes:

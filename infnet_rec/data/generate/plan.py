@@ -3,33 +3,35 @@
 Pure: numbers in, numbers out. The arrays have one entry a user; nothing here grows with the number of rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from heapq import merge
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from infnet_rec.data.generate.draws import Draws, Floats, Ints
+from infnet_rec.data.generate.draws import Draws, Flags, Floats, Ints
 from infnet_rec.data.generate.facts import kuairand_facts
 from infnet_rec.data.generate.users import row_weights
-from infnet_rec.faults import Fault, did_you_mean
 
-MIN_EXAMPLES = 100
 MIN_VIDEOS = 50
-MAX_VIDEOS = 100_000_000
-MAX_WORKERS = 256
 # Small enough that a worker's arrays stay near its caches and that progress is seen, large enough for numpy.
 ROWS_A_CHUNK = 16_384
 USERS_A_CHUNK = 4_096
+VIDEOS_A_CHUNK = 4_096
+
+Chunk = tuple[Literal["users", "videos"], int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """One public dataset: the sizes of the real one, and how a smaller or larger one is scaled from it.
 
-    `random_fraction` is the size of the random log beside the standard logs. It is far below the real ratio (0.83 for
-    Pure), because training does not read that log.
+    `random_fraction` is the size of the random log beside the standard logs. For Pure it is far below the real ratio
+    (0.83), because training does not read that log. `log_parts` and `statistic_parts` are the numbers of files that
+    share the rows of one log and the videos of the statistics.
     """
 
     name: str
@@ -40,28 +42,36 @@ class Dataset:
     video_growth: float
     random_fraction: float
     first_date: date
-    split_date: date
-    last_date: date
+    split_date: date = date(2022, 4, 22)
+    last_date: date = date(2022, 5, 8)
+    log_parts: int = 1
+    statistic_parts: int = 1
 
     @property
     def num_days(self) -> int:
         return (self.last_date - self.first_date).days + 1
 
+    @property
+    def split_day(self) -> int:
+        return (self.split_date - self.first_date).days
 
-DATASETS = {
-    "kuairand-pure": Dataset(
-        name="kuairand-pure",
-        suffix="pure",
-        num_examples=1_436_609,
-        num_users=27_285,
-        num_videos=7_583,
-        video_growth=0.42,
-        random_fraction=0.05,
-        first_date=date(2022, 4, 9),
-        split_date=date(2022, 4, 22),
-        last_date=date(2022, 5, 8),
-    ),
-}
+
+PURE = Dataset("kuairand-pure", "pure", 1_436_609, 27_285, 7_583, 0.42, 0.05, date(2022, 4, 9))
+# Real rows spread over videos like n ** 0.6 and less; the exponents below give smaller logs fewer videos than that, so
+# that a video keeps some rows.
+LARGE = Dataset(
+    name="kuairand-27k",
+    suffix="27k",
+    num_examples=322_278_385,
+    num_users=27_285,
+    num_videos=32_038_725,
+    video_growth=0.9,
+    random_fraction=0.00368,
+    first_date=date(2022, 4, 8),
+    log_parts=2,
+    statistic_parts=3,
+)
+ONE_K = Dataset("kuairand-1k", "1k", 11_713_045, 1_000, 4_369_953, 1.0, 0.00367, date(2022, 4, 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +87,42 @@ class Plan:
     random_counts: Ints
 
     @property
+    def num_items(self) -> int:
+        return self.num_videos
+
+    @property
     def num_random(self) -> int:
         return int(self.random_counts.sum())
 
-    def chunks(self) -> list[tuple[int, int]]:
-        """Ranges of users of about ROWS_A_CHUNK rows. They depend on the counts alone, never on the workers."""
-        rows = np.cumsum(self.standard_counts + self.random_counts)
-        edges = np.flatnonzero(np.diff(rows // ROWS_A_CHUNK, prepend=0)) + 1
-        edges = np.union1d(edges, np.arange(0, self.num_users + USERS_A_CHUNK, USERS_A_CHUNK))
-        edges = [*(int(e) for e in edges if e < self.num_users), self.num_users]
-        return list(pairwise(edges))
+    def numbers(self) -> dict[str, Any]:
+        """What it takes to make the same files again."""
+        return {
+            "generated": True,
+            "dataset": self.dataset.name,
+            "seed": self.seed,
+            "num_examples": self.num_examples,
+            "num_random_log_rows": self.num_random,
+            "num_users": self.num_users,
+            "num_items": self.num_videos,
+        }
+
+
+def chunks(plan: Plan) -> list[Chunk]:
+    """Ranges of videos and ranges of users of about ROWS_A_CHUNK rows. They depend on the plan alone.
+
+    The two kinds take turns, so that the number of written examples tells how much of all the work is done.
+    """
+    rows = np.cumsum(plan.standard_counts + plan.random_counts)
+    edges = np.flatnonzero(np.diff(rows // ROWS_A_CHUNK, prepend=0)) + 1
+    edges = np.union1d(edges, np.arange(0, plan.num_users + USERS_A_CHUNK, USERS_A_CHUNK))
+    users = [*(int(e) for e in edges if e < plan.num_users), plan.num_users]
+    videos = [*range(0, plan.num_videos, VIDEOS_A_CHUNK), plan.num_videos]
+    return [chunk for _, chunk in merge(_evenly("videos", videos), _evenly("users", users))]
+
+
+def _evenly(kind: Literal["users", "videos"], edges: Sequence[int]) -> list[tuple[float, Chunk]]:
+    """Chunks between the edges, each with where its end is among all of its kind, from 0 to 1."""
+    return [(high / edges[-1], (kind, low, high)) for low, high in pairwise(edges)]
 
 
 def spread(total: int, weights: Floats) -> Ints:
@@ -96,52 +132,34 @@ def spread(total: int, weights: Floats) -> Ints:
     return np.diff(edges, prepend=0.0).astype(np.int64)
 
 
-def check(dataset: str, sizes: dict[str, Any]) -> None:
-    """Raises one Fault that names every number that cannot be used. A size of None is one to be derived."""
-    faults: list[str] = []
-    if dataset not in DATASETS:
-        known = ", ".join(DATASETS)
-        faults.append(f"dataset = {dataset!r} is not known{did_you_mean(str(dataset), DATASETS)}; choose from {known}")
-    top = sizes["num_examples"] if isinstance(sizes["num_examples"], int) else MAX_VIDEOS
-    limits = {
-        "num_examples": (MIN_EXAMPLES, 10**10, "rows of the standard logs"),
-        "num_users": (2, max(2, top), "no more users than examples"),
-        "num_items": (MIN_VIDEOS, MAX_VIDEOS, "videos"),
-        "seed": (0, 2**63 - 1, "any whole number from 0"),
-        "num_workers": (1, MAX_WORKERS, "processes, at most one a core is useful"),
-    }
-    for name, (low, high, meaning) in limits.items():
-        value = sizes[name]
-        if value is None and name in ("num_users", "num_items"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            faults.append(f"{name} = {value!r} is not a whole number ({meaning}); give one from {low:,} to {high:,}")
-        elif not low <= value <= high:
-            faults.append(f"{name} = {value:,} is out of range ({meaning}); give one from {low:,} to {high:,}")
-    if faults:
-        raise Fault("cannot generate: " + "\n  ".join(faults))
-
-
 def make_plan(dataset: Dataset, num_examples: int, num_users: int | None, num_videos: int | None, seed: int) -> Plan:
-    """Fills in the sizes that were left open and gives every user a number of rows; they add up exactly."""
-    scale = num_examples / dataset.num_examples
+    """Pure's: fills in the sizes that were left open and gives every user a number of rows; they add up exactly."""
     if num_users is None:
-        num_users = max(4, round(dataset.num_users * scale))
-    if num_videos is None:
-        num_videos = max(MIN_VIDEOS, round(dataset.num_videos * min(1.0, scale) ** dataset.video_growth))
-    facts = kuairand_facts().users
+        num_users = max(4, round(dataset.num_users * (num_examples / dataset.num_examples)))
     draws = Draws.at(seed, "user", np.arange(num_users))
-    weights = row_weights(draws)
-    absent = draws.below(facts["never_in_log"], "absent")
+    absent = draws.below(kuairand_facts().users["never_in_log"], "absent")
     absent[num_users // 2] = True
-    weights[absent] = 0.0
+    counts = row_counts(num_examples, row_weights(draws), absent)
+    num_videos = num_videos or videos_of(dataset, num_examples)
+    return Plan(dataset, seed, num_examples, num_users, num_videos, counts, random_rows(dataset, num_examples, draws))
+
+
+def videos_of(dataset: Dataset, num_examples: int) -> int:
+    """How many videos a log has by default; a log larger than the real one has as many as that."""
+    scale = min(1.0, num_examples / dataset.num_examples)
+    return max(MIN_VIDEOS, round(dataset.num_videos * scale**dataset.video_growth))
+
+
+def row_counts(num_examples: int, weights: Floats, absent: Flags) -> Ints:
+    """The rows of each user in the standard log, in proportion to the weights, one at least if they suffice."""
+    weights = np.where(absent, 0.0, weights)
     present = int((~absent).sum())
-    standard = np.zeros(num_users, dtype=np.int64)
-    if num_examples >= present:
-        standard[~absent] = 1
-        standard += spread(num_examples - present, np.maximum(weights - 0.5, 0.0))
-    else:
-        standard += spread(num_examples, (~absent).astype(np.float64))
+    if num_examples < present:
+        return spread(num_examples, (~absent).astype(np.float64))
+    standard = (~absent).astype(np.int64)
+    return standard + spread(num_examples - present, np.maximum(weights - 0.5, 0.0))
+
+
+def random_rows(dataset: Dataset, num_examples: int, draws: Draws) -> Ints:
     num_random = max(8, round(num_examples * dataset.random_fraction))
-    random = spread(num_random, 0.5 + draws.uniform("random rows"))
-    return Plan(dataset, seed, num_examples, num_users, num_videos, standard, random)
+    return spread(num_random, 0.5 + draws.uniform("random rows"))

@@ -15,6 +15,7 @@ from infnet_rec.data.generate.plan import Plan
 SETTINGS = (
     *("tab", "day", "hour", "minute", "tie", "twin", "video", "repeat", "click", "long_view", "is_like"),
     *("is_follow", "is_comment", "is_forward", "is_hate", "is_profile_enter", "profile_stay", "long_play"),
+    *("eve", "minus_play"),
 )
 NULL_DURATION_VIDEO, ONLY_RANDOM_VIDEO = 0, 1
 LAST_MINUTES_OF_A_DAY = {"hour": 23, "minute": 57, "day": 6}
@@ -116,3 +117,10 @@ def quirks_of(plan: Plan, kind: str, videos: list[int]) -> Quirks:
     if kind == "random":
         return place_quirks(random_quirks(), plan.random_counts, videos)
     return place_quirks(standard_quirks(plan.dataset.num_days), plan.standard_counts, videos)
+
+
+def large_quirks(num_days: int) -> list[dict[str, int]]:
+    """What KuaiRand-27K has and Pure has not: rows before the first date, and play times below zero."""
+    repeat_last = [quirk | {"day": num_days - 1} if "repeat" in quirk else quirk for quirk in standard_quirks(num_days)]
+    skipped = {"click": 0, "long_view": 0, "tab": 1}
+    return [*repeat_last, {"eve": 1}, skipped | {"minus_play": 5}, skipped | {"minus_play": 8}]

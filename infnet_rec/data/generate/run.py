@@ -7,29 +7,20 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
-
+from infnet_rec.data.generate.families import FAMILIES, Plan, check
 from infnet_rec.data.generate.files import fresh_folder, write_notes
-from infnet_rec.data.generate.labels import Intercepts
-from infnet_rec.data.generate.lines import log_lines
-from infnet_rec.data.generate.plan import DATASETS, Plan, check, make_plan
-from infnet_rec.data.generate.users import HEADER as USER_HEADER
-from infnet_rec.data.generate.users import user_csv
-from infnet_rec.data.generate.videos import BASIC_HEADER, STATISTIC_HEADER, basic_csv, statistic_csv
-from infnet_rec.data.generate.world import LOG_HEADER, Kind, World, log_columns, make_world
 
-VIDEOS_A_CHUNK = 4_096
-
-Chunk = tuple[Literal["users", "videos"], int, int]
+Dataset = Literal["kuairand-pure", "kuairand-1k", "kuairand-27k"]
+# Lines by file, and the number of examples among them.
+Made = tuple[dict[str, bytes], int]
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedReport:
-    """What was written; `files` are relative to `folder`."""
+    """What was written; `files` are relative to `folder`. `num_random` counts rows of a random log, where one is."""
 
     dataset: str
     folder: Path
@@ -42,7 +33,7 @@ class GeneratedReport:
 
 
 def generate(
-    dataset: Literal["kuairand-pure"],
+    dataset: Dataset,
     out: Path,
     *,
     num_examples: int,
@@ -54,7 +45,7 @@ def generate(
 ) -> GeneratedReport:
     """Writes raw files of made-up rows in a dataset's public format, the same bytes for the same numbers.
 
-    Memory grows with the users and the videos (some bytes each), not with the examples.
+    Memory grows with the users (and for KuaiRand-Pure with the videos) by some bytes each, not with the examples.
 
     Args:
         dataset: whose format and rates.
@@ -64,30 +55,31 @@ def generate(
         num_items: videos; by default fewer for a small log, so that a video keeps some rows.
         seed: any whole number from 0.
         num_workers: processes. They change the speed and not the bytes.
-        progress: called after each chunk with the number of examples written so far.
+        progress: called after each chunk with examples, with the number of examples written so far.
 
     Raises:
         Fault: a number is out of range, or `out` is in use.
     """
     sizes = {"num_examples": num_examples, "num_users": num_users, "num_items": num_items}
     check(dataset, sizes | {"seed": seed, "num_workers": num_workers})
-    plan = make_plan(DATASETS[dataset], num_examples, num_users, num_items, seed)
-    headers = file_headers(plan)
+    family = FAMILIES[dataset]
+    plan = family.make_plan(num_examples, num_users, num_items, seed)
+    headers, notes = family.file_headers(plan), family.notes(plan)
     out = Path(out)
     with fresh_folder(out) as folder:
-        write_notes(folder, plan)
-        (folder / "data").mkdir()
+        write_notes(folder, notes)
         with ExitStack() as stack:
+            for name in headers:
+                (folder / name).parent.mkdir(exist_ok=True)
             files = {name: stack.enter_context((folder / name).open("wb")) for name in headers}
             for name, header in headers.items():
                 files[name].write(header.encode() + b"\n")
             done = 0
-            made = stack.enter_context(closing(_made(plan, num_workers)))
-            for (kind, low, high), parts in made:
+            for parts, num_made in stack.enter_context(closing(_made(dataset, plan, num_workers))):
                 for name, part in parts.items():
                     files[name].write(part)
-                if kind == "users" and progress is not None:
-                    done += int(plan.standard_counts[low:high].sum())
+                done += num_made
+                if num_made and progress is not None:
                     progress(done)
     return GeneratedReport(
         dataset=dataset,
@@ -95,93 +87,47 @@ def generate(
         files=(*headers, "generated.json", "README.md"),
         seed=seed,
         num_examples=num_examples,
-        num_random=plan.num_random,
+        num_random=notes.get("num_random_log_rows", 0),
         num_users=plan.num_users,
-        num_items=plan.num_videos,
+        num_items=plan.num_items,
     )
 
 
-def file_headers(plan: Plan) -> dict[str, str]:
-    """Path of each CSV file -> its header line."""
-    names = file_names(plan)
-    return {
-        names["early"]: LOG_HEADER,
-        names["late"]: LOG_HEADER,
-        names["random"]: LOG_HEADER,
-        names["users"]: USER_HEADER,
-        names["basic"]: BASIC_HEADER,
-        names["statistic"]: STATISTIC_HEADER,
-    }
-
-
-def file_names(plan: Plan) -> dict[str, str]:
-    end = f"{plan.dataset.suffix}.csv"
-    return {
-        "early": f"data/log_standard_4_08_to_4_21_{end}",
-        "late": f"data/log_standard_4_22_to_5_08_{end}",
-        "random": f"data/log_random_4_22_to_5_08_{end}",
-        "users": f"data/user_features_{end}",
-        "basic": f"data/video_features_basic_{end}",
-        "statistic": f"data/video_features_statistic_{end}",
-    }
-
-
-def make_chunk(world: World, chunk: Chunk) -> dict[str, bytes]:
-    """The lines that one chunk of users or videos adds to each file."""
-    kind, low, high = chunk
-    plan, names = world.plan, file_names(world.plan)
-    if kind == "videos":
-        return {
-            names["basic"]: basic_csv(plan.seed, low, high, plan.num_videos),
-            names["statistic"]: statistic_csv(plan.seed, low, high),
-        }
-    standard, random = log_columns(world, low, high, "standard"), log_columns(world, low, high, "random")
-    early = standard["date"] < int(plan.dataset.split_date.strftime("%Y%m%d"))
-    return {
-        names["early"]: log_lines(standard, early),
-        names["late"]: log_lines(standard, ~early),
-        names["random"]: log_lines(random, np.ones(len(random["date"]), dtype=bool)),
-        names["users"]: user_csv(plan.seed, low, high, plan.num_users),
-    }
-
-
-def _made(plan: Plan, num_workers: int) -> Generator[tuple[Chunk, dict[str, bytes]]]:
+def _made(dataset: str, plan: Plan, num_workers: int) -> Generator[Made]:
     """All chunks in order, made in this process or in others; only a few of them are in memory at a time."""
-    edges = [*range(0, plan.num_videos, VIDEOS_A_CHUNK), plan.num_videos]
-    chunks: list[Chunk] = [("videos", low, high) for low, high in pairwise(edges)]
-    chunks.extend(("users", low, high) for low, high in plan.chunks())
+    family = FAMILIES[dataset]
+    chunks = family.chunks(plan)
     num_workers = min(num_workers, len(chunks))
     if num_workers == 1:
-        world = make_world(plan)
-        yield from ((chunk, make_chunk(world, chunk)) for chunk in chunks)
+        world = family.make_world(plan)
+        yield from (family.make_chunk(world, chunk) for chunk in chunks)
         return
-    intercepts = make_world(plan).intercepts
     # Spawned, because a forked child inherits locks of pyarrow's threads.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(plan, intercepts))
-    waiting: deque[tuple[Chunk, Future[dict[str, bytes]]]] = deque()
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(dataset, plan))
+    waiting: deque[Future[Made]] = deque()
     try:
         for chunk in chunks:
-            waiting.append((chunk, pool.submit(_make_chunk_here, chunk)))
+            waiting.append(pool.submit(_make_chunk_here, chunk))
             if len(waiting) >= 3 * num_workers:
-                first, made = waiting.popleft()
-                yield first, made.result()
+                yield waiting.popleft().result()
         while waiting:
-            first, made = waiting.popleft()
-            yield first, made.result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-_world: World  # of this worker process
+_make_chunk: Callable[[Any], Made]  # of this worker process
 
 
-def _start_worker(plan: Plan, intercepts: dict[Kind, Intercepts]) -> None:
-    global _world
+def _start_worker(dataset: str, plan: Plan) -> None:
+    global _make_chunk
     # Ctrl-C reaches the whole process group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _world = make_world(plan, intercepts)
+    family = FAMILIES[dataset]
+    world = family.make_world(plan)
+    _make_chunk = lambda chunk: family.make_chunk(world, chunk)  # noqa: E731
 
 
-def _make_chunk_here(chunk: Chunk) -> dict[str, bytes]:
-    return make_chunk(_world, chunk)
+def _make_chunk_here(chunk: Any) -> Made:
+    return _make_chunk(chunk)

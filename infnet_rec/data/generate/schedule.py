@@ -110,7 +110,11 @@ def _local_times(dataset: Dataset, draws: Draws, asked: Asked, habits: Habits, o
 def _twins(tab: Ints, draws: Draws, habits: Habits, index: Ints) -> Flags:
     """Rows that repeat the row before: never the first of a user, never the twin of a twin."""
     before = np.roll(tab, 1)
-    wanted = (index > 0) & np.isin(before, TWICE_LOGGED_TABS) & draws.below(habits.twin, "twin")
+    return every_other((index > 0) & np.isin(before, TWICE_LOGGED_TABS) & draws.below(habits.twin, "twin"))
+
+
+def every_other(wanted: Flags) -> Flags:
+    """The first, third, fifth... of each run of wanted rows."""
     position = np.arange(len(wanted))
     run_start = np.maximum.accumulate(np.where(wanted, 0, position + 1))
     return wanted & ((position - run_start) % 2 == 0)
@@ -122,9 +126,10 @@ def shown_clock(rows: Rows, dataset: Dataset) -> tuple[Ints, Ints]:
     chance = table(kuairand_facts().log["next_hour_by_minute"])[local % HOUR_MS // MINUTE_MS]
     shown = local // HOUR_MS + rows.draws.below(chance, "next hour")
     day = shown // 24
-    last_day = np.datetime64(dataset.last_date).astype(np.int64)
-    over = day > last_day
-    day, hour = np.where(over, last_day, day), np.where(over, 23, shown % 24)
+    first_day, last_day = (np.datetime64(d).astype(np.int64) for d in (dataset.first_date, dataset.last_date))
+    hour = np.where(day > last_day, 23, shown % 24)
+    # KuaiRand-27K holds rows of the evening before the first date, under that date.
+    day = np.clip(day, first_day, last_day)
     dates = day.astype("datetime64[D]")
     months = dates.astype("datetime64[M]")
     years = dates.astype("datetime64[Y]").astype(np.int64) + 1970

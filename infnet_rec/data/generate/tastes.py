@@ -29,9 +29,17 @@ DAY_MS = 86_400_000
 
 def video_vectors(seed: int, tag: Ints, author_id: Ints) -> Floats:
     """A unit vector for each video, mostly its tag's: videos of a tag or an author please the same users."""
+    return blended(seed, tag_vectors(seed, tag), author_id)
+
+
+def tag_vectors(seed: int, tag: Ints) -> Floats:
     tags = Draws.at(seed, "tag", tag).normals("vector", DIMENSIONS)
+    return tags / np.linalg.norm(tags, axis=1, keepdims=True)
+
+
+def blended(seed: int, tags: Floats, author_id: Ints) -> Floats:
+    """The unit vectors of videos from those of their tags."""
     authors = Draws.at(seed, "author vector", author_id).normals("vector", DIMENSIONS)
-    tags /= np.linalg.norm(tags, axis=1, keepdims=True)
     authors /= np.linalg.norm(authors, axis=1, keepdims=True)
     mixed = np.sqrt(1.0 - AUTHOR_SHARE) * tags + np.sqrt(AUTHOR_SHARE) * authors
     return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)

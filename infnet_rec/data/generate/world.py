@@ -3,21 +3,20 @@
 A process needs one World; it is the same in every process. Its memory grows with the number of videos alone.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
 from infnet_rec.data.generate.draws import Draws, Floats, Ints
 from infnet_rec.data.generate.exposures import Shelf, random_videos, standard_videos
-from infnet_rec.data.generate.labels import Intercepts, Shown, calibrate, label, leanings
+from infnet_rec.data.generate.facts import kuairand_facts
+from infnet_rec.data.generate.labels import Intercepts, Kind, Shown, calibrate, label, leanings, rates_of
 from infnet_rec.data.generate.plan import Plan
 from infnet_rec.data.generate.quirks import Quirks, quirks_of
 from infnet_rec.data.generate.schedule import Habits, Rows, random_habits, schedule, shown_clock, standard_habits
 from infnet_rec.data.generate.tastes import Moods, video_vectors
 from infnet_rec.data.generate.videos import Videos, make_videos
 
-Kind = Literal["standard", "random"]
 CALIBRATION_USERS, CALIBRATION_ROWS = 8_192, 8
 
 LOG_HEADER = (
@@ -39,8 +38,7 @@ class World:
     intercepts: dict[Kind, Intercepts]
 
 
-def make_world(plan: Plan, intercepts: dict[Kind, Intercepts] | None = None) -> World:
-    """The World of a plan. Give the intercepts of another World of the same plan to save finding them again."""
+def make_world(plan: Plan) -> World:
     videos = make_videos(plan.seed, plan.num_videos)
     shown = np.flatnonzero(~videos.only_random)
     null_duration = shown[np.argmax(videos.duration_ms[shown] == 0)]
@@ -48,9 +46,8 @@ def make_world(plan: Plan, intercepts: dict[Kind, Intercepts] | None = None) -> 
     vectors = video_vectors(plan.seed, videos.tag, videos.author_id)
     habits: dict[Kind, Habits] = {"standard": standard_habits(), "random": random_habits(plan.dataset)}
     quirks: dict[Kind, Quirks] = {kind: quirks_of(plan, kind, special) for kind in habits}
-    world = World(plan, videos, vectors, Shelf(videos), habits, quirks, intercepts or {})
-    if intercepts is None:
-        return replace(world, intercepts={kind: _calibrated(world, kind) for kind in habits})
+    world = World(plan, videos, vectors, Shelf(videos), habits, quirks, {})
+    world.intercepts.update({kind: _calibrated(world, kind) for kind in habits})
     return world
 
 
@@ -62,7 +59,8 @@ def _calibrated(world: World, kind: Kind) -> Intercepts:
     taken = np.minimum(counts[users], CALIBRATION_ROWS)
     shown, _ = _shown(world, users, taken, kind, world.quirks[kind].within(0, 0))
     weights = np.repeat(counts[users] / np.maximum(taken, 1), taken)
-    return calibrate(leanings(shown, plan.seed), shown.user_like_N, weights, kind)
+    rates = rates_of(kuairand_facts(), kind)
+    return calibrate(leanings(shown, plan.seed), shown.user_like_N, weights, rates)
 
 
 def _shown(world: World, users: Ints, counts: Ints, kind: Kind, quirks: Quirks) -> tuple[Shown, Ints]:
@@ -76,6 +74,8 @@ def _shown(world: World, users: Ints, counts: Ints, kind: Kind, quirks: Quirks) 
     else:
         video = random_videos(rows, plan.num_videos)
     shown = Shown(
+        kind=kind,
+        facts=kuairand_facts(),
         rows=rows,
         user_keys=Draws.at(plan.seed, "user", users).take(rows.user),
         tastes_NK=tastes,
@@ -97,7 +97,7 @@ def log_columns(world: World, low: int, high: int, kind: Kind) -> dict[str, Ints
     counts = (plan.standard_counts if kind == "standard" else plan.random_counts)[low:high]
     shown, video = _shown(world, users, counts, kind, world.quirks[kind].within(low, high))
     rows = shown.rows
-    labels = label(shown, leanings(shown, plan.seed), world.intercepts[kind], kind)
+    labels = label(shown, leanings(shown, plan.seed), world.intercepts[kind])
     date, hourmin = shown_clock(rows, plan.dataset)
     columns = labels | {
         "user_id": users[rows.user],
