@@ -39,7 +39,7 @@ class FeatureIds:
             features: which, in the order of the result.
             with_rarity: whether `rarity` will be asked for; it takes four bytes a row of every index table.
         """
-        self._places = [(f.side, _columns(store, f)) for f in features]
+        self._places: list[tuple[Side, np.ndarray]] = [(f.side, _columns(store, f)) for f in features]
         single = [m for m, (_, columns) in enumerate(self._places) if len(columns) == 1]
         self._single = {
             side: (

@@ -6,6 +6,7 @@ time, with a few vectorised reads.
 Shapes: B examples, M features, E events of one behaviour in this batch.
 """
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,7 +92,10 @@ def _keyed(keys: list[str], values: np.ndarray, lengths: np.ndarray, length_per_
 
 
 class Loader:
-    """Batches of one rank, gathered by a thread while the last one is being used."""
+    """Batches of one rank, gathered by threads while the last one is being used.
+
+    Threads are enough: numpy lets go of the interpreter while it gathers.
+    """
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         read_ahead: int = 4,
+        num_threads: int = 1,
         pin_memory: bool = False,
     ) -> None:
         """Joins a reader with an order.
@@ -110,16 +115,23 @@ class Loader:
             order: which examples make which global batch.
             rank: whose slice to read.
             world_size: number of slices.
-            read_ahead: batches gathered in advance.
-            pin_memory: whether batches go to page-locked memory, for copies to a GPU.
+            read_ahead: batches gathered in advance, at most.
+            num_threads: batches gathered at the same time, at most; they come in order all the same.
+            pin_memory: whether batches go to page-locked memory, for copies to a GPU; the threads do that too.
         """
         self._reader, self._order = reader, order
         self._rank, self._world_size = rank, world_size
-        self._read_ahead, self._pin_memory = read_ahead, pin_memory
+        self._read_ahead, self._num_threads, self._pin_memory = read_ahead, num_threads, pin_memory
+        self._one_at_a_time = threading.Lock()
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """Yields the batches of `num_steps` steps from `first_step` on; closing the iterator stops the thread."""
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+        """Yields the batches of `num_steps` steps from `first_step` on; closing the iterator ends the threads.
+
+        What goes wrong in a thread is raised here, in the place of its batch, with a note that names the step.
+        """
+        # A new thread would work for GPU 0, whichever this rank's is.
+        device = torch.cuda.current_device() if self._pin_memory else None
+        with ThreadPoolExecutor(self._num_threads, "loader", initializer=_use_gpu, initargs=(device,)) as pool:
             ahead: deque[Future[Batch]] = deque()
             try:
                 for step in range(first_step, first_step + num_steps):
@@ -133,6 +145,17 @@ class Loader:
                     future.cancel()
 
     def _read(self, step: int) -> Batch:
-        indices = local_slice(self._order.global_batch(step), self._rank, self._world_size)
-        batch = self._reader.read(indices)
-        return batch.pin_memory() if self._pin_memory else batch
+        try:
+            # Threads that need the same new buffer of the order would each shuffle it.
+            with self._one_at_a_time:
+                global_G = self._order.global_batch(step)
+            batch = self._reader.read(local_slice(global_G, self._rank, self._world_size))
+            return batch.pin_memory() if self._pin_memory else batch
+        except Exception as error:
+            error.add_note(f"raised while rank {self._rank} read the batch of step {step}")
+            raise
+
+
+def _use_gpu(device: int | None) -> None:
+    if device is not None:
+        torch.cuda.set_device(device)
