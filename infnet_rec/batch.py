@@ -18,7 +18,8 @@ class Batch(Pipelineable):
     """What the loader makes and the model reads.
 
     Attributes:
-        categorical: features of the EmbeddingBagCollection, one id an example and key.
+        categorical: features of the EmbeddingBagCollection: one id an example and key, or up to `max_values` of a
+            feature that has several, whose embeddings are averaged.
         sequences: the EmbeddingCollection's input, keyed by table: every distinct id of this batch once. Which example
             an id is counted to means nothing. A batch repeats most of its ids some ten to a hundred times, and the
             unpooled lookup, its backward pass and its all-to-all are the costliest part of a step.
@@ -29,7 +30,8 @@ class Batch(Pipelineable):
         labels_BT: 0 or 1, float32.
         user_B: the user's index in the store, int64; groups examples for gAUC.
         rarity_BM: for each categorical token, one over the number of training look-ups of its id, float32; 0 for ids
-            that are never rare (ranges, hours) or never trained. [B, 0] where nobody asked for it.
+            that are never rare (ranges, hours) or never trained, the mean over the ids of a feature that has several.
+            [B, 0] where nobody asked for it.
         weight_B: 1 for an example, 0 for the padding of a last short evaluation batch, float32.
     """
 

@@ -31,7 +31,8 @@ class Feature:
     """A categorical feature, read from the user, the item or the example itself (context).
 
     `max_values` is the number of ids an example may have: 1, or more for a multi-valued feature such as tags, whose
-    embeddings are averaged.
+    embeddings are averaged. In the store such a feature is as many columns of the same name; ids stand at the left,
+    -1 fills up, and a null has the one id 1.
     """
 
     name: str
@@ -88,6 +89,27 @@ class Schema:
         for part in (*self.features, *self.sequences):
             if part.table not in known:
                 raise Fault(f"schema: {part.name} reads table {part.table!r}, which is not declared")
+        self._check_multi_valued()
+
+    def _check_multi_valued(self) -> None:
+        """A sequence's table has no pooling, and an event's attribute is one id."""
+        multi = {f.name: f for f in self.features if f.max_values != 1}
+        for feature in multi.values():
+            if feature.max_values < 1:
+                raise Fault(f"schema: {feature.name} has max_values {feature.max_values}; it must be 1 or more")
+        for s in self.sequences:
+            if s.attribute in multi:
+                raise Fault(
+                    f"schema: {s.name} reads {s.attribute}, which has up to {multi[s.attribute].max_values} values; "
+                    "an attribute of a sequence must have one"
+                )
+        for feature in self.shared_features:
+            if feature.name in multi:
+                reader = next(s.name for s in self.sequences if s.table == feature.table)
+                raise Fault(
+                    f"schema: {feature.name} has up to {feature.max_values} values and shares table "
+                    f"{feature.table!r} with {reader}; a feature of several values needs a table that no sequence reads"
+                )
 
     @property
     def sequence_tables(self) -> tuple[Table, ...]:

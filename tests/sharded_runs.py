@@ -102,9 +102,9 @@ def valid_logits(config: RunConfig, data: Data, world: World, sharded: Sharded) 
     return np.empty((0, 0)) if predictions is None else predictions.logits_NT
 
 
-def initial_weights(store: str) -> dict[str, np.ndarray]:
+def initial_weights(store: str, overrides: list[str]) -> dict[str, np.ndarray]:
     """All weights of a new model on one rank, under the names of the unsharded model."""
-    config = small_config(store, [])
+    config = small_config(store, overrides)
     sharded = shard_model(config, open_data(config), world_of(0, 1))
     return dense_of(sharded) | {name: values for name, (_, _, values) in tables_of(sharded).items()}
 

@@ -78,7 +78,7 @@ def test_two_ranks_evaluate_to_the_metrics_of_one(one_rank: dict[str, Any], two_
 @pytest.mark.parametrize("overrides", [[], ["train.loss.embedding_l2=0.1"]], ids=["plain", "l2"])
 def test_sharded_training_is_plain_training(alone: None, small_store: Path, overrides: list[str]) -> None:
     """TorchRec's lookup, fused row-wise Adagrad and pipeline do what a hand-written loop does."""
-    initial = sharded_runs.initial_weights(str(small_store))
+    initial = sharded_runs.initial_weights(str(small_store), overrides)
     plain = sharded_runs.unsharded_losses(str(small_store), overrides, initial, NUM_STEPS)
     sharded = sharded_runs.train_steps(0, 1, str(small_store), overrides, NUM_STEPS)["losses"]
     np.testing.assert_allclose(sharded[0], plain[0], atol=1e-6, rtol=0)

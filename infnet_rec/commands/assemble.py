@@ -81,7 +81,8 @@ def train_order(config: RunConfig, data: Data) -> TrainOrder:
     num_examples, batch_size = data.store.num_examples("train"), config.train.global_batch_size
     if config.train.order == "time":
         return TimeOrder(data.store.examples("train").time_N, batch_size)
-    return ShuffledOrder(num_examples, batch_size, config.train.seed)
+    blocks, buffer = config.data.block_examples, config.data.buffer_blocks
+    return ShuffledOrder(num_examples, batch_size, config.train.seed, blocks, buffer)
 
 
 def train_loader(config: RunConfig, data: Data, world: World) -> Loader:
@@ -106,6 +107,7 @@ def _loader(reader: BatchReader, order: TrainOrder | EvalOrder, config: RunConfi
         rank=world.rank,
         world_size=world.world_size,
         read_ahead=config.data.read_ahead,
+        num_threads=config.data.loader_threads,
         pin_memory=world.device.type == "cuda",
     )
 

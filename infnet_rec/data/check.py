@@ -1,7 +1,5 @@
 """Is a store what its manifest says?"""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from infnet_rec.data.store import SPLITS, Store, hash_files
@@ -30,10 +28,12 @@ def ids_outside_tables(store: Store, schema: Schema) -> list[str]:
     """
     found: dict[str, tuple[int, int]] = {}
     for side, ids in (("user", store.user_ids), ("item", store.item_ids)):
-        found |= dict(zip(store.columns_of(side), zip(ids.min(0), ids.max(0), strict=True), strict=True))
+        names, lows, highs = np.array(store.columns_of(side)), ids.min(0), ids.max(0)
+        found |= {name: _range([lows[names == name]], [highs[names == name]]) for name in names.tolist()}
     context = [store.examples(split).context for split in SPLITS]
     for name in store.columns_of("context"):
-        found[name] = _range(columns[name] for columns in context)
+        columns = [columns[name] for columns in context]
+        found[name] = _range([column.min(0) for column in columns], [column.max(0) for column in columns])
     num_rows = {table.name: table.num_rows for table in schema.tables}
     read = [(f.name, f.name, f.table) for f in schema.features]
     read += [(s.name, s.attribute, s.table) for s in schema.sequences]
@@ -45,6 +45,8 @@ def ids_outside_tables(store: Store, schema: Schema) -> list[str]:
     return faults
 
 
-def _range(arrays: Iterable[np.ndarray]) -> tuple[int, int]:
-    ranges = [(int(array.min()), int(array.max())) for array in arrays]
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
+def _range(lows: list[np.ndarray], highs: list[np.ndarray]) -> tuple[int, int]:
+    """Smallest and largest id of a feature from those of its columns; empty slots (-1) may follow the first value."""
+    low_k = np.stack([np.atleast_1d(low) for low in lows]).min(axis=0)
+    low_k[1:] += 1
+    return int(low_k.min()), int(np.max(highs))

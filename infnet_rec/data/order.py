@@ -15,6 +15,8 @@ from infnet_rec.faults import Fault
 
 BLOCK_EXAMPLES = 4_096
 BUFFER_BLOCKS = 512
+SORTED_EXAMPLES = 1 << 20
+STRETCHES_PER_PIECE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,11 @@ class ShuffledOrder:
         _, buffer_starts = self.blocks(epoch)
         first = int(np.searchsorted(buffer_starts, start, side="right")) - 1
         last = int(np.searchsorted(buffer_starts, stop, side="left"))
-        parts = [_shuffled_buffer(self, epoch, b) for b in range(first, last)]
-        examples = np.concatenate(parts)
-        return examples[start - buffer_starts[first] : stop - buffer_starts[first]]
+        parts = []
+        for b in range(first, last):
+            begin = int(buffer_starts[b])
+            parts.append(_shuffled_buffer(self, epoch, b)[max(start - begin, 0) : stop - begin])
+        return np.concatenate(parts)
 
     def blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Block numbers in an epoch's order, and where each buffer begins (with the end as last entry)."""
@@ -60,20 +64,20 @@ class TimeOrder:
     """Every example once an epoch, oldest first, the same order each time; a last short global batch is dropped.
 
     A single pass in this order meets each example as it will be met in service: with embeddings that have learned from
-    the past only.
+    the past only. It keeps 4 bytes an example (8 beyond 4 billion) on every rank.
     """
 
     def __init__(self, time_N: np.ndarray, global_batch_size: int) -> None:
         """Sorts once; examples of one instant keep the store's order.
 
         Args:
-            time_N: instants of all examples.
+            time_N: instants of all examples; a memory-mapped file is read piece by piece.
             global_batch_size: G.
         """
         check_fits(global_batch_size, len(time_N))
         self.num_examples = len(time_N)
         self.global_batch_size = global_batch_size
-        self._sorted_N = np.argsort(time_N, kind="stable")
+        self._sorted_N = oldest_first(time_N)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -83,7 +87,43 @@ class TimeOrder:
     def global_batch(self, step: int) -> np.ndarray:
         """Indices of the examples of one step, counted over all epochs; int64 [G]."""
         start = step % self.steps_per_epoch * self.global_batch_size
-        return self._sorted_N[start : start + self.global_batch_size]
+        return self._sorted_N[start : start + self.global_batch_size].astype(np.int64)
+
+
+def oldest_first(time_N: np.ndarray, piece_examples: int = SORTED_EXAMPLES) -> np.ndarray:
+    """What a stable argsort gives, in uint32 where that is enough, and with little more memory than the result.
+
+    Examples go to equally long stretches of time first, then each stretch is sorted. The memory is at its smallest
+    where no stretch has many times the average's examples.
+
+    Args:
+        time_N: integers.
+        piece_examples: examples that are sorted at a time.
+    """
+    num_examples, low = len(time_N), int(time_N.min())
+    order_N = np.empty(num_examples, np.uint32 if num_examples < 2**32 else np.int64)
+    num_stretches = min(-(-num_examples // piece_examples) * STRETCHES_PER_PIECE, 2**16)
+    width = (int(time_N.max()) - low) // num_stretches + 1
+    starts = range(0, num_examples, piece_examples)
+
+    def stretches(start: int) -> np.ndarray:
+        # 16 bits: numpy sorts those by counting.
+        return ((time_N[start : start + piece_examples] - low) // width).astype(np.uint16)
+
+    counts = sum(np.bincount(stretches(start), minlength=num_stretches) for start in starts)
+    ends = np.cumsum(counts)
+    free = ends - counts
+    for start in starts:
+        stretch_P = stretches(start)
+        sorted_P = np.argsort(stretch_P, kind="stable")
+        mine = np.bincount(stretch_P, minlength=num_stretches)
+        place_P = np.repeat(free - (np.cumsum(mine) - mine), mine) + np.arange(len(sorted_P))
+        order_N[place_P] = sorted_P + start
+        free += mine
+    for start, end in zip((ends - counts).tolist(), ends.tolist(), strict=True):
+        part = order_N[start:end]
+        order_N[start:end] = part[np.argsort(time_N[part], kind="stable")]
+    return order_N
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,15 @@ from infnet_rec.schema import Schema
 def make_bags(schema: Schema, width: int) -> EmbeddingBagCollection:
     """One table a feature that shares none, on the meta device: nothing is allocated before sharding.
 
+    Tables of features with several values average them; the others have one value an example, and sum it, which spares
+    the division.
+
     Raises:
         Fault: every feature shares its table with a sequence, so there is nothing to hold.
     """
     if not schema.bag_tables:
         raise Fault("schema: every feature shares a sequence's table; at least one feature must have its own")
+    averaged = {f.table for f in schema.bag_features if f.max_values > 1}
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
@@ -30,7 +34,7 @@ def make_bags(schema: Schema, width: int) -> EmbeddingBagCollection:
                 embedding_dim=width,
                 num_embeddings=table.num_rows,
                 feature_names=[f.name for f in schema.bag_features if f.table == table.name],
-                pooling=PoolingType.SUM,
+                pooling=PoolingType.MEAN if table.name in averaged else PoolingType.SUM,
             )
             for table in schema.bag_tables
         ],

@@ -1,0 +1,164 @@
+"""Each distinct id of a batch once, without sorting.
+
+Shapes: N numbers, X distinct ones, B examples, S shared features, V behaviours, E events of a batch, A attributes of an
+event, K unpooled tokens.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from infnet_rec.data.store import Store
+from infnet_rec.schema import Schema
+
+
+class Distinct:
+    """Finds the distinct numbers of lists whose numbers all lie below one limit.
+
+    The scratch is four bytes for each number that ever occurred (the operating system gives no memory to pages that
+    were never written) and is never cleared: only places that the same call wrote are read. So a call costs time by
+    the length of the list alone. Two threads must not share one.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """Reserves the scratch; numbers are from 0 to `limit` - 1."""
+        self._place = np.empty(limit, np.int32)
+        self._count = np.empty(0, np.int32)
+
+    def of(self, numbers_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct numbers in the order of their last places (int64 [X]), each number's row among them (int32 [N])."""
+        if len(self._count) < len(numbers_N):
+            self._count = np.arange(len(numbers_N) * 5 // 4, dtype=np.int32)
+        count_N, numbers_N = self._count[: len(numbers_N)], numbers_N.astype(np.int64, copy=False)
+        # Of equal numbers the last one wins; any winner would do, as long as there is one.
+        self._place[numbers_N] = count_N
+        winner_N = self._place.take(numbers_N)
+        wins_N = winner_N == count_N
+        row_N = np.cumsum(wins_N, dtype=np.int32)
+        row_N -= 1
+        return numbers_N[wins_N], row_N.take(winner_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """`Batch.sequences` and `Batch.spread_K` in parts: distinct ids of each table, and rows among all of them."""
+
+    ids: list[np.ndarray]
+    spread_K: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Behaviours that are read for the same item columns: all of them, where a recipe made the store.
+
+    Attributes:
+        behaviours: their numbers in the schema.
+        columns: item columns read for each event, int64 [A].
+        tables: for each of them its number among the schema's sequence tables.
+    """
+
+    behaviours: list[int]
+    columns: np.ndarray
+    tables: tuple[int, ...]
+
+
+class _Scratch(threading.local):
+    """One for each thread that reads."""
+
+    def __init__(self, num_items: int, num_rows: list[int]) -> None:
+        self.items = Distinct(num_items)
+        self.tables = [Distinct(rows) for rows in num_rows]
+
+
+class UnpooledTokens:
+    """Makes the tokens of the EmbeddingCollection; threads may share it.
+
+    A batch repeats most items, and an item's attributes repeat with it: distinct items are found first, and only their
+    attributes are read and made distinct in turn.
+    """
+
+    def __init__(self, store: Store, schema: Schema) -> None:
+        tables = [t.name for t in schema.sequence_tables]
+        self._shared_tables = [tables.index(f.table) for f in schema.shared_features]
+        self._families = _families(store, schema)
+        self._item_ids, self._item_width = store.item_ids.reshape(-1), store.item_ids.shape[1]
+        self._scratch = _Scratch(len(store.item_ids), [t.num_rows for t in schema.sequence_tables])
+
+    def read(self, shared_SB: np.ndarray, item_E: np.ndarray, num_events_V: Sequence[int]) -> Tokens:
+        """The tokens of a batch.
+
+        Args:
+            shared_SB: ids of the shared features.
+            item_E: items of all events, behaviour-major.
+            num_events_V: events of each behaviour.
+        """
+        events_of = np.split(item_E, np.cumsum(num_events_V)[:-1])
+        parts: list[list[np.ndarray]] = [[] for _ in self._scratch.tables]
+        for table, ids_B in zip(self._shared_tables, shared_SB, strict=True):
+            parts[table].append(ids_B)
+        row_of_event = []
+        for family in self._families:
+            item_X, row_E = self._scratch.items.of(np.concatenate([events_of[v] for v in family.behaviours]))
+            ids_XA = self._item_ids.take((item_X * self._item_width)[:, None] + family.columns)
+            for a, table in enumerate(family.tables):
+                parts[table].append(ids_XA[:, a])
+            row_of_event.append(row_E.astype(np.int64))
+        ids, rows = self._rows(parts)
+        spread_K = np.empty(shared_SB.size + self._num_tokens(num_events_V), np.int64)
+        for s, table in enumerate(self._shared_tables):
+            spread_K[s * shared_SB.shape[1] : (s + 1) * shared_SB.shape[1]] = rows[table].pop(0)
+        rows_of_family = [[rows[table].pop(0) for table in family.tables] for family in self._families]
+        self._spread(spread_K[shared_SB.size :], rows_of_family, row_of_event, num_events_V)
+        return Tokens(ids, spread_K)
+
+    def _rows(self, parts: list[list[np.ndarray]]) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+        """Distinct ids of each table, and for each part of its ids their rows among those of all tables, int64."""
+        ids, rows, start = [], [], 0
+        for distinct, mine in zip(self._scratch.tables, parts, strict=True):
+            id_X, row_N = distinct.of(np.concatenate(mine))
+            rows.append(np.split(row_N.astype(np.int64) + start, np.cumsum([len(part) for part in mine])[:-1]))
+            ids.append(id_X)
+            start += len(id_X)
+        return ids, rows
+
+    def _num_tokens(self, num_events_V: Sequence[int]) -> int:
+        return sum(num_events_V[v] * len(family.tables) for family in self._families for v in family.behaviours)
+
+    def _spread(
+        self,
+        spread_L: np.ndarray,
+        rows_of_family: list[list[np.ndarray]],
+        row_of_event: list[np.ndarray],
+        num_events_V: Sequence[int],
+    ) -> None:
+        """Fills in the rows of the sequences: event to distinct item to distinct id."""
+        sources = {}
+        for family, rows_A, row_E in zip(self._families, rows_of_family, row_of_event, strict=True):
+            cuts = np.cumsum([num_events_V[v] for v in family.behaviours])[:-1]
+            sources |= {v: (rows_A, part) for v, part in zip(family.behaviours, np.split(row_E, cuts), strict=True)}
+        start = 0
+        for v in range(len(num_events_V)):
+            rows_A, row_E = sources[v]
+            for row_X in rows_A:
+                stop = start + len(row_E)
+                # Rows are in range by construction; "clip" spares numpy a copy of the result.
+                np.take(row_X, row_E, out=spread_L[start:stop], mode="clip")
+                start = stop
+
+
+def _families(store: Store, schema: Schema) -> list[_Family]:
+    """Behaviours by the item columns that are read for their events."""
+    tables, columns = [t.name for t in schema.sequence_tables], store.columns_of("item")
+    behaviours_of: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for v, behaviour in enumerate(schema.behaviours):
+        mine = [s for s in schema.sequences if s.behaviour == behaviour]
+        reads = tuple((columns.index(s.attribute), tables.index(s.table)) for s in mine)
+        behaviours_of.setdefault(reads, []).append(v)
+    by_behaviour = [s.name for name in schema.behaviours for s in schema.sequences if s.behaviour == name]
+    assert by_behaviour == [s.name for s in schema.sequences], "sequences must be grouped by behaviour"
+    return [
+        _Family(behaviours, np.array([column for column, _ in reads]), tuple(table for _, table in reads))
+        for reads, behaviours in behaviours_of.items()
+    ]
