@@ -254,7 +254,7 @@ def _disk_lines(disk: JSON, *, has_histories: bool) -> list[str]:
             for length in SHOWN_COPY_LENGTHS
         )
         result.append(
-            f"histories take {disk['history_bytes_per_example']:.1f} bytes an example of it; "
-            f"as int32 lists copied into every row they would take {copied}"
+            f"histories: {disk['history_bytes_per_example']:.1f} bytes an example of it; "
+            f"as int32 lists in every row they would be {copied}"
         )
     return result

@@ -151,7 +151,7 @@ def _periods(store: Store, periods: Periods, tallies: Mapping[str, SplitTally]) 
 def _histories(store: Store, tallies: Mapping[str, SplitTally]) -> tuple[JSON, dict[int, dict[str, float]]]:
     """Events before an example, and sequence tokens an example when histories are cut to a length, per split."""
     histories: JSON = {}
-    tokens = {length: dict.fromkeys(SPLITS, 0.0) for length in LENGTHS}
+    tokens: dict[int, dict[str, float]] = {length: dict.fromkeys(tallies, 0.0) for length in LENGTHS}
     for behaviour, facts in store.manifest["behaviours"].items():
         attributes = [s.attribute for s in store.schema.sequences if s.behaviour == behaviour]
         histories[behaviour] = {"num_events": facts["num_events"], "attributes": attributes}

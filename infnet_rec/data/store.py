@@ -15,7 +15,7 @@ numpy, pandas, polars and duckdb read it without a copy.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -236,13 +236,16 @@ class Store:
         return read_arrow(self.path / "vocab" / f"{table}.arrow")
 
 
-def hash_files(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size and blake2b hash of files below `root`, by their relative names."""
+def hash_files(
+    root: Path, names: Iterable[str], progress: Callable[[int], None] = lambda num_bytes: None
+) -> dict[str, dict[str, Any]]:
+    """Size and blake2b hash of files below `root`, by their relative names; `progress` hears of bytes just read."""
     result = {}
     for name in sorted(names):
         digest = hashlib.blake2b(digest_size=16)
         with (root / name).open("rb") as file:
             while chunk := file.read(HASH_CHUNK_BYTES):
                 digest.update(chunk)
+                progress(len(chunk))
         result[name] = {"bytes": (root / name).stat().st_size, "blake2b": digest.hexdigest()}
     return result

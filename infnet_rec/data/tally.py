@@ -1,6 +1,6 @@
 """Counts over a whole store in bounded memory: chunks of the memory-mapped columns, 12 bytes a user and an item.
 
-What a feature holds is counted by rows of its side, each weighted with its examples: no example's features are gathered.
+What a feature holds is counted by rows of its side, each weighted with its examples: nothing is gathered per example.
 
 N examples of a chunk, R rows of a side, W values of a feature, S splits.
 """
