@@ -9,7 +9,7 @@ import typer
 from infnet_rec.cli.options import SETTINGS, AsJson, leave
 
 data = typer.Typer(
-    help="Raw behaviour logs to a store: generate, build, check, show.",
+    help="Raw behaviour logs to a store: generate, build, check, stats, show.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings=SETTINGS,
@@ -88,12 +88,43 @@ Example:
   store: 104 files are what the manifest says"""
 )
 def check(store: StorePath, as_json: AsJson = False) -> None:
-    """Read a store again and compare every file with its manifest; exit 3 if one differs."""
+    """Read a store again and compare every file with the manifest; exit 3 at the first that differs.
+
+    Hashes and counts are compared, ids must have a row in their table, and no example may see its own time or later.
+    With --json all differences are listed.
+    """
     from infnet_rec.commands import data as command
 
-    result = command.check(store)
+    result = command.check(store, stop_at="last" if as_json else "first")
     command.print_result(result, command.check_lines(result), as_json=as_json)
     leave(0 if result["ok"] else 3)
+
+
+@data.command(
+    epilog="""\b
+Example:
+  $ infnet-rec data stats store --plot store.png
+  store: kuairand_pure, 60,000 examples in time order, 1,140 users, 1,998 items
+  ...
+  history    events   mean  p50  p90  p95  p99  max   empty  empty in test
+  click      27,715  21.56   13   49   69  156  266   5.3 %          0.2 %
+  ...
+  at width 64: 2.67 MiB with row-wise Adagrad's state (42 KiB); the largest table: video_id
+  ...
+  plot: store.png"""
+)
+def stats(
+    store: StorePath,
+    plot: Annotated[
+        Path | None, typer.Option(help="A PNG file for a picture of the distributions; an older PNG gives way.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count a store: label rates, popularity, history lengths, null and never-seen values, tables, memory, disk."""
+    from infnet_rec.commands import data, stats
+
+    report = stats.stats(store, plot)
+    data.print_result(report, stats.lines(report), as_json=as_json)
 
 
 @data.command(

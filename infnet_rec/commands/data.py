@@ -5,13 +5,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from infnet_rec.data.build import Progress, build
-from infnet_rec.data.check import check_store
+from infnet_rec.data.check import bytes_to_read, differences
 from infnet_rec.data.inspect import describe_example
 from infnet_rec.data.recipe import load_recipe
 from infnet_rec.data.store import Store
@@ -89,10 +90,22 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def check(path: Path) -> dict[str, Any]:
-    """Reads the whole store again; `faults` names what differs from the manifest."""
+def check(path: Path, *, stop_at: Literal["first", "last"]) -> dict[str, Any]:
+    """Reads the whole store again, with a progress bar on stderr; `faults` names what differs from the manifest.
+
+    Args:
+        path: the store.
+        stop_at: which difference ends the reading.
+    """
     store = Store(path)
-    faults = check_store(store)
+    total = bytes_to_read(store)
+    with tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
+
+        def progress(num_bytes: int) -> None:
+            bar.update(num_bytes)
+
+        found = differences(store, progress)
+        faults = list(islice(found, 1) if stop_at == "first" else found)
     return {"store": str(path), "files": len(store.manifest["files"]), "ok": not faults, "faults": faults}
 
 

@@ -121,7 +121,7 @@ class _Construction:
         manifest = make_manifest(self.recipe, vocabularies, timeline, counts, quarantine)
         names = [str(path.relative_to(store)) for path in store.rglob("*.arrow")]
         self.progress.stage("hashing", sum((store / name).stat().st_size for name in names), "B")
-        return manifest | {"files": hash_files(store, names, self.progress.done, num_threads=self.num_threads)}
+        return manifest | {"files": hash_files(store, names, self._adding(), num_threads=self.num_threads)}
 
     def _read(
         self, files: RawFiles, sides: dict[Side, SideTables], quarantine: Quarantine
@@ -154,20 +154,13 @@ class _Construction:
 
     def _sort(self, vocabularies: dict[str, Vocabulary], num_users: int, num_rows: int) -> Timeline:
         self.progress.stage("sorting the log by user and time", num_rows, " rows")
-        done = 0
-
-        def progress(rows: int) -> None:
-            nonlocal done
-            done += rows
-            self.progress.done(done)
-
         timeline = run_timeline(
             self.connection,
             Bucketing(self.recipe, vocabularies),
             self.work / "spools",
             user_buckets(self.connection, num_users, self.bucket_gib),
             num_threads=self.num_threads,
-            progress=progress,
+            progress=self._adding(),
         )
         empty = [split for split in SPLITS if not timeline.examples[split].num_rows]
         if empty:
@@ -176,6 +169,17 @@ class _Construction:
                 "[splits]"
             )
         return timeline
+
+    def _adding(self) -> Callable[[int], None]:
+        """Reports the sum of what it is called with."""
+        done = 0
+
+        def add(amount: int) -> None:
+            nonlocal done
+            done += amount
+            self.progress.done(done)
+
+        return add
 
     @contextmanager
     def _watched(self, text: str, num_bytes: int) -> Iterator[None]:

@@ -201,17 +201,14 @@ class Store:
 def hash_files(
     root: Path, names: Iterable[str], progress: Callable[[int], None] = lambda _: None, *, num_threads: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """Size and blake2b hash of files below `root`, by their relative names; `progress` is told the bytes so far."""
-    done = 0
+    """Size and blake2b hash of files below `root`, by their relative names; `progress` hears of bytes just read."""
 
     def hashed(name: str) -> dict[str, Any]:
-        nonlocal done
         digest = hashlib.blake2b(digest_size=16)
         with (root / name).open("rb") as file:
             while chunk := file.read(HASH_CHUNK_BYTES):
                 digest.update(chunk)
-                done += len(chunk)
-                progress(done)
+                progress(len(chunk))
         return {"bytes": (root / name).stat().st_size, "blake2b": digest.hexdigest()}
 
     names = sorted(names)
