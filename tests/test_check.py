@@ -88,8 +88,8 @@ EDITS: dict[str, tuple[str, Edit, str]] = {
     "an id without a row": ("items.arrow", put("ids", (0, 2), 77), r"brand: has ids \d to 77, but table 'brand' has"),
     "a context id without a row": (
         "examples/valid.arrow",
-        put("context_hour", 4, -1),
-        r"hour: has ids -1 to \d+, but table 'hour' has rows 0 to 25",
+        put("context_hour", 4, 26),
+        r"hour: has ids \d+ to 26, but table 'hour' has rows 0 to 25",
     ),
 }
 

@@ -23,7 +23,7 @@ import sharded_runs
 from handmade import Handmade, schema, write_store
 from infnet_rec.batch import Batch
 from infnet_rec.config.run import DataConfig
-from infnet_rec.data.check import check_store
+from infnet_rec.data.check import ids_outside_tables
 from infnet_rec.data.distinct import Distinct
 from infnet_rec.data.loader import BatchReader, Loader
 from infnet_rec.data.order import BLOCK_EXAMPLES, BUFFER_BLOCKS, EvalOrder, ShuffledOrder
@@ -171,12 +171,12 @@ def test_distinct_numbers_whatever_came_before(lists: list[list[int]]) -> None:
 
 def test_the_check_allows_empty_slots_behind_the_first_value_only(tmp_path: Path) -> None:
     made = write_store(tmp_path)
-    assert check_store(made.store) == []
+    assert ids_outside_tables(made.store, made.store.schema) == []
     for column, id_, fault in ((1, -1, "tags: has ids -1 to 7"), (2, -2, "tags: has ids -1 to 7"), (3, 8, "0 to 8")):
         ids = made.ids["item"].copy()
         ids[5, column] = id_
         made.store.__dict__["item_ids"] = ids
-        assert [f for f in check_store(made.store) if fault in f], (column, id_)
+        assert [f for f in ids_outside_tables(made.store, made.store.schema) if fault in f], (column, id_)
 
 
 def test_several_values_are_refused_where_no_pooling_is() -> None:

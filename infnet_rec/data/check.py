@@ -175,24 +175,22 @@ def ids_outside_tables(store: Store, schema: Schema) -> list[str]:
 
 
 def _ids_outside(store: Store, schema: Schema) -> Iterator[tuple[str, str]]:
-    """The file and what is wrong in it."""
+    """The file and what is wrong in it. The first id of a feature of several values is never an empty slot."""
     found: dict[str, list[tuple[str, int, int]]] = {}
-    several = set()
     for side, ids in (("user", store.user_ids), ("item", store.item_ids)):
         lows, highs, columns = ids.min(0), ids.max(0), store.columns_of(side)
-        for name in columns:
-            places = [c for c, column in enumerate(columns) if column == name]
-            found[name] = [(f"{side}s.arrow", int(lows[places].min()), int(highs[places].max()))]
-            several |= {name} if len(places) > 1 else set()
+        for name in dict.fromkeys(columns):
+            first, *others = [c for c, column in enumerate(columns) if column == name]
+            low = min(lows[first], *(lows[c] - EMPTY_SLOT for c in others), highs[first])
+            found[name] = [(f"{side}s.arrow", int(low), int(highs[[first, *others]].max()))]
     for split in SPLITS:
         for name, ids in store.examples(split).context.items():
             found.setdefault(name, []).append((_name(split), int(ids.min()), int(ids.max())))
-            several |= {name} if ids.ndim > 1 else set()
     num_rows = {table.name: table.num_rows for table in schema.tables}
     read = [(f.name, f.name, f.table) for f in schema.features]
     read += [(s.name, s.attribute, s.table) for s in schema.sequences]
     for name, column, table in read:
         for file, low, high in found[column]:
-            if low < (EMPTY_SLOT if column in several else 0) or high >= num_rows[table]:
+            if low < 0 or high >= num_rows[table]:
                 rows = f"table {table!r} has rows 0 to {num_rows[table] - 1}"
                 yield file, f"{name}: has ids {low} to {high}, but {rows}"
