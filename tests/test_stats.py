@@ -187,7 +187,7 @@ def with_tags(shop: Dataset, folder: Path, tags: dict[int, list[int]]) -> Store:
 
 
 def test_a_feature_of_several_values_and_a_log_without_time(shop: Dataset, tmp_path: Path) -> None:
-    tags = {0: [1], 1: [0], 2: [0, 0], 3: [0, 5], 4: [2, 0, 3], 5: [8, 7, 6], 6: []}
+    tags = {0: [1], 1: [0], 2: [0, 0], 3: [0, 5], 4: [2, 0, 3], 5: [8, 7, 6], 6: [1]}
     store = with_tags(shop, tmp_path, tags)
     report = report_of(store)
     facts = next(f for f in report["features"] if f["feature"] == "tags")
@@ -215,7 +215,7 @@ def test_a_feature_of_several_values_and_a_log_without_time(shop: Dataset, tmp_p
 
 def test_an_id_below_an_empty_place_is_outside_its_table(shop: Dataset, tmp_path: Path) -> None:
     faults = check_store(with_tags(shop, tmp_path, {5: [3, -2]}))
-    assert faults == ["items.arrow: tags: has ids -2 to 3, but table 'tags' has rows 0 to 8"]
+    assert faults == ["items.arrow: tags: has ids -1 to 3, but table 'tags' has rows 0 to 8"]
 
 
 @pytest.mark.parametrize("left_out", ["nothing", "no behaviours", "no user features", "no item features"])

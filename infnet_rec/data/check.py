@@ -180,12 +180,12 @@ def _ids_outside(store: Store, schema: Schema) -> Iterator[tuple[str, str]]:
     for side, ids in (("user", store.user_ids), ("item", store.item_ids)):
         lows, highs, columns = ids.min(0), ids.max(0), store.columns_of(side)
         for name in dict.fromkeys(columns):
-            first, *others = [c for c, column in enumerate(columns) if column == name]
-            low = min(lows[first], *(lows[c] - EMPTY_SLOT for c in others), highs[first])
-            found[name] = [(f"{side}s.arrow", int(low), int(highs[[first, *others]].max()))]
+            mine = [c for c, column in enumerate(columns) if column == name]
+            found[name] = [(f"{side}s.arrow", *_range(lows[mine], highs[mine]))]
     for split in SPLITS:
         for name, ids in store.examples(split).context.items():
-            found.setdefault(name, []).append((_name(split), int(ids.min()), int(ids.max())))
+            ends = _range(np.atleast_1d(ids.min(0)), np.atleast_1d(ids.max(0)))
+            found.setdefault(name, []).append((_name(split), *ends))
     num_rows = {table.name: table.num_rows for table in schema.tables}
     read = [(f.name, f.name, f.table) for f in schema.features]
     read += [(s.name, s.attribute, s.table) for s in schema.sequences]
@@ -194,3 +194,10 @@ def _ids_outside(store: Store, schema: Schema) -> Iterator[tuple[str, str]]:
             if low < 0 or high >= num_rows[table]:
                 rows = f"table {table!r} has rows 0 to {num_rows[table] - 1}"
                 yield file, f"{name}: has ids {low} to {high}, but {rows}"
+
+
+def _range(low_k: np.ndarray, high_k: np.ndarray) -> tuple[int, int]:
+    """Smallest and largest id of a feature from those of its places; all places but the first may be empty."""
+    low_k = low_k.astype(np.int64)
+    low_k[1:] -= EMPTY_SLOT
+    return int(low_k.min()), int(high_k.max())
