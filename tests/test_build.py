@@ -113,7 +113,7 @@ def test_the_kiosk_builds(tmp_path: Path) -> None:
     assert [store.num_examples(split) for split in ("train", "valid", "test")] == [10, 10, 10]
     assert set(store.vocabulary("mark").column("value").to_pylist()) == {"a", "#1"}
     assert store.vocabulary("city").column("value").to_pylist() == ["Oslo", "Paris, France"]
-    assert len(store.events("never")[0]) == 0 and check_store(store) == []
+    assert len(store.events("never").item_E) == 0 and check_store(store) == []
 
 
 AS_FLOATS = {name: [c for c in lines[0].split(",") if c not in ("city", "mark")] for name, lines in FILES.items()}

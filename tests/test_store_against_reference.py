@@ -213,7 +213,7 @@ def test_histories_are_what_the_user_did_strictly_before(case: Case, split: str)
 
 def _stored_history(store: Store, examples: Examples, behaviour: str, row: int) -> list[tuple[int, Key]]:
     """Time and item of each event."""
-    items, times = store.events(behaviour)
+    items, times = store.events(behaviour).item_E, store.events(behaviour).time_E
     start = store.starts[examples.user_N[row], list(store.manifest["behaviours"]).index(behaviour)]
     place = slice(int(start), int(start) + int(examples.seen[behaviour][row]))
     return list(zip(times[place].tolist(), store.item_keys.take(items[place]).to_pylist(), strict=True))
@@ -223,7 +223,7 @@ def test_no_example_sees_its_own_or_later_events(case: Case) -> None:
     """All examples of the store: the newest event that is seen is earlier, the next one is not."""
     store = case.store
     for v, behaviour in enumerate(store.manifest["behaviours"]):
-        items, time_E = store.events(behaviour)
+        items, time_E = store.events(behaviour).item_E, store.events(behaviour).time_E
         starts_U, stops_U = store.starts[:, v], np.append(store.starts[1:, v], len(items))
         assert len(items) == sum(map(len, case.reference.events[behaviour].values()))
         user_E = np.repeat(np.arange(len(starts_U)), stops_U - starts_U)

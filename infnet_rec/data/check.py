@@ -115,7 +115,7 @@ def _starts(store: Store) -> Iterator[str]:
 def _event_items(store: Store) -> Iterator[str]:
     num_items = store.manifest["num_items"]
     for name, facts in store.manifest["behaviours"].items():
-        item_E, _ = store.events(name)
+        item_E = store.events(name).item_E
         if facts["num_events"] and (item_E.min() < 0 or item_E.max() >= num_items):
             yield f"events/{name}.arrow: has items {item_E.min()} to {item_E.max()}, there are {num_items}"
 
@@ -160,7 +160,7 @@ def _bad_rows(store: Store, examples: Examples, rows: slice) -> Iterator[tuple[s
         end_N = start_NV[:, v] + seen_N[rows]
         too_many_N = end_N > stop_NV[:, v]
         yield f"have seen more events of {name!r} than their user has", too_many_N & ~no_user_N
-        _, event_time_E = store.events(name)
+        event_time_E = store.events(name).time_E
         newest_N = event_time_E[np.where(too_many_N, 0, end_N - 1)] if len(event_time_E) else time_N
         has_seen_N = (seen_N[rows] > 0) & ~too_many_N & ~no_user_N
         yield f"have seen an event of {name!r} that is not earlier than they are", has_seen_N & (newest_N >= time_N)

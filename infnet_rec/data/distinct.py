@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from infnet_rec.data.gather import Events
 from infnet_rec.data.store import Store
 from infnet_rec.schema import Schema
 
@@ -51,17 +52,21 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """Behaviours that are read for the same item columns: all of them, where a recipe made the store.
+    """Behaviours whose events are read for the same attributes: all of them, where a recipe made the store.
 
     Attributes:
         behaviours: their numbers in the schema.
         columns: item columns read for each event, int64 [A].
         tables: for each of them its number among the schema's sequence tables.
+        context: attributes that the log itself gives each event, with their tables.
+        slots: the attributes in the order of the sequences: a place in `tables`, or a name in `context`.
     """
 
     behaviours: list[int]
     columns: np.ndarray
     tables: tuple[int, ...]
+    context: dict[str, int]
+    slots: tuple[int | str, ...]
 
 
 class _Scratch(threading.local):
@@ -86,31 +91,36 @@ class UnpooledTokens:
         self._item_ids, self._item_width = store.item_ids.reshape(-1), store.item_ids.shape[1]
         self._scratch = _Scratch(len(store.item_ids), [t.num_rows for t in schema.sequence_tables])
 
-    def read(self, shared_SB: np.ndarray, item_E: np.ndarray, num_events_V: Sequence[int]) -> Tokens:
+    def read(self, shared_SB: np.ndarray, events: Events) -> Tokens:
         """The tokens of a batch.
 
         Args:
             shared_SB: ids of the shared features.
-            item_E: items of all events, behaviour-major.
-            num_events_V: events of each behaviour.
+            events: of all examples.
         """
-        events_of = np.split(item_E, np.cumsum(num_events_V)[:-1])
+        cuts = np.cumsum(events.num_V)[:-1]
         parts: list[list[np.ndarray]] = [[] for _ in self._scratch.tables]
         for table, ids_B in zip(self._shared_tables, shared_SB, strict=True):
             parts[table].append(ids_B)
-        row_of_event = []
+        items_of, row_of_event = np.split(events.item_E, cuts), []
         for family in self._families:
-            item_X, row_E = self._scratch.items.of(np.concatenate([events_of[v] for v in family.behaviours]))
+            item_X, row_E = self._scratch.items.of(np.concatenate([items_of[v] for v in family.behaviours]))
             ids_XA = self._item_ids.take((item_X * self._item_width)[:, None] + family.columns)
             for a, table in enumerate(family.tables):
                 parts[table].append(ids_XA[:, a])
+            for name, table in family.context.items():
+                given_of = np.split(events.context[name], cuts)
+                parts[table].append(np.concatenate([given_of[v] for v in family.behaviours]))
             row_of_event.append(row_E.astype(np.int64))
         ids, rows = self._rows(parts)
-        spread_K = np.empty(shared_SB.size + self._num_tokens(num_events_V), np.int64)
+        spread_K = np.empty(shared_SB.size + self._num_tokens(events.num_V), np.int64)
         for s, table in enumerate(self._shared_tables):
             spread_K[s * shared_SB.shape[1] : (s + 1) * shared_SB.shape[1]] = rows[table].pop(0)
-        rows_of_family = [[rows[table].pop(0) for table in family.tables] for family in self._families]
-        self._spread(spread_K[shared_SB.size :], rows_of_family, row_of_event, num_events_V)
+        rows_of_family: list[dict[int | str, np.ndarray]] = []
+        for family in self._families:
+            found: dict[int | str, np.ndarray] = {a: rows[table].pop(0) for a, table in enumerate(family.tables)}
+            rows_of_family.append(found | {name: rows[table].pop(0) for name, table in family.context.items()})
+        self._spread(spread_K[shared_SB.size :], rows_of_family, row_of_event, events.num_V)
         return Tokens(ids, spread_K)
 
     def _rows(self, parts: list[list[np.ndarray]]) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
@@ -123,42 +133,52 @@ class UnpooledTokens:
             start += len(id_X)
         return ids, rows
 
-    def _num_tokens(self, num_events_V: Sequence[int]) -> int:
-        return sum(num_events_V[v] * len(family.tables) for family in self._families for v in family.behaviours)
+    def _num_tokens(self, num_V: Sequence[int]) -> int:
+        return sum(num_V[v] * len(family.slots) for family in self._families for v in family.behaviours)
 
     def _spread(
         self,
         spread_L: np.ndarray,
-        rows_of_family: list[list[np.ndarray]],
+        rows_of_family: list[dict[int | str, np.ndarray]],
         row_of_event: list[np.ndarray],
-        num_events_V: Sequence[int],
+        num_V: Sequence[int],
     ) -> None:
         """Fills in the rows of the sequences: event to distinct item to distinct id."""
         sources = {}
-        for family, rows_A, row_E in zip(self._families, rows_of_family, row_of_event, strict=True):
-            cuts = np.cumsum([num_events_V[v] for v in family.behaviours])[:-1]
-            sources |= {v: (rows_A, part) for v, part in zip(family.behaviours, np.split(row_E, cuts), strict=True)}
+        for family, rows, row_E in zip(self._families, rows_of_family, row_of_event, strict=True):
+            first = 0
+            for v in family.behaviours:
+                sources[v] = (family, rows, row_E, slice(first, first + num_V[v]))
+                first += num_V[v]
         start = 0
-        for v in range(len(num_events_V)):
-            rows_A, row_E = sources[v]
-            for row_X in rows_A:
-                stop = start + len(row_E)
-                # Rows are in range by construction; "clip" spares numpy a copy of the result.
-                np.take(row_X, row_E, out=spread_L[start:stop], mode="clip")
+        for v in range(len(num_V)):
+            family, rows, row_E, mine = sources[v]
+            for slot in family.slots:
+                stop = start + num_V[v]
+                if isinstance(slot, str):
+                    spread_L[start:stop] = rows[slot][mine]
+                else:
+                    # Rows are in range by construction; "clip" spares numpy a copy of the result.
+                    np.take(rows[slot], row_E[mine], out=spread_L[start:stop], mode="clip")
                 start = stop
 
 
 def _families(store: Store, schema: Schema) -> list[_Family]:
-    """Behaviours by the item columns that are read for their events."""
+    """Behaviours by what is read for their events."""
     tables, columns = [t.name for t in schema.sequence_tables], store.columns_of("item")
-    behaviours_of: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    behaviours_of: dict[tuple[tuple[str, int], ...], list[int]] = {}
     for v, behaviour in enumerate(schema.behaviours):
-        mine = [s for s in schema.sequences if s.behaviour == behaviour]
-        reads = tuple((columns.index(s.attribute), tables.index(s.table)) for s in mine)
+        reads = tuple((s.attribute, tables.index(s.table)) for s in schema.sequences if s.behaviour == behaviour)
         behaviours_of.setdefault(reads, []).append(v)
     by_behaviour = [s.name for name in schema.behaviours for s in schema.sequences if s.behaviour == name]
     assert by_behaviour == [s.name for s in schema.sequences], "sequences must be grouped by behaviour"
-    return [
-        _Family(behaviours, np.array([column for column, _ in reads]), tuple(table for _, table in reads))
-        for reads, behaviours in behaviours_of.items()
-    ]
+    return [_family(behaviours, reads, columns) for reads, behaviours in behaviours_of.items()]
+
+
+def _family(behaviours: list[int], reads: tuple[tuple[str, int], ...], columns: list[str]) -> _Family:
+    of_items = [(columns.index(name), table) for name, table in reads if name in columns]
+    context = {name: table for name, table in reads if name not in columns}
+    place = iter(range(len(of_items)))
+    slots = tuple(name if name in context else next(place) for name, _ in reads)
+    places = np.array([column for column, _ in of_items], np.int64)
+    return _Family(behaviours, places, tuple(table for _, table in of_items), context, slots)

@@ -113,6 +113,23 @@ class ExampleRows:
         return SideRows(self._user_ids.take(user_B, axis=0), item_BW, context_BW), user_B
 
 
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The events of all examples of a batch, behaviour-major.
+
+    Attributes:
+        item_E: the items, int32.
+        context: what the log itself gives each event, ids [E] by name.
+        length_VB: the events of each example, int64.
+        num_V: the events of each behaviour.
+    """
+
+    item_E: np.ndarray
+    context: dict[str, np.ndarray]
+    length_VB: np.ndarray
+    num_V: list[int]
+
+
 class Histories:
     """Reads which items the users of examples met before, newest last."""
 
@@ -130,10 +147,12 @@ class Histories:
         self._starts = store.starts
         self._columns = [behaviours.index(name) for name in schema.behaviours]
         self._seen = [examples.seen[name] for name in schema.behaviours]
-        self._items = [store.events(name)[0] for name in schema.behaviours]
+        self._items = [store.events(name).item_E for name in schema.behaviours]
+        wanted = {s.attribute for s in schema.sequences} & set(store.columns_of("context"))
+        self._context = {c: [store.events(name).context[c] for name in schema.behaviours] for c in sorted(wanted)}
 
-    def read(self, rows_B: np.ndarray, user_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Items of all events, behaviour-major (int32 [E]), and the events of each example (int64 [V, B])."""
+    def read(self, rows_B: np.ndarray, user_B: np.ndarray) -> Events:
+        """The events that the examples see."""
         seen_VB = np.stack([seen[rows_B] for seen in self._seen]).astype(np.int64)
         length_VB = np.minimum(seen_VB, self._sequence_length)
         starts_BV = self._starts.take(user_B, axis=0)
@@ -143,12 +162,21 @@ class Histories:
         shift_Z = first_VB.reshape(-1) - stop_Z + length_VB.reshape(-1)
         position_E = np.repeat(shift_Z, length_VB.reshape(-1))
         position_E += np.arange(len(position_E))
-        item_E = np.empty(len(position_E), np.int32)
-        start = 0
-        for items, stop in zip(self._items, stop_Z[user_B.size - 1 :: user_B.size].tolist(), strict=True):
-            item_E[start:stop] = items.take(position_E[start:stop])
-            start = stop
-        return item_E, length_VB
+        num_V = length_VB.sum(axis=1)
+        cuts = np.cumsum(num_V)[:-1]
+        item_E = _taken(self._items, np.split(position_E, cuts), np.int32)
+        context = {c: _taken(columns, np.split(position_E, cuts), np.int64) for c, columns in self._context.items()}
+        return Events(item_E, context, length_VB, num_V.tolist())
+
+
+def _taken(columns: list[np.ndarray], positions: list[np.ndarray], dtype: type[np.integer]) -> np.ndarray:
+    """From each behaviour's column its own positions, end to end."""
+    taken = np.empty(sum(map(len, positions)), dtype)
+    start = 0
+    for column, position_E in zip(columns, positions, strict=True):
+        taken[start : start + len(position_E)] = column.take(position_E)
+        start += len(position_E)
+    return taken
 
 
 def _columns(store: Store, feature: Feature) -> np.ndarray:

@@ -85,18 +85,23 @@ def _history(
     store: Store, meanings: Meanings, behaviour: str, user: int, seen: int, sequence_length: int
 ) -> dict[str, Any]:
     """The newest events, oldest first, with the attributes that sequences read."""
-    items, times = store.events(behaviour)
+    columns_E = store.events(behaviour)
     start = int(store.starts[user, list(store.manifest["behaviours"]).index(behaviour)])
     columns = store.columns_of("item")
     attributes = [s.attribute for s in store.schema.sequences if s.behaviour == behaviour]
     events = []
     for position in range(start + max(0, seen - sequence_length), start + seen):
-        item = int(items[position])
-        ids = {name: int(store.item_ids[item, columns.index(name)]) for name in attributes}
+        item, time = int(columns_E.item_E[position]), int(columns_E.time_E[position])
+        ids = {
+            name: int(
+                store.item_ids[item, columns.index(name)] if name in columns else columns_E.context[name][position]
+            )
+            for name in attributes
+        }
         events.append(
             {
-                "time": int(times[position]),
-                "local_time": local_time(store, int(times[position])),
+                "time": time,
+                "local_time": local_time(store, time),
                 "item": store.item_keys[item].as_py(),
                 "attributes": {name: {"id": id_, "value": meanings.of(name, id_)} for name, id_ in ids.items()},
             }

@@ -58,15 +58,15 @@ class BatchReader:
         real_B = indices_B >= 0
         rows_B = np.where(real_B, indices_B, 0)
         rows, user_B = self._rows.read(rows_B)
-        item_E, length_VB = self._histories.read(rows_B, user_B)
-        tokens = self._unpooled.read(self._shared.single(rows), item_E, length_VB.sum(axis=1).tolist())
+        events = self._histories.read(rows_B, user_B)
+        tokens = self._unpooled.read(self._shared.single(rows), events)
         labels_TB = np.stack([self._examples.labels[t.name][rows_B] for t in self.schema.tasks])
         rarity_BM = np.concatenate([self._bag.rarity(rows), self._shared.rarity(rows)], axis=1)
         return Batch(
             categorical=_keyed(self._bag_keys, *self._bag.jagged(rows)),
             sequences=self._sequences(tokens.ids, len(rows_B)),
             spread_K=torch.from_numpy(tokens.spread_K),
-            lengths_FB=torch.from_numpy(length_VB[self._behaviour_of_sequence]),
+            lengths_FB=torch.from_numpy(events.length_VB[self._behaviour_of_sequence]),
             labels_BT=torch.from_numpy(labels_TB.T.astype(np.float32)),
             user_B=torch.from_numpy(user_B.astype(np.int64)),
             rarity_BM=torch.from_numpy(rarity_BM),

@@ -44,10 +44,18 @@ class LogRecipe(StrictModel):
 
 
 class SourceRecipe(StrictModel):
-    """Files with one row per user or item; several files are parts of one table."""
+    """Files with one row per user or item; several files are parts of one table.
+
+    Attributes:
+        files: CSV or Parquet files relative to the raw folder.
+        key: column of the user's or item's id.
+        first_row_of_each: whether a key may stand in several rows, of which the first counts; such as the log itself,
+            where it says something of the user or the item in every row.
+    """
 
     files: Files
     key: str
+    first_row_of_each: bool = False
 
 
 class SidesRecipe(StrictModel):
@@ -134,7 +142,10 @@ class HistoryRecipe(StrictModel):
 
 
 class SequencesRecipe(StrictModel):
-    """Item features read for each past event; with `share_tables` they use the item feature's own table."""
+    """What is read for each past event: item features, and features of the log's own row (context).
+
+    With `share_tables` they use the table of the feature itself.
+    """
 
     attributes: Annotated[tuple[str, ...], Field(min_length=1)]
     share_tables: bool = True
@@ -181,15 +192,16 @@ class Recipe(StrictModel):
         faults = [f"feature {n!r} is declared {k} times" for n, k in Counter(features).items() if k > 1]
         faults += [f"behaviour {n!r} is declared {k} times" for n, k in Counter(behaviours).items() if k > 1]
         faults += self._time_faults()
-        items = {name: f for f in self.features if f.side == "item" for name in f.named_columns}
+        readable = {name: f for f in self.features if _readable(f) for name in f.named_columns}
         if (self.sequences is None) == bool(self.behaviours):
             faults.append("behaviours and sequences go together: declare both or neither")
         for attribute in self.sequences.attributes if self.sequences else ():
-            if attribute not in items:
+            if attribute not in readable:
                 faults.append(
-                    f"sequence attribute {attribute!r} is not an item feature{did_you_mean(attribute, items)}"
+                    f"sequence attribute {attribute!r} is neither an item feature nor one of the log's own"
+                    f"{did_you_mean(attribute, readable)}"
                 )
-            elif items[attribute].encoding == "multi":
+            elif readable[attribute].encoding == "multi":
                 faults.append(f"sequence attribute {attribute!r} has several values an item; encode it with 'index'")
         for history in self.history:
             if history.behaviour not in behaviours:
@@ -236,7 +248,10 @@ class Recipe(StrictModel):
         return round(local.replace(tzinfo=zone).timestamp() * self.ticks_per_second)
 
     def profile_choices(self) -> dict[str, dict[str, list[str]]]:
-        """Profile -> its `features` and `behaviours` in declaration order; "all" is always there."""
+        """Profile -> its `features` and `behaviours` in declaration order; "all" is always there.
+
+        "all" is everything, unless the recipe declares it otherwise.
+        """
         names = [name for f in self.features for name in f.named_columns]
         profiles = {"all": ProfileRecipe(), **self.profiles}
         behaviours = [b.name for b in self.behaviours]
@@ -247,6 +262,11 @@ class Recipe(StrictModel):
             }
             for name, profile in profiles.items()
         }
+
+
+def _readable(feature: FeatureRecipe) -> bool:
+    """Whether an event has the feature: of its item, or of its own row of the log."""
+    return feature.side == "item" or (feature.side == "context" and feature.encoding in ("index", "hash"))
 
 
 def load_recipe(path: Path) -> Recipe:

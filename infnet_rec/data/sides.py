@@ -100,9 +100,12 @@ class SideTables:
                 columns,
                 {f"{recipe.key} is empty or not a whole number": "r.key IS NULL"},
                 derived={"weight": "coalesce(w.weight, 0)"},
+                ordered=recipe.first_row_of_each,
                 join=f"LEFT JOIN {self.side}_weight AS w ON w.key = r.key",
                 nulls=tuple({null for f in mine if f.recipe.encoding == "quantile" for null in f.recipe.null_values}),
             ).run(connection, quarantine)
+            if recipe.first_row_of_each:
+                _keep_first_rows(connection, f"side_{self.side}_{k}")
             _refuse_repeated_keys(connection, f"side_{self.side}_{k}", recipe.key, recipe.files)
 
     def fit(self, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
@@ -220,6 +223,12 @@ def _code_multi(connection: duckdb.DuckDBPyConnection, side: str, feature: SideF
         FROM (SELECT key, unnest({values}) AS value, generate_subscripts({values}, 1) AS place FROM {source}) AS s
         LEFT JOIN {vocabulary.table} AS v ON v.value = s.value GROUP BY key"""
     )
+
+
+def _keep_first_rows(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    connection.execute(f"CREATE TABLE first_rows AS SELECT DISTINCT ON (key) * FROM {table} ORDER BY key, time")
+    connection.execute(f"DROP TABLE {table}")
+    connection.execute(f"ALTER TABLE first_rows RENAME TO {table}")
 
 
 def _refuse_repeated_keys(connection: duckdb.DuckDBPyConnection, table: str, key: str, files: tuple[str, ...]) -> None:

@@ -3,8 +3,9 @@
     manifest.json            schema, profiles, splits, row counts, length statistics, hashes, recipe, versions
     users.arrow              one row a user: key, ids (int32, one a user feature), starts (int64, one a behaviour)
     items.arrow              one row an item: key, ids (int32, one an item feature)
-    events/<behaviour>.arrow item (int32) and time (int64) of every event, sorted by (user, time); a user's events begin
-                             at their `starts` entry
+    events/<behaviour>.arrow item (int32) and time (int64) of every event, sorted by (user, time), and the ids of those
+                             sequence attributes that are columns of the log; a user's events begin at their `starts`
+                             entry
     examples/<split>.arrow   user, item (int32), time (int64), context ids (uint8, uint16 or int32, as the table needs),
                              labels (uint8), and per behaviour the number of the user's events strictly before the
                              example (uint32, `seen_<behaviour>`)
@@ -95,6 +96,15 @@ class Examples:
         return len(self.user_N)
 
 
+@dataclass(frozen=True, slots=True)
+class EventColumns:
+    """One behaviour's columns, memory-mapped; `context` holds the sequence attributes that are read from the log."""
+
+    item_E: np.ndarray
+    time_E: np.ndarray
+    context: dict[str, np.ndarray]
+
+
 class Store:
     """A finished store, opened for reading."""
 
@@ -171,10 +181,15 @@ class Store:
         """Feature names of the columns of `user_ids` or `item_ids`, or of the context columns."""
         return self.manifest["columns"][side]
 
-    def events(self, behaviour: str) -> tuple[np.ndarray, np.ndarray]:
-        """Items (int32) and instants (int64) of every event of one behaviour."""
+    def events(self, behaviour: str) -> EventColumns:
+        """Every event of one behaviour."""
         batch = read_arrow(self.path / "events" / f"{behaviour}.arrow")
-        return as_numpy(batch, "item"), as_numpy(batch, "time")
+        context = [name for name in batch.schema.names if name.startswith("context_")]
+        return EventColumns(
+            as_numpy(batch, "item"),
+            as_numpy(batch, "time"),
+            {name.removeprefix("context_"): as_numpy(batch, name) for name in context},
+        )
 
     def examples(self, split: str) -> Examples:
         """One split's columns.

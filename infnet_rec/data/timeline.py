@@ -146,7 +146,8 @@ class Bucketing:
         user_start, instant_start = _starts(user, time)
         for v, behaviour in enumerate(self.recipe.behaviours):
             happened = found.pop(f"is_{behaviour.name}").astype(bool)
-            events[behaviour.name] = {"item": item[happened], "time": time[happened]}
+            kept = ("item", "time", *(f"context_{name}" for name in event_context(self.recipe)))
+            events[behaviour.name] = {name: columns[name][happened] for name in kept}
             num_events_UV[:, v] = np.bincount(user[happened] - first_user, minlength=num_users)
             before = np.cumsum(happened, dtype=np.int64) - happened
             columns[f"seen_{behaviour.name}"] = before[instant_start] - before[user_start]
@@ -200,6 +201,12 @@ class Timeline:
         return found
 
 
+def event_context(recipe: Recipe) -> list[str]:
+    """The sequence attributes that are columns of the log, not of the item."""
+    own = {name for f in recipe.features if f.side == "context" for name in f.named_columns}
+    return [name for name in (recipe.sequences.attributes if recipe.sequences else ()) if name in own]
+
+
 def id_dtype(num_rows: int) -> str:
     """The narrowest type that holds a table's ids."""
     return "uint8" if num_rows <= 2**8 else "uint16" if num_rows <= 2**16 else "int32"
@@ -231,6 +238,7 @@ def run_timeline(
     columns |= {f"label_{task.name}": "uint8" for task in recipe.tasks}
     columns |= {f"seen_{behaviour.name}": "uint32" for behaviour in recipe.behaviours}
     event = {"item": "int32", "time": "int64"}
+    event |= {f"context_{name}": columns[f"context_{name}"] for name in event_context(recipe)}
     timeline = Timeline(
         recipe,
         {b.name: ColumnSpool(folder / "events" / b.name, event) for b in recipe.behaviours},

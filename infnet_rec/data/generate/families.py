@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from infnet_rec.data.generate import large, pure
+from infnet_rec.data.generate import large, pure, qb_video
 from infnet_rec.data.generate.plan import LARGE, ONE_K, PURE
 from infnet_rec.faults import Fault, did_you_mean
 
@@ -75,6 +75,14 @@ FAMILIES = {
         )
         for dataset in (LARGE, ONE_K)
     },
+    "qb-video": Family(
+        qb_video.make_qb_plan,
+        qb_video.file_headers,
+        qb_video.chunks,
+        qb_video.make_world,
+        qb_video.make_chunk,
+        qb_video.notes,
+    ),
 }
 
 
