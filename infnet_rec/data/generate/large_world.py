@@ -11,7 +11,17 @@ import numpy as np
 
 from infnet_rec.data.generate.draws import Draws, Floats, Ints
 from infnet_rec.data.generate.facts import large_facts
-from infnet_rec.data.generate.labels import Intercepts, Kind, Shown, calibrate, label, leanings, rates_of
+from infnet_rec.data.generate.labels import (
+    RARE_USER_SD,
+    Intercepts,
+    Kind,
+    Shown,
+    calibrate,
+    label,
+    leanings,
+    rare_habit,
+    rates_of,
+)
 from infnet_rec.data.generate.large_calendar import Calendar, Paged, UserTabs, paged_rows, tab_scale
 from infnet_rec.data.generate.large_catalogue import Catalogue
 from infnet_rec.data.generate.plan import Plan
@@ -23,7 +33,7 @@ from infnet_rec.data.generate.world import LOG_HEADER
 
 CALIBRATION_USERS, CALIBRATION_ROWS = 8_192, 65_536
 # Users with many rows click less: how much of a user's lasting level is so explained, and how much is not.
-BUSY_SLOPE, CLICK_SLOPE = -0.8, 1.0
+BUSY_SLOPE, CLICK_SLOPE = -0.7, 1.5
 ONE_PART = 0.0005
 # Rows whose play time is -5 or -8, one in a hundred thousand.
 MINUS_PLAY = 1e-5
@@ -31,7 +41,7 @@ MINUS_PLAY = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class LargeWorld:
-    """One generated dataset before its rows. `one_part_U` is the one part of each log that has the user's rows, or -1."""
+    """One generated dataset before its rows. `one_part_U` is the only part of each log with the user's rows, or -1."""
 
     plan: Plan
     calendar: Calendar
@@ -90,8 +100,10 @@ def _standard_intercepts(world: LargeWorld) -> Intercepts:
     weights_TN = (counts / taken)[user] * tabs.share_UT[user].T
     # A tab that no user is in may be asked for all the same.
     weights_TN[weights_TN.sum(axis=1) == 0.0] = (counts / taken)[user]
-    rates = rates_of(large_facts(), "standard")
-    return calibrate(leanings(shown, plan.seed), shown.user_like_N, weights_TN, rates)
+    found = calibrate(leanings(shown, plan.seed), shown.user_like_N, weights_TN, rates_of(large_facts(), "standard"))
+    user_keys = Draws.at(plan.seed, "user", users)
+    habits = {name: float(np.average(rare_habit(user_keys, name), weights=counts)) for name in RARE_USER_SD}
+    return replace(found, rare_habit=habits)
 
 
 def _random_intercepts(world: LargeWorld) -> Intercepts:
@@ -183,7 +195,7 @@ def _shown(
 
 
 def log_columns(world: LargeWorld, low: int, high: int, kind: Kind) -> tuple[dict[str, Ints], Ints]:
-    """The log of users low..high-1, as columns in the order of the file, sorted by user and time; and each row's part."""
+    """The log of users low..high-1 by user and time, as columns in the order of the file, and the part of each row."""
     plan = world.plan
     users = np.arange(low, high)
     quirks = world.quirks[kind].within(low, high)
