@@ -20,6 +20,7 @@ __all__ = ["chunks", "file_headers", "make_chunk", "make_plan", "make_world", "n
 
 # Fewer would leave no room for those that are in one window, in one part or in no log.
 MIN_USERS = 8
+MIN_RANDOM = 64
 
 ABOUT = (
     "Users have as many rows as in the real log, so a small log has few users. A smaller log has fewer rows a video "
@@ -37,7 +38,12 @@ def make_plan(dataset: Dataset, num_examples: int, num_users: int | None, num_vi
     absent = np.arange(num_users) == num_users // 2
     counts = row_counts(num_examples, _row_weights(draws), absent)
     num_videos = num_videos or videos_of(dataset, num_examples, num_users)
-    return Plan(dataset, seed, num_examples, num_users, num_videos, counts, random_rows(dataset, num_examples, draws))
+    num_random = max(MIN_RANDOM, round(num_examples * dataset.random_fraction))
+    # Of many users with few rows, not all are in the random log, so that some are there more than once.
+    random = np.zeros(num_users, dtype=np.int64)
+    some = np.arange(0, num_users, -(-4 * num_users // num_random))
+    random[some] = random_rows(num_random, draws.take(some))
+    return Plan(dataset, seed, num_examples, num_users, num_videos, counts, random)
 
 
 def _row_weights(draws: Draws) -> Floats:

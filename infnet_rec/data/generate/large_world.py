@@ -95,7 +95,7 @@ def _standard_intercepts(world: LargeWorld) -> Intercepts:
     user = np.repeat(np.arange(len(users)), taken)
     number = np.arange(len(user)) - (np.cumsum(taken) - taken)[user]
     index = (number * counts[user]) // taken[user]
-    shown, _ = _standard(world, users, user, index, _nothing_asked(len(user)))
+    shown, _ = standard_rows(world, users, user, index, nothing_asked(len(user)))
     tabs = UserTabs.of(plan.seed, users, world.tab_scale_T)
     weights_TN = (counts / taken)[user] * tabs.share_UT[user].T
     # A tab that no user is in may be asked for all the same.
@@ -110,23 +110,23 @@ def _random_intercepts(world: LargeWorld) -> Intercepts:
     plan = world.plan
     users = np.arange(0, plan.num_users, -(-plan.num_users // CALIBRATION_USERS))
     taken = np.minimum(plan.random_counts[users], max(8, CALIBRATION_ROWS // len(users)))
-    shown, _ = _random(world, users, taken, world.quirks["random"].within(0, 0))
+    shown, _ = random_rows(world, users, taken, world.quirks["random"].within(0, 0))
     weights = np.repeat(plan.random_counts[users] / np.maximum(taken, 1), taken)
     return calibrate(leanings(shown, plan.seed), shown.user_like_N, weights, rates_of(large_facts(), "random"))
 
 
-def _nothing_asked(num_rows: int) -> Asked:
+def nothing_asked(num_rows: int) -> Asked:
     nothing = place_quirks([], np.zeros(1, dtype=np.int64), [])
     return nothing.asked(np.full(num_rows, -1))
 
 
-def _moods(world: LargeWorld, users: Ints) -> Moods:
+def moods_of(world: LargeWorld, users: Ints) -> Moods:
     moods = Moods.of(world.plan.seed, users)
     rows_U = user_scores(Draws.at(world.plan.seed, "user", users), NUM_TRAITS)[:, ROWS_SCORE]
     return replace(moods, click_U=CLICK_SLOPE * moods.click_U + BUSY_SLOPE * rows_U)
 
 
-def _standard(world: LargeWorld, users: Ints, user: Ints, index: Ints, asked: Asked) -> tuple[Shown, Ints]:
+def standard_rows(world: LargeWorld, users: Ints, user: Ints, index: Ints, asked: Asked) -> tuple[Shown, Ints]:
     """Rows of the standard logs with what their labels depend on, and the videos they show."""
     plan, catalogue = world.plan, world.catalogue
     tabs = UserTabs.of(plan.seed, users, world.tab_scale_T)
@@ -136,7 +136,7 @@ def _standard(world: LargeWorld, users: Ints, user: Ints, index: Ints, asked: As
     odd = np.flatnonzero(asked.place >= 0)
     if len(odd):
         video, rank = _asked_videos(world, paged.rows, video, rank, odd)
-    moods = _moods(world, users)
+    moods = moods_of(world, users)
     tastes_PK, level_P = moods.at(paged.user_P, paged.time_ms_P)
     return _shown(world, "standard", users, paged.rows, (video, rank), (tastes_PK, level_P), paged.page_N, moods), video
 
@@ -155,12 +155,12 @@ def _asked_videos(world: LargeWorld, rows: Rows, video: Ints, rank: Ints, odd: I
     return video, rank
 
 
-def _random(world: LargeWorld, users: Ints, counts: Ints, quirks: Quirks) -> tuple[Shown, Ints]:
+def random_rows(world: LargeWorld, users: Ints, counts: Ints, quirks: Quirks) -> tuple[Shown, Ints]:
     """The same for rows of the random log, where every video of the pool is as likely as any other."""
     plan, catalogue = world.plan, world.catalogue
     rows = schedule(plan.dataset, plan.seed, users, counts, world.habits, quirks)
     video = rows.asked.over("video", (rows.draws.uniform("video") * catalogue.num_pool).astype(np.int64))
-    moods = _moods(world, users)
+    moods = moods_of(world, users)
     state = moods.at(rows.user, rows.time_ms)
     every = np.arange(len(video))
     return _shown(world, "random", users, rows, (video, catalogue.ranks_of(video)), state, every, moods), video
@@ -200,14 +200,14 @@ def log_columns(world: LargeWorld, low: int, high: int, kind: Kind) -> tuple[dic
     users = np.arange(low, high)
     quirks = world.quirks[kind].within(low, high)
     if kind == "random":
-        shown, video = _random(world, users, plan.random_counts[low:high], quirks)
+        shown, video = random_rows(world, users, plan.random_counts[low:high], quirks)
     else:
         counts = plan.standard_counts[low:high]
         user = np.repeat(np.arange(len(users)), counts)
         starts = np.cumsum(counts) - counts
         place = np.full(len(user), -1)
         place[starts[quirks.user - low] + quirks.index] = np.arange(len(quirks.user))
-        shown, video = _standard(world, users, user, np.arange(len(user)) - starts[user], quirks.asked(place))
+        shown, video = standard_rows(world, users, user, np.arange(len(user)) - starts[user], quirks.asked(place))
     rows = shown.rows
     columns = label(shown, leanings(shown, plan.seed), world.intercepts[kind])
     columns["play_time_ms"] = _with_minus(rows, columns)

@@ -140,7 +140,8 @@ def make_plan(dataset: Dataset, num_examples: int, num_users: int | None, num_vi
     if num_videos is None:
         scale = min(1.0, num_examples / dataset.num_examples)
         num_videos = max(MIN_VIDEOS, round(dataset.num_videos * scale**VIDEO_GROWTH))
-    return Plan(dataset, seed, num_examples, num_users, num_videos, counts, random_rows(dataset, num_examples, draws))
+    random = random_rows(max(8, round(num_examples * dataset.random_fraction)), draws)
+    return Plan(dataset, seed, num_examples, num_users, num_videos, counts, random)
 
 
 def row_counts(num_examples: int, weights: Floats, absent: Flags) -> Ints:
@@ -153,6 +154,6 @@ def row_counts(num_examples: int, weights: Floats, absent: Flags) -> Ints:
     return standard + spread(num_examples - present, np.maximum(weights - 0.5, 0.0))
 
 
-def random_rows(dataset: Dataset, num_examples: int, draws: Draws) -> Ints:
-    num_random = max(8, round(num_examples * dataset.random_fraction))
+def random_rows(num_random: int, draws: Draws) -> Ints:
+    """The rows of each user in the random log."""
     return spread(num_random, 0.5 + draws.uniform("random rows"))
