@@ -15,7 +15,6 @@ from infnet_rec.data.generate.facts import bucket_of, large_facts, table
 from infnet_rec.data.generate.labels import TASTE_SD, label, leanings
 from infnet_rec.data.generate.large_catalogue import videos_of
 from infnet_rec.data.generate.lines import number_lines
-from infnet_rec.data.generate.permutation import Curve, Deal, Permutation, scrambles
 from infnet_rec.data.generate.tastes import LASTING_SHARE, LEVEL_LASTING_SD
 from infnet_rec.faults import Fault
 from test_generate import HEADERS, LOG_HEADER, PURE_FILES, beijing, contents
@@ -248,9 +247,7 @@ def test_the_bytes_depend_on_neither_workers_nor_chunks(tmp_path: Path, monkeypa
 
 
 def test_a_name_that_is_nearly_right_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        Fault, match="did you mean 'kuairand-27k'.*choose from kuairand-pure, kuairand-27k, kuairand-1k"
-    ):
+    with pytest.raises(Fault, match="did you mean 'kuairand-27k'"):
         generate("kuairand-27", tmp_path / "out", num_examples=1_000)  # pyright: ignore[reportArgumentType]
     assert list(tmp_path.iterdir()) == []
 
@@ -280,28 +277,6 @@ def test_memory_does_not_grow_with_rows_or_videos() -> None:
     finally:
         tracemalloc.stop()
     assert max(made.standard_counts) == pytest.approx(150_000, rel=0.6)
-
-
-def test_shuffles_go_both_ways() -> None:
-    for size in (1, 2, 3, 50, 9_991):
-        numbers, shuffle = np.arange(size), Permutation(size, 3, "test")
-        found = shuffle.forward(numbers)
-        assert sorted(found) == list(numbers) and (shuffle.backward(found) == numbers).all()
-    for size in (100, 101, 33_333):
-        numbers, deal = np.arange(size), Deal(size, 5)
-        slots = deal.slots_of(numbers)
-        assert sorted(slots) == list(numbers) and (deal.rows_of(slots) == numbers).all()
-    for order in scrambles(64)[0]:
-        assert all(sorted(order[low : low + 8] // 8) == list(range(8)) for low in range(0, 64, 8))
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        ranks = rng.uniform(0.2, 20.0, rng.integers(1, 30))
-        curve = Curve.of(ranks, ranks * rng.uniform(0.5, 9.0, len(ranks)))
-        found = curve.rank_of(np.arange(curve.slot_K[-1]))
-        counts = np.bincount(found, minlength=curve.rank_K[-1])
-        low, high = curve.slots_of(np.arange(curve.rank_K[-1]))
-        assert (np.diff(found) >= 0).all() and (high - low == counts).all()
-        assert (found[low[counts > 0]] == np.flatnonzero(counts)).all()
 
 
 def all_rows(world: large_world.LargeWorld) -> tuple[Ints, Ints]:

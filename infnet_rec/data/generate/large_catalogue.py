@@ -241,7 +241,7 @@ def _forced(num_pool: int) -> dict[str, Ints]:
     }
     forced: dict[str, Ints] = {}
     for shift, (name, classes) in enumerate(wanted.items()):
-        classes = classes[: max(1, num_pool // 6)]
+        classes = classes[: num_pool // 4]
         stride = num_pool // (len(classes) + 1)
         forced[name] = np.full(num_pool, -1)
         forced[name][stride * np.arange(1, len(classes) + 1) + shift] = classes
