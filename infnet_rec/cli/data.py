@@ -25,7 +25,9 @@ Example:
 def generate(
     out: Annotated[Path, typer.Option(help="A new folder.")],
     examples: Annotated[int, typer.Option(help="Rows of the standard logs.")],
-    dataset: Annotated[str, typer.Option(help="Whose file format: kuairand-pure.")] = "kuairand-pure",
+    dataset: Annotated[
+        str, typer.Option(help="Whose file format: kuairand-pure, kuairand-1k, kuairand-27k.")
+    ] = "kuairand-pure",
     users: Annotated[int | None, typer.Option(help="Default: as many as the real data would have.")] = None,
     items: Annotated[int | None, typer.Option(help="Default: as many as the real data would have.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,

@@ -10,12 +10,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from infnet_rec.data.generate import large, pure, qb_video
-from infnet_rec.data.generate.plan import LARGE, ONE_K, PURE
+from infnet_rec.data.generate.plan import LARGE, MAX_VIDEOS, MIN_VIDEOS, ONE_K, PURE
 from infnet_rec.faults import Fault, did_you_mean
 
 MIN_EXAMPLES = 100
-MIN_VIDEOS = 50
-MAX_VIDEOS = 100_000_000
 MAX_WORKERS = 256
 
 

@@ -55,8 +55,8 @@ def write_notes(folder: Path, notes: dict[str, Any]) -> None:
     paragraphs = [
         f"# Generated rows in the format of {notes['dataset']}",
         "None of these rows was observed. They were made by `infnet_rec.data.generate` from a seed, in the public file "
-        "format of the dataset and with its published rates, so that the software can be tried, tested and timed without "
-        "a download. Do not report a metric on them as a result on the dataset.",
+        "format of the dataset and with its published rates, so that the software can be tried, tested and timed "
+        "without a download. Do not report a metric on them as a result on the dataset.",
         f"Seed {notes['seed']}; {sizes}. The same numbers give the same bytes; `generated.json` holds them.",
         *([notes["about"]] if "about" in notes else []),
         f"Statistics: {notes['statistics_from']}",

@@ -7,7 +7,7 @@ depend on click and like. Play time is drawn last so that it agrees with the lab
 N rows, T tabs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -40,12 +40,16 @@ class Leanings:
 
 @dataclass(frozen=True, slots=True)
 class Intercepts:
-    """One logit a tab; long view and like are given a click. `habit_T` is the mean habit of liking without."""
+    """One logit a tab; long view and like are given a click. `habit_T` is the mean habit of liking without.
+
+    `rare_habit` is the mean habit, over the users, of a rare label, where that is known; few users are far from 1.
+    """
 
     click_T: Floats
     long_view_T: Floats
     like_T: Floats
     habit_T: Floats
+    rare_habit: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +169,12 @@ def label(shown: Shown, leaning: Leanings, intercepts: Intercepts) -> dict[str, 
         "is_like": drawn("is_like", np.where(click, liking, habit)),
         "long_view": long_view.astype(np.int64),
     }
-    columns |= _rare(shown, columns)
+    columns |= _rare(shown, columns, intercepts)
     columns["play_time_ms"] = _play_time(shown, click, long_view)
     return columns | _stays(shown, columns)
 
 
-def _rare(shown: Shown, columns: dict[str, Ints]) -> dict[str, Ints]:
+def _rare(shown: Shown, columns: dict[str, Ints], intercepts: Intercepts) -> dict[str, Ints]:
     """Comment, follow, forward and hate: rare, mostly after a click or a like, and of few users each."""
     facts = shown.facts.log
     draws, asked = shown.rows.draws, shown.rows.asked
@@ -183,10 +187,15 @@ def _rare(shown: Shown, columns: dict[str, Ints]) -> dict[str, Ints]:
         chance = np.where((columns["is_like"] == 1) & (columns["is_click"] == 1), rates["like"], chance)
         if shown.kind == "random":
             chance *= facts["random"]["rare_scale"][name]
-        sd = RARE_USER_SD[name]
-        habit = np.exp(sd * shown.user_keys.normal(name) - sd**2 / 2)
+        habit = rare_habit(shown.user_keys, name) / intercepts.rare_habit.get(name, 1.0)
         found[name] = asked.over(name, draws.below(np.minimum(chance * habit, 0.5), name).astype(np.int64))
     return found
+
+
+def rare_habit(user_keys: Draws, name: str) -> Floats:
+    """How much more than others users are given to a rare label; 1 on average over many users."""
+    sd = RARE_USER_SD[name]
+    return np.exp(sd * user_keys.normal(name) - sd**2 / 2)
 
 
 def _play_time(shown: Shown, click: Flags, long_view: Flags) -> Ints:

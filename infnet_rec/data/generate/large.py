@@ -6,10 +6,11 @@ import numpy as np
 
 from infnet_rec.data.generate.draws import Draws, Floats
 from infnet_rec.data.generate.facts import large_facts
+from infnet_rec.data.generate.large_catalogue import videos_of
 from infnet_rec.data.generate.large_videos import basic_lines, statistic_lines
 from infnet_rec.data.generate.large_world import LargeWorld, log_columns, make_world
 from infnet_rec.data.generate.lines import log_lines
-from infnet_rec.data.generate.plan import Chunk, Dataset, Plan, chunks, random_rows, row_counts, videos_of
+from infnet_rec.data.generate.plan import Chunk, Dataset, Plan, chunks, random_rows, row_counts
 from infnet_rec.data.generate.users import HEADER as USER_HEADER
 from infnet_rec.data.generate.users import NUM_TRAITS, ROWS_SCORE, user_csv, user_scores
 from infnet_rec.data.generate.videos import BASIC_HEADER, STATISTIC_HEADER
@@ -19,12 +20,13 @@ __all__ = ["chunks", "file_headers", "make_chunk", "make_plan", "make_world", "n
 
 # Fewer would leave no room for those that are in one window, in one part or in no log.
 MIN_USERS = 8
+MIN_RANDOM = 64
 
 ABOUT = (
-    "Users have as many rows as in the real log, so a small log has few users. A smaller log has fewer rows a video than "
-    "the real one and as large a share of videos with one row. Which video a user is shown depends on the video's "
-    "popularity alone. A user's taste, which the user's history shows, decides more here than in the real log. The rows "
-    "follow statistics of KuaiRand (Gao et al., CIKM 2022)."
+    "Users have as many rows as in the real log, so a small log has few users. A smaller log has fewer rows a video "
+    "than the real one and as large a share of videos with one row. Which video a user is shown depends on the video's "
+    "popularity alone. A user's taste, which the user's history shows, decides more here than in the real log. The "
+    "rows follow statistics of KuaiRand (Gao et al., CIKM 2022)."
 )
 
 
@@ -35,8 +37,13 @@ def make_plan(dataset: Dataset, num_examples: int, num_users: int | None, num_vi
     draws = Draws.at(seed, "user", np.arange(num_users))
     absent = np.arange(num_users) == num_users // 2
     counts = row_counts(num_examples, _row_weights(draws), absent)
-    num_videos = num_videos or videos_of(dataset, num_examples)
-    return Plan(dataset, seed, num_examples, num_users, num_videos, counts, random_rows(dataset, num_examples, draws))
+    num_videos = num_videos or videos_of(dataset, num_examples, num_users)
+    num_random = max(MIN_RANDOM, round(num_examples * dataset.random_fraction))
+    # Of many users with few rows, not all are in the random log, so that some are there more than once.
+    random = np.zeros(num_users, dtype=np.int64)
+    some = np.arange(0, num_users, -(-4 * num_users // num_random))
+    random[some] = random_rows(num_random, draws.take(some))
+    return Plan(dataset, seed, num_examples, num_users, num_videos, counts, random)
 
 
 def _row_weights(draws: Draws) -> Floats:

@@ -29,7 +29,7 @@ from infnet_rec.data.generate.schedule import (
 PAGE, ODD_PAGES = 10, 0.1
 PAGES_A_PAIR_OF_SESSIONS = 32
 # Seconds between pages: quantiles of a lognormal. One page in ten follows within a second.
-PACE_LOG_MEAN, PACE_LOG_SD, MAX_PACE_S = 4.5, 1.2, 900.0
+PACE_LOG_MEAN, PACE_LOG_SD, MAX_PACE_S = 4.25, 1.4, 900.0
 BURST, MAX_BURST_MS = 0.1, 900.0
 SESSION_TAB, TAB_SD = 0.88, 1.0
 TWIN, TWIN_ELSEWHERE = 0.9, 0.006

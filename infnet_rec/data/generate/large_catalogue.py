@@ -1,6 +1,6 @@
 """Millions of videos without a list of them: which video a row shows, and what drives the labels of any video.
 
-Videos have ranks by popularity. A row's number, shuffled, is a slot; a curve of exposures shares the slots out among
+Videos have ranks by popularity. Each row is dealt a slot; a curve of exposures shares the slots out among
 the ranks; the rank, shuffled, is the video's id. Each step can be taken backwards, so a video knows its rows and is
 never dated later than the first of them. All traits of a video are hashes of its id and of its rank.
 
@@ -16,35 +16,68 @@ import numpy as np
 from infnet_rec.data.generate.draws import Draws, Floats, Ints, correlated, picked
 from infnet_rec.data.generate.facts import cholesky, from_scores, large_facts, normal_score
 from infnet_rec.data.generate.large_calendar import Calendar
-from infnet_rec.data.generate.permutation import Curve, Permutation
-from infnet_rec.data.generate.plan import Plan
+from infnet_rec.data.generate.permutation import Curve, Deal, Permutation
+from infnet_rec.data.generate.plan import MAX_VIDEOS, MIN_VIDEOS, Dataset, Plan
 from infnet_rec.data.generate.tastes import blended, tag_vectors
 from infnet_rec.data.generate.videos import CLICK_SD, LIKE_SD, NUM_TRAITS
 
 POOL, POOL_UNSHOWN = 7_583, 32
-FLATTEST = 0.4
+FLATTEST, MIN_MOST = 0.4, 8
 # The normal scores of the extremes, where one of 32 million draws falls.
 LEVELS = np.array([-5.4, 0.0, 1.2816, 5.4])
-VIDEOS_AN_AUTHOR, AUTHOR_SKEW = 3.62, 0.55
+VIDEOS_AN_AUTHOR, AUTHOR_SKEW = 3.38, 0.55
 # A video with more slots than this was uploaded before the log began, so that its first row need not be sought.
 MOST_ROWS_SOUGHT = 16
 
 
-def exposure_curve(num_ranks: int, num_rows: int) -> Curve:
-    """Slots of each rank: the real log's histogram, flattened (exposures ** power) so that the rows suffice for it.
+def exposures(power: float, most: int) -> tuple[Floats, Floats]:
+    """Steps of the histogram of exposures: shares of the videos, and exposures of a video of each step.
 
-    Where they do not suffice for the flattest, the last ranks are not shown. Where there are more rows a video than in
-    the real log, all ranks have more.
+    The real log's, cut off where a video would often be shown to a user twice, and flattened by a power from 0 to 1.
     """
     facts = large_facts().videos["popularity"]
-    share, exposures = np.array(facts["videos"]), np.array(facts["exposures"])
+    share = np.array(facts["videos"])
+    return share / share.sum(), np.minimum(np.array(facts["exposures"]) ** power, most)
+
+
+def most_exposures(num_users: int) -> int:
+    """Rows are about as uneven over users as over half as many equal ones, who see a video once."""
+    return max(MIN_MOST, num_users // 2)
+
+
+def fitting_power(rows_a_video: float, most: int) -> float:
+    """The power with which a video has so many rows on average; FLATTEST or 1 where none has."""
     low, high = FLATTEST, 1.0
     for _ in range(50):
         power = (low + high) / 2.0
-        low, high = (power, high) if (share * exposures**power).sum() < num_rows / num_ranks else (low, power)
-    slots = share * exposures**low
-    num_shown = min(num_ranks, int(num_rows / slots.sum())) if low == FLATTEST else num_ranks
-    return Curve.of(num_shown * share / share.sum(), num_rows * slots / slots.sum())
+        low, high = (power, high) if np.dot(*exposures(power, most)) < rows_a_video else (low, power)
+    return low
+
+
+def videos_of(dataset: Dataset, num_examples: int, num_users: int) -> int:
+    """How many videos a log has by default: the histogram is the real one, cut off by the number of users.
+
+    So the share of videos that are shown once is that of the real log, and a smaller log has fewer rows a video.
+    """
+    real_most, own_most = most_exposures(dataset.num_users), most_exposures(num_users)
+    power = fitting_power(dataset.num_examples / dataset.num_videos, real_most)
+    real, own = (float(np.dot(*exposures(power, most))) for most in (real_most, own_most))
+    wanted = dataset.num_videos * (num_examples / dataset.num_examples) * (real / own)
+    return min(MAX_VIDEOS, max(MIN_VIDEOS, round(wanted)))
+
+
+def exposure_curve(num_ranks: int, num_rows: int, num_users: int) -> Curve:
+    """Slots of each rank, so flattened that the rows suffice for all ranks.
+
+    Where they do not suffice for the flattest, the last ranks are not shown. Where even the real histogram has fewer
+    rows a video than there are, all ranks have more.
+    """
+    most = most_exposures(num_users)
+    power = fitting_power(num_rows / num_ranks, most)
+    share, slots = exposures(power, most)
+    mean = float(np.dot(share, slots))
+    num_shown = min(num_ranks, int(num_rows / mean)) if power == FLATTEST else num_ranks
+    return Curve.of(num_shown * share, num_rows / mean * share * slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +101,7 @@ class Catalogue:
     num_pool: int
     num_unshown: int
     curve: Curve
-    slots: Permutation
+    deal: Deal
     ranks: Permutation
     forced: dict[str, Ints]
 
@@ -82,15 +115,15 @@ class Catalogue:
             plan.num_videos,
             num_pool,
             num_unshown,
-            exposure_curve(num_ranks, plan.num_examples),
-            Permutation(plan.num_examples, plan.seed, "slot"),
+            exposure_curve(num_ranks, plan.num_examples, plan.num_users),
+            Deal(plan.num_examples, plan.seed),
             Permutation(num_ranks, plan.seed, "rank"),
             _forced(num_pool),
         )
 
     def shown_in(self, row_number: Ints) -> Ints:
         """The rank that each row, numbered through all users, shows."""
-        return self.curve.rank_of(self.slots.forward(row_number))
+        return self.curve.rank_of(self.deal.slots_of(row_number))
 
     def ids(self, rank: Ints) -> Ints:
         place = self.ranks.forward(rank)
@@ -150,7 +183,7 @@ class Catalogue:
         slot = np.repeat(low[sought] - starts, num_slots[sought]) + np.arange(num_slots[sought].sum())
         day = (draws.uniform("unshown day") * calendar.dataset.num_days).astype(np.int64)
         if len(sought):
-            day[sought] = np.minimum.reduceat(calendar.days(self.slots.backward(slot)), starts)
+            day[sought] = np.minimum.reduceat(calendar.days(self.deal.rows_of(slot)), starts)
         fresh = np.floor(np.exp(0.3 + 1.6 * draws.normal("age"))) - 1.0
         old = 1.0 + np.floor(np.exp(3.5 + 1.3 * draws.normal("age")))
         popular = num_slots > MOST_ROWS_SOUGHT
@@ -166,7 +199,7 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class _Tags:
-    """Strings of tags: how often each is used, which is its first tag (a place in `ids`), how readily that is clicked."""
+    """Strings of tags: how often each is used, which is its first tag (a place in `ids`), how that is clicked."""
 
     weights: Ints
     first: Ints
@@ -208,7 +241,7 @@ def _forced(num_pool: int) -> dict[str, Ints]:
     }
     forced: dict[str, Ints] = {}
     for shift, (name, classes) in enumerate(wanted.items()):
-        classes = classes[: max(1, num_pool // 8)]
+        classes = classes[: num_pool // 4]
         stride = num_pool // (len(classes) + 1)
         forced[name] = np.full(num_pool, -1)
         forced[name][stride * np.arange(1, len(classes) + 1) + shift] = classes

@@ -11,7 +11,17 @@ import numpy as np
 
 from infnet_rec.data.generate.draws import Draws, Floats, Ints
 from infnet_rec.data.generate.facts import large_facts
-from infnet_rec.data.generate.labels import Intercepts, Kind, Shown, calibrate, label, leanings, rates_of
+from infnet_rec.data.generate.labels import (
+    RARE_USER_SD,
+    Intercepts,
+    Kind,
+    Shown,
+    calibrate,
+    label,
+    leanings,
+    rare_habit,
+    rates_of,
+)
 from infnet_rec.data.generate.large_calendar import Calendar, Paged, UserTabs, paged_rows, tab_scale
 from infnet_rec.data.generate.large_catalogue import Catalogue
 from infnet_rec.data.generate.plan import Plan
@@ -23,7 +33,7 @@ from infnet_rec.data.generate.world import LOG_HEADER
 
 CALIBRATION_USERS, CALIBRATION_ROWS = 8_192, 65_536
 # Users with many rows click less: how much of a user's lasting level is so explained, and how much is not.
-BUSY_SLOPE, CLICK_SLOPE = -0.8, 1.0
+BUSY_SLOPE, CLICK_SLOPE = -0.7, 1.5
 ONE_PART = 0.0005
 # Rows whose play time is -5 or -8, one in a hundred thousand.
 MINUS_PLAY = 1e-5
@@ -31,7 +41,7 @@ MINUS_PLAY = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class LargeWorld:
-    """One generated dataset before its rows. `one_part_U` is the one part of each log that has the user's rows, or -1."""
+    """One generated dataset before its rows. `one_part_U` is the only part of each log with the user's rows, or -1."""
 
     plan: Plan
     calendar: Calendar
@@ -85,36 +95,38 @@ def _standard_intercepts(world: LargeWorld) -> Intercepts:
     user = np.repeat(np.arange(len(users)), taken)
     number = np.arange(len(user)) - (np.cumsum(taken) - taken)[user]
     index = (number * counts[user]) // taken[user]
-    shown, _ = _standard(world, users, user, index, _nothing_asked(len(user)))
+    shown, _ = standard_rows(world, users, user, index, nothing_asked(len(user)))
     tabs = UserTabs.of(plan.seed, users, world.tab_scale_T)
     weights_TN = (counts / taken)[user] * tabs.share_UT[user].T
     # A tab that no user is in may be asked for all the same.
     weights_TN[weights_TN.sum(axis=1) == 0.0] = (counts / taken)[user]
-    rates = rates_of(large_facts(), "standard")
-    return calibrate(leanings(shown, plan.seed), shown.user_like_N, weights_TN, rates)
+    found = calibrate(leanings(shown, plan.seed), shown.user_like_N, weights_TN, rates_of(large_facts(), "standard"))
+    user_keys = Draws.at(plan.seed, "user", users)
+    habits = {name: float(np.average(rare_habit(user_keys, name), weights=counts)) for name in RARE_USER_SD}
+    return replace(found, rare_habit=habits)
 
 
 def _random_intercepts(world: LargeWorld) -> Intercepts:
     plan = world.plan
     users = np.arange(0, plan.num_users, -(-plan.num_users // CALIBRATION_USERS))
     taken = np.minimum(plan.random_counts[users], max(8, CALIBRATION_ROWS // len(users)))
-    shown, _ = _random(world, users, taken, world.quirks["random"].within(0, 0))
+    shown, _ = random_rows(world, users, taken, world.quirks["random"].within(0, 0))
     weights = np.repeat(plan.random_counts[users] / np.maximum(taken, 1), taken)
     return calibrate(leanings(shown, plan.seed), shown.user_like_N, weights, rates_of(large_facts(), "random"))
 
 
-def _nothing_asked(num_rows: int) -> Asked:
+def nothing_asked(num_rows: int) -> Asked:
     nothing = place_quirks([], np.zeros(1, dtype=np.int64), [])
     return nothing.asked(np.full(num_rows, -1))
 
 
-def _moods(world: LargeWorld, users: Ints) -> Moods:
+def moods_of(world: LargeWorld, users: Ints) -> Moods:
     moods = Moods.of(world.plan.seed, users)
     rows_U = user_scores(Draws.at(world.plan.seed, "user", users), NUM_TRAITS)[:, ROWS_SCORE]
     return replace(moods, click_U=CLICK_SLOPE * moods.click_U + BUSY_SLOPE * rows_U)
 
 
-def _standard(world: LargeWorld, users: Ints, user: Ints, index: Ints, asked: Asked) -> tuple[Shown, Ints]:
+def standard_rows(world: LargeWorld, users: Ints, user: Ints, index: Ints, asked: Asked) -> tuple[Shown, Ints]:
     """Rows of the standard logs with what their labels depend on, and the videos they show."""
     plan, catalogue = world.plan, world.catalogue
     tabs = UserTabs.of(plan.seed, users, world.tab_scale_T)
@@ -124,7 +136,7 @@ def _standard(world: LargeWorld, users: Ints, user: Ints, index: Ints, asked: As
     odd = np.flatnonzero(asked.place >= 0)
     if len(odd):
         video, rank = _asked_videos(world, paged.rows, video, rank, odd)
-    moods = _moods(world, users)
+    moods = moods_of(world, users)
     tastes_PK, level_P = moods.at(paged.user_P, paged.time_ms_P)
     return _shown(world, "standard", users, paged.rows, (video, rank), (tastes_PK, level_P), paged.page_N, moods), video
 
@@ -143,12 +155,12 @@ def _asked_videos(world: LargeWorld, rows: Rows, video: Ints, rank: Ints, odd: I
     return video, rank
 
 
-def _random(world: LargeWorld, users: Ints, counts: Ints, quirks: Quirks) -> tuple[Shown, Ints]:
+def random_rows(world: LargeWorld, users: Ints, counts: Ints, quirks: Quirks) -> tuple[Shown, Ints]:
     """The same for rows of the random log, where every video of the pool is as likely as any other."""
     plan, catalogue = world.plan, world.catalogue
     rows = schedule(plan.dataset, plan.seed, users, counts, world.habits, quirks)
     video = rows.asked.over("video", (rows.draws.uniform("video") * catalogue.num_pool).astype(np.int64))
-    moods = _moods(world, users)
+    moods = moods_of(world, users)
     state = moods.at(rows.user, rows.time_ms)
     every = np.arange(len(video))
     return _shown(world, "random", users, rows, (video, catalogue.ranks_of(video)), state, every, moods), video
@@ -183,19 +195,19 @@ def _shown(
 
 
 def log_columns(world: LargeWorld, low: int, high: int, kind: Kind) -> tuple[dict[str, Ints], Ints]:
-    """The log of users low..high-1, as columns in the order of the file, sorted by user and time; and each row's part."""
+    """The log of users low..high-1 by user and time, as columns in the order of the file, and the part of each row."""
     plan = world.plan
     users = np.arange(low, high)
     quirks = world.quirks[kind].within(low, high)
     if kind == "random":
-        shown, video = _random(world, users, plan.random_counts[low:high], quirks)
+        shown, video = random_rows(world, users, plan.random_counts[low:high], quirks)
     else:
         counts = plan.standard_counts[low:high]
         user = np.repeat(np.arange(len(users)), counts)
         starts = np.cumsum(counts) - counts
         place = np.full(len(user), -1)
         place[starts[quirks.user - low] + quirks.index] = np.arange(len(quirks.user))
-        shown, video = _standard(world, users, user, np.arange(len(user)) - starts[user], quirks.asked(place))
+        shown, video = standard_rows(world, users, user, np.arange(len(user)) - starts[user], quirks.asked(place))
     rows = shown.rows
     columns = label(shown, leanings(shown, plan.seed), world.intercepts[kind])
     columns["play_time_ms"] = _with_minus(rows, columns)

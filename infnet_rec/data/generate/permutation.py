@@ -1,10 +1,11 @@
 """Shuffles of whole numbers that need no memory, and an uneven sharing out of slots among ranks.
 
-With both, the rows of a log of any size are spread over any number of videos with a wanted histogram of exposures, and
+With them, the rows of a log of any size are spread over any number of videos with a wanted histogram of exposures, and
 it can be told of each row which video it shows, and of each video which rows show it, without a list of either.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt
 from typing import Self
 
@@ -13,6 +14,7 @@ import numpy as np
 from infnet_rec.data.generate.draws import Draws, Floats, Ints
 
 ROUNDS = 4
+MAX_STRATA, STRATUM_ROWS, NUM_SCRAMBLES = 1_024, 16, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +37,90 @@ class Permutation:
     def _height(self) -> int:
         return -(-self.size // self._width)
 
-    def forward(self, numbers: Ints) -> Ints:
-        return self._walk(numbers, range(ROUNDS), 1)
+    def forward(self, numbers: Ints, key: Ints | None = None) -> Ints:
+        """Where the numbers go; with keys, one for each number, there is another map for each key."""
+        return self._walk(numbers, key, range(ROUNDS), 1)
 
-    def backward(self, numbers: Ints) -> Ints:
+    def backward(self, numbers: Ints, key: Ints | None = None) -> Ints:
         """The inverse of `forward`."""
-        return self._walk(numbers, range(ROUNDS - 1, -1, -1), -1)
+        return self._walk(numbers, key, range(ROUNDS - 1, -1, -1), -1)
 
-    def _walk(self, numbers: Ints, rounds: range, sign: int) -> Ints:
-        found = self._mapped(numbers, rounds, sign)
+    def _walk(self, numbers: Ints, key: Ints | None, rounds: range, sign: int) -> Ints:
+        found = self._mapped(numbers, key, rounds, sign)
         while len(beyond := np.flatnonzero(found >= self.size)):
-            found[beyond] = self._mapped(found[beyond], rounds, sign)
+            found[beyond] = self._mapped(found[beyond], None if key is None else key[beyond], rounds, sign)
         return found
 
-    def _mapped(self, numbers: Ints, rounds: range, sign: int) -> Ints:
+    def _mapped(self, numbers: Ints, key: Ints | None, rounds: range, sign: int) -> Ints:
         left, right = np.divmod(numbers, self._width)
         for number in rounds:
             if number % 2 == 0:
-                left = (left + sign * self._noise(right, number, self._height)) % self._height
+                left = (left + sign * self._noise(right, key, number, self._height)) % self._height
             else:
-                right = (right + sign * self._noise(left, number, self._width)) % self._width
+                right = (right + sign * self._noise(left, key, number, self._width)) % self._width
         return left * self._width + right
 
-    def _noise(self, half: Ints, number: int, limit: int) -> Ints:
-        bits = Draws.at(self.seed, f"{self.name}/{number}", half).keys
+    def _noise(self, half: Ints, key: Ints | None, number: int, limit: int) -> Ints:
+        # The key is whole beside a half, so that no two pairs are one number.
+        keyed = half if key is None else half + (key << 40)
+        bits = Draws.at(self.seed, f"{self.name}/{number}", keyed).keys
         return ((bits >> np.uint64(32)) * np.uint64(limit) >> np.uint64(32)).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """Deals slots out to rows one to one, so that slots beside each other go to rows far apart.
+
+    Rows are numbered through all users, so a video, whose slots are side by side, is hardly shown to a user twice
+    before it was shown to all. The rows are cut into strata; a round of slots gives each stratum one, in an order in
+    which any few of them are spread evenly (scrambled halving of the strata).
+    """
+
+    num_rows: int
+    seed: int
+
+    @property
+    def num_strata(self) -> int:
+        return min(MAX_STRATA, 1 << max(0, (self.num_rows // STRATUM_ROWS).bit_length() - 1))
+
+    @property
+    def _within(self) -> Permutation:
+        return Permutation(self.num_rows // self.num_strata, self.seed, "deal")
+
+    def slots_of(self, row: Ints) -> Ints:
+        strata, depth = self.num_strata, self._within.size
+        rest = row >= strata * depth
+        stratum, place = np.divmod(np.where(rest, 0, row), depth)
+        turn = self._within.backward(place, stratum)
+        slot = strata * turn + scrambles(strata)[1][self._scramble(turn), stratum]
+        return np.where(rest, row, slot)
+
+    def rows_of(self, slot: Ints) -> Ints:
+        """The inverse of `slots_of`."""
+        strata, depth = self.num_strata, self._within.size
+        rest = slot >= strata * depth
+        turn, place = np.divmod(np.where(rest, 0, slot), strata)
+        stratum = scrambles(strata)[0][self._scramble(turn), place]
+        return np.where(rest, slot, depth * stratum + self._within.forward(turn, stratum))
+
+    def _scramble(self, turn: Ints) -> Ints:
+        return (Draws.at(self.seed, "scramble", turn).keys >> np.uint64(57)).astype(np.int64) % NUM_SCRAMBLES
+
+
+@lru_cache(maxsize=2)
+def scrambles(size: int) -> tuple[Ints, Ints]:
+    """Permutations of 0..size-1 (a power of two), one a row, and their inverses.
+
+    Each is a van der Corput sequence with Owen's nested scrambling: of any aligned 2**k numbers in a row, one goes to
+    each of 2**k equal ranges.
+    """
+    which, number = np.divmod(np.arange(NUM_SCRAMBLES * size), size)
+    found = np.zeros_like(number)
+    for level in range(size.bit_length() - 1):
+        flips = Draws.at(level, "flip", which, number & ((1 << level) - 1)).keys & np.uint64(1)
+        found = 2 * found + ((number >> level & 1) ^ flips.astype(np.int64))
+    table = found.reshape(NUM_SCRAMBLES, size)
+    return table, np.argsort(table, axis=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from infnet_rec.data.generate.draws import Draws, Flags, Floats, Ints
 from infnet_rec.data.generate.facts import kuairand_facts
 from infnet_rec.data.generate.users import row_weights
 
-MIN_VIDEOS = 50
+MIN_VIDEOS, MAX_VIDEOS = 50, 100_000_000
 # Small enough that a worker's arrays stay near its caches and that progress is seen, large enough for numpy.
 ROWS_A_CHUNK = 16_384
 USERS_A_CHUNK = 4_096
@@ -39,7 +39,6 @@ class Dataset:
     num_examples: int
     num_users: int
     num_videos: int
-    video_growth: float
     random_fraction: float
     first_date: date
     split_date: date = date(2022, 4, 22)
@@ -56,22 +55,20 @@ class Dataset:
         return (self.split_date - self.first_date).days
 
 
-PURE = Dataset("kuairand-pure", "pure", 1_436_609, 27_285, 7_583, 0.42, 0.05, date(2022, 4, 9))
-# Real rows spread over videos like n ** 0.6 and less; the exponents below give smaller logs fewer videos than that, so
-# that a video keeps some rows.
+PURE = Dataset("kuairand-pure", "pure", 1_436_609, 27_285, 7_583, 0.05, date(2022, 4, 9))
+VIDEO_GROWTH = 0.42
 LARGE = Dataset(
     name="kuairand-27k",
     suffix="27k",
     num_examples=322_278_385,
     num_users=27_285,
     num_videos=32_038_725,
-    video_growth=0.9,
     random_fraction=0.00368,
     first_date=date(2022, 4, 8),
     log_parts=2,
     statistic_parts=3,
 )
-ONE_K = Dataset("kuairand-1k", "1k", 11_713_045, 1_000, 4_369_953, 1.0, 0.00367, date(2022, 4, 8))
+ONE_K = Dataset("kuairand-1k", "1k", 11_713_045, 1_000, 4_369_953, 0.00367, date(2022, 4, 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +137,11 @@ def make_plan(dataset: Dataset, num_examples: int, num_users: int | None, num_vi
     absent = draws.below(kuairand_facts().users["never_in_log"], "absent")
     absent[num_users // 2] = True
     counts = row_counts(num_examples, row_weights(draws), absent)
-    num_videos = num_videos or videos_of(dataset, num_examples)
-    return Plan(dataset, seed, num_examples, num_users, num_videos, counts, random_rows(dataset, num_examples, draws))
-
-
-def videos_of(dataset: Dataset, num_examples: int) -> int:
-    """How many videos a log has by default; a log larger than the real one has as many as that."""
-    scale = min(1.0, num_examples / dataset.num_examples)
-    return max(MIN_VIDEOS, round(dataset.num_videos * scale**dataset.video_growth))
+    if num_videos is None:
+        scale = min(1.0, num_examples / dataset.num_examples)
+        num_videos = max(MIN_VIDEOS, round(dataset.num_videos * scale**VIDEO_GROWTH))
+    random = random_rows(max(8, round(num_examples * dataset.random_fraction)), draws)
+    return Plan(dataset, seed, num_examples, num_users, num_videos, counts, random)
 
 
 def row_counts(num_examples: int, weights: Floats, absent: Flags) -> Ints:
@@ -160,6 +154,6 @@ def row_counts(num_examples: int, weights: Floats, absent: Flags) -> Ints:
     return standard + spread(num_examples - present, np.maximum(weights - 0.5, 0.0))
 
 
-def random_rows(dataset: Dataset, num_examples: int, draws: Draws) -> Ints:
-    num_random = max(8, round(num_examples * dataset.random_fraction))
+def random_rows(num_random: int, draws: Draws) -> Ints:
+    """The rows of each user in the random log."""
     return spread(num_random, 0.5 + draws.uniform("random rows"))

@@ -23,8 +23,8 @@ STATISTIC = "data/video_features_statistic_pure.csv"
 
 ABOUT = (
     "The random log is smaller than the real one (0.83 of the standard logs), because training does not read it. A "
-    "user's taste, which the user's history shows, decides more here than in the real log. The rows follow statistics of "
-    "KuaiRand (Gao et al., CIKM 2022)."
+    "user's taste, which the user's history shows, decides more here than in the real log. The rows follow statistics "
+    "of KuaiRand (Gao et al., CIKM 2022)."
 )
 
 
