@@ -12,6 +12,7 @@ from infnet_rec.faults import Fault, did_you_mean
 UNSEEN_ID = 0
 NULL_ID = 1
 FIRST_VALUE_ID = 2
+EMPTY_SLOT = -1  # in a store, after the last id of a multi-valued feature
 
 Side = Literal["user", "item", "context"]
 Grouping = Literal["behaviour", "sequence", "all"]
@@ -31,7 +32,7 @@ class Feature:
 
     `max_values` is the number of ids an example may have: 1, or more for a multi-valued feature such as tags, whose
     embeddings are averaged. In the store such a feature is as many columns of the same name; ids stand at the left,
-    -1 fills up, and a null has the one id 1.
+    `EMPTY_SLOT` fills up, and a null has the one id 1.
     """
 
     name: str
