@@ -7,18 +7,24 @@ event, K unpooled tokens.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from infnet_rec.data.store import Store
 from infnet_rec.schema import Schema
 
+# Attributes of items are copied side by side up to this size: an item's whole row is scattered over many more pages.
+COPIED_BYTES = 256 << 20
+# Up to so many places for each number, looking at all places is cheaper than finding out which were written.
+FEW_PLACES = 1
+
 
 class Distinct:
     """Finds the distinct numbers of lists whose numbers all lie below one limit.
 
     The scratch is four bytes for each number that ever occurred (the operating system gives no memory to pages that
-    were never written) and is never cleared: only places that the same call wrote are read. So a call costs time by
+    were never written) and need not be cleared: only places that the same call wrote are read. So a call costs time by
     the length of the list alone. Two threads must not share one.
     """
 
@@ -28,10 +34,17 @@ class Distinct:
         self._count = np.empty(0, np.int32)
 
     def of(self, numbers_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct numbers in the order of their last places (int64 [X]), each number's row among them (int32 [N])."""
+        """Distinct numbers in an order that the list decides (int64 [X]), each number's row among them (int32 [N])."""
+        numbers_N = numbers_N.astype(np.int64, copy=False)
+        if len(self._place) <= FEW_PLACES * len(numbers_N):
+            self._place[:] = 0
+            self._place[numbers_N] = 1
+            number_X = np.flatnonzero(self._place)
+            self._place[number_X] = np.arange(len(number_X), dtype=np.int32)
+            return number_X, self._place.take(numbers_N)
         if len(self._count) < len(numbers_N):
             self._count = np.arange(len(numbers_N) * 5 // 4, dtype=np.int32)
-        count_N, numbers_N = self._count[: len(numbers_N)], numbers_N.astype(np.int64, copy=False)
+        count_N = self._count[: len(numbers_N)]
         # Of equal numbers the last one wins; any winner would do, as long as there is one.
         self._place[numbers_N] = count_N
         winner_N = self._place.take(numbers_N)
@@ -57,11 +70,13 @@ class _Family:
         behaviours: their numbers in the schema.
         columns: item columns read for each event, int64 [A].
         tables: for each of them its number among the schema's sequence tables.
+        item_ids: these columns of all items, int32 [items, A], or None where they are too large to copy.
     """
 
     behaviours: list[int]
     columns: np.ndarray
     tables: tuple[int, ...]
+    item_ids: np.ndarray | None
 
 
 class _Scratch(threading.local):
@@ -101,7 +116,10 @@ class UnpooledTokens:
         row_of_event = []
         for family in self._families:
             item_X, row_E = self._scratch.items.of(np.concatenate([events_of[v] for v in family.behaviours]))
-            ids_XA = self._item_ids.take((item_X * self._item_width)[:, None] + family.columns)
+            if family.item_ids is not None:
+                ids_XA = family.item_ids.take(item_X, axis=0)
+            else:
+                ids_XA = self._item_ids.take((item_X * self._item_width)[:, None] + family.columns)
             for a, table in enumerate(family.tables):
                 parts[table].append(ids_XA[:, a])
             row_of_event.append(row_E.astype(np.int64))
@@ -158,7 +176,22 @@ def _families(store: Store, schema: Schema) -> list[_Family]:
         behaviours_of.setdefault(reads, []).append(v)
     by_behaviour = [s.name for name in schema.behaviours for s in schema.sequences if s.behaviour == name]
     assert by_behaviour == [s.name for s in schema.sequences], "sequences must be grouped by behaviour"
-    return [
-        _Family(behaviours, np.array([column for column, _ in reads]), tuple(table for _, table in reads))
-        for reads, behaviours in behaviours_of.items()
-    ]
+    families = []
+    for reads, behaviours in behaviours_of.items():
+        read_columns, read_tables = tuple(column for column, _ in reads), tuple(table for _, table in reads)
+        families.append(_Family(behaviours, np.array(read_columns), read_tables, _copied(store, read_columns)))
+    return families
+
+
+# The splits of a store share one copy.
+_copies: WeakKeyDictionary[Store, dict[tuple[int, ...], np.ndarray]] = WeakKeyDictionary()
+
+
+def _copied(store: Store, columns: tuple[int, ...]) -> np.ndarray | None:
+    """Some columns of all items side by side, where that is not too large."""
+    if len(store.item_ids) * len(columns) * store.item_ids.itemsize > COPIED_BYTES:
+        return None
+    copies = _copies.setdefault(store, {})
+    if columns not in copies:
+        copies[columns] = store.item_ids.take(columns, axis=1)
+    return copies[columns]
