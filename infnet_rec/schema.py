@@ -32,7 +32,7 @@ class Feature:
 
     `max_values` is the number of ids an example may have: 1, or more for a multi-valued feature such as tags, whose
     embeddings are averaged. In the store such a feature is as many columns of the same name; ids stand at the left,
-    -1 fills up, and a null has the one id 1.
+    `EMPTY_SLOT` fills up, and a null has the one id 1.
     """
 
     name: str

@@ -21,6 +21,7 @@ COLUMNS = {
     "context": ["device", "places", "places"],
 }
 SIDE_OF = {name: side for side, names in COLUMNS.items() for name in names}
+MULTI = ("langs", "tags", "places")
 BEHAVIOURS = ("view", "buy", "save")
 NUM = {"users": 7, "items": 12, "train": 40, "valid": 11, "test": 9}
 
@@ -92,7 +93,7 @@ def _examples(random: np.random.Generator, num: int, events: dict[str, list[list
         "user": user,
         "item": random.integers(0, NUM["items"], num).astype(np.int32),
         "time": random.integers(0, 1000, num),
-        "context_device": context[:, 0],
+        "context_device": context[:, 0].astype(np.uint8),
         "context_places": context[:, 1:],
         "label_click": random.integers(0, 2, num).astype(np.uint8),
         "label_like": random.integers(0, 2, num).astype(np.uint8),
@@ -134,7 +135,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         "columns": COLUMNS,
         "behaviours": {name: {} for name in BEHAVIOURS},
         "profiles": {"all": {"features": [f.name for f in whole.features], "behaviours": list(BEHAVIOURS)}},
-        "encodings": {name: "quantile" if name == "price" else "index" for name in ROWS},
+        "encodings": {name: "quantile" if name == "price" else "multi" if name in MULTI else "index" for name in ROWS},
         "splits": {split: {"num_examples": NUM[split]} for split in ("train", "valid", "test")},
         "files": hash_files(folder, [str(path.relative_to(folder)) for path in folder.rglob("*.arrow")]),
     }

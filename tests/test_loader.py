@@ -23,6 +23,7 @@ import sharded_runs
 from handmade import Handmade, schema, write_store
 from infnet_rec.batch import Batch
 from infnet_rec.config.run import DataConfig
+from infnet_rec.data import distinct as distinct_module
 from infnet_rec.data.check import ids_outside_tables
 from infnet_rec.data.distinct import Distinct
 from infnet_rec.data.loader import BatchReader, Loader
@@ -74,8 +75,12 @@ def tokens_of(batch: Batch, schema: Schema) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=["all", "some"])
-@pytest.mark.parametrize("length", [1, 3, 100])
-def test_batches_hold_what_the_arrays_hold(handmade: Handmade, order: tuple[str, ...], length: int) -> None:
+@pytest.mark.parametrize(("length", "copied_bytes"), [(1, 1 << 20), (3, 1 << 20), (100, 0)])
+def test_batches_hold_what_the_arrays_hold(
+    handmade: Handmade, order: tuple[str, ...], length: int, copied_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the items' attributes are too large to copy."""
+    monkeypatch.setattr(distinct_module, "COPIED_BYTES", copied_bytes)
     whole, rows = schema(order), np.array([3, 39, 0, 0, 17, 21, -1])
     batch = BatchReader(handmade.store, "train", whole, length, with_rarity=True).read(rows)
     real = [max(row, 0) for row in rows]

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infnet_rec.data import order as order_module
-from infnet_rec.data.order import EvalOrder, ShuffledOrder, TimeOrder, TrainOrder, check_divides, local_slice
+from infnet_rec.data.order import (
+    EvalOrder,
+    ShuffledOrder,
+    TimeOrder,
+    TrainOrder,
+    check_divides,
+    local_slice,
+    oldest_first,
+)
 from infnet_rec.faults import Fault
 
 WORLD_SIZES = (1, 2, 4, 8)
@@ -102,6 +110,26 @@ def test_a_step_of_a_later_epoch_is_found_at_once(order: ShuffledOrder, data: st
 
 
 @steady
+@given(shuffled_orders(), st.integers(0, 10**12))
+def test_a_far_step_costs_what_a_near_one_does(order: ShuffledOrder, step: int) -> None:
+    """A new process shuffles the blocks of one epoch and the buffers that the batch overlaps, whatever the step."""
+    drawn: list[tuple[int, ...]] = []
+
+    def noted(seed: int, *key: int) -> np.random.Generator:
+        drawn.append(key)
+        return generator(seed, *key)
+
+    generator = order_module._generator
+    forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "_generator", noted)
+        order.global_batch(step)
+    epoch, smallest_buffer = step // order.steps_per_epoch, order.block_examples * (order.buffer_blocks - 1) + 1
+    assert drawn[0] == (epoch, 0) and {key[:2] for key in drawn[1:]} == {(epoch, 1)}
+    assert len(drawn) <= 1 + 2 + (order.global_batch_size - 1) // smallest_buffer
+
+
+@steady
 @given(shuffled_orders(), st.integers(0, 20))
 def test_a_batch_may_be_written_over(order: ShuffledOrder, step: int) -> None:
     before = order.global_batch(step).copy()
@@ -136,6 +164,17 @@ def test_time_order_is_oldest_first_and_the_same_each_epoch(times: list[int], da
     assert examples_N.tolist() == sorted(range(len(times)), key=lambda n: times[n])[: len(examples_N)]
     assert len(examples_N) == len(times) // order.global_batch_size * order.global_batch_size
     assert np.array_equal(examples_N, epoch_of(order, 4))
+
+
+@steady
+@given(
+    st.lists(st.one_of(st.integers(-3, 3), st.integers(-(2**61), 2**61)), min_size=1, max_size=200), st.integers(1, 50)
+)
+def test_sorting_by_pieces_is_sorting(times: list[int], piece_examples: int) -> None:
+    """Twins keep their places, however the instants lie and wherever the pieces are cut."""
+    order_N = oldest_first(np.array(times), piece_examples)
+    assert order_N.dtype == np.uint32
+    assert order_N.tolist() == sorted(range(len(times)), key=lambda n: times[n])
 
 
 @steady

@@ -85,7 +85,7 @@ Example:
 def eval(
     run_dir: Annotated[Path, typer.Argument(help="A run directory that 'infnet-rec train' made.")],
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
-    store: Annotated[Path | None, typer.Option(help="Where the run's store is now, if it was moved.")] = None,
+    store: Annotated[str | None, typer.Option(help="Where the run's store is now, if it was moved.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a split with the best weights of a run; works on another number of ranks than it was trained on."""

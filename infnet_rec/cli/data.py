@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from infnet_rec.cli.options import SETTINGS, AsJson, leave
+from infnet_rec.faults import Fault
 
 data = typer.Typer(
     help="Raw behaviour logs to a store: generate, build, check, stats, show.",
@@ -80,7 +81,22 @@ def build(
     command.print_result(summary, command.summary_lines(summary), as_json=as_json)
 
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store that 'infnet-rec data build' made.")]
+def _local(store: str) -> Path:
+    """The store's folder; one behind a URL is fetched first."""
+    if "://" not in store:
+        return Path(store)
+    from infnet_rec.commands.fetch import fetched
+
+    try:
+        return fetched(store)
+    except Fault as fault:
+        # typer takes a ValueError for "not of this type" and drops its text.
+        raise typer.BadParameter(str(fault)) from fault
+
+
+StorePath = Annotated[
+    Path, typer.Argument(metavar="STORE", parser=_local, help="A store that 'infnet-rec data build' made, or its URL.")
+]
 
 
 @data.command(

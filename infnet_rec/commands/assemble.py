@@ -4,13 +4,13 @@ Nothing here opens a process group or allocates a table until `build_model` is c
 """
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardingPlan
 
+from infnet_rec.commands.fetch import fetched
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.check import ids_outside_tables
 from infnet_rec.data.loader import BatchReader, Loader
@@ -44,12 +44,12 @@ class Data:
 
 
 def open_data(config: RunConfig) -> Data:
-    """Opens the store with the run's profile and grouping.
+    """Opens the store with the run's profile and grouping; a store behind a URL is fetched first.
 
     Raises:
         Fault: no such store, profile or task, or an id that no table has a row for.
     """
-    store = Store(Path(config.data.store))
+    store = Store(fetched(config.data.store))
     schema = store.profile_schema(config.data.profile).with_grouping(config.data.sequence_groups)
     names = [task.name for task in schema.tasks]
     for task in config.train.loss.task_weights:

@@ -14,13 +14,13 @@ from infnet_rec.train.checkpoint import BEST, load_weights, require_checkpoint
 from infnet_rec.train.evaluate import final_metrics
 
 
-def evaluate_run(run_dir: Path, split: str, store: Path | None = None) -> dict[str, Any] | None:
+def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> dict[str, Any] | None:
     """Scores a split with a run's best weights; under torchrun on any number of ranks, alone on one.
 
     Args:
         run_dir: what `train` left.
         split: train, valid or test.
-        store: where the run's store is now; None where it was.
+        store: folder or URL where the run's store is now; None where it was.
 
     Returns:
         Metrics by task, on rank 0.

@@ -7,6 +7,7 @@ event, K unpooled tokens.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -14,12 +15,17 @@ from infnet_rec.data.gather import Events
 from infnet_rec.data.store import Store
 from infnet_rec.schema import Schema
 
+# Attributes of items are copied side by side up to this size: an item's whole row is scattered over many more pages.
+COPIED_BYTES = 256 << 20
+# Up to so many places for each number, looking at all places is cheaper than finding out which were written.
+FEW_PLACES = 1
+
 
 class Distinct:
     """Finds the distinct numbers of lists whose numbers all lie below one limit.
 
     The scratch is four bytes for each number that ever occurred (the operating system gives no memory to pages that
-    were never written) and is never cleared: only places that the same call wrote are read. So a call costs time by
+    were never written) and need not be cleared: only places that the same call wrote are read. So a call costs time by
     the length of the list alone. Two threads must not share one.
     """
 
@@ -29,10 +35,17 @@ class Distinct:
         self._count = np.empty(0, np.int32)
 
     def of(self, numbers_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct numbers in the order of their last places (int64 [X]), each number's row among them (int32 [N])."""
+        """Distinct numbers in an order that the list decides (int64 [X]), each number's row among them (int32 [N])."""
+        numbers_N = numbers_N.astype(np.int64, copy=False)
+        if len(self._place) <= FEW_PLACES * len(numbers_N):
+            self._place[:] = 0
+            self._place[numbers_N] = 1
+            number_X = np.flatnonzero(self._place)
+            self._place[number_X] = np.arange(len(number_X), dtype=np.int32)
+            return number_X, self._place.take(numbers_N)
         if len(self._count) < len(numbers_N):
             self._count = np.arange(len(numbers_N) * 5 // 4, dtype=np.int32)
-        count_N, numbers_N = self._count[: len(numbers_N)], numbers_N.astype(np.int64, copy=False)
+        count_N = self._count[: len(numbers_N)]
         # Of equal numbers the last one wins; any winner would do, as long as there is one.
         self._place[numbers_N] = count_N
         winner_N = self._place.take(numbers_N)
@@ -60,6 +73,7 @@ class _Family:
         tables: for each of them its number among the schema's sequence tables.
         context: attributes that the log itself gives each event, with their tables.
         slots: the attributes in the order of the sequences: a place in `tables`, or a name in `context`.
+        item_ids: these columns of all items, int32 [items, A], or None where they are too large to copy.
     """
 
     behaviours: list[int]
@@ -67,6 +81,7 @@ class _Family:
     tables: tuple[int, ...]
     context: dict[str, int]
     slots: tuple[int | str, ...]
+    item_ids: np.ndarray | None
 
 
 class _Scratch(threading.local):
@@ -105,7 +120,10 @@ class UnpooledTokens:
         items_of, row_of_event = np.split(events.item_E, cuts), []
         for family in self._families:
             item_X, row_E = self._scratch.items.of(np.concatenate([items_of[v] for v in family.behaviours]))
-            ids_XA = self._item_ids.take((item_X * self._item_width)[:, None] + family.columns)
+            if family.item_ids is not None:
+                ids_XA = family.item_ids.take(item_X, axis=0)
+            else:
+                ids_XA = self._item_ids.take((item_X * self._item_width)[:, None] + family.columns)
             for a, table in enumerate(family.tables):
                 parts[table].append(ids_XA[:, a])
             for name, table in family.context.items():
@@ -165,20 +183,35 @@ class UnpooledTokens:
 
 def _families(store: Store, schema: Schema) -> list[_Family]:
     """Behaviours by what is read for their events."""
-    tables, columns = [t.name for t in schema.sequence_tables], store.columns_of("item")
+    tables = [t.name for t in schema.sequence_tables]
     behaviours_of: dict[tuple[tuple[str, int], ...], list[int]] = {}
     for v, behaviour in enumerate(schema.behaviours):
         reads = tuple((s.attribute, tables.index(s.table)) for s in schema.sequences if s.behaviour == behaviour)
         behaviours_of.setdefault(reads, []).append(v)
     by_behaviour = [s.name for name in schema.behaviours for s in schema.sequences if s.behaviour == name]
     assert by_behaviour == [s.name for s in schema.sequences], "sequences must be grouped by behaviour"
-    return [_family(behaviours, reads, columns) for reads, behaviours in behaviours_of.items()]
+    return [_family(store, behaviours, reads) for reads, behaviours in behaviours_of.items()]
 
 
-def _family(behaviours: list[int], reads: tuple[tuple[str, int], ...], columns: list[str]) -> _Family:
+def _family(store: Store, behaviours: list[int], reads: tuple[tuple[str, int], ...]) -> _Family:
+    columns = store.columns_of("item")
     of_items = [(columns.index(name), table) for name, table in reads if name in columns]
     context = {name: table for name, table in reads if name not in columns}
     place = iter(range(len(of_items)))
     slots = tuple(name if name in context else next(place) for name, _ in reads)
-    places = np.array([column for column, _ in of_items], np.int64)
-    return _Family(behaviours, places, tuple(table for _, table in of_items), context, slots)
+    places, tables = tuple(column for column, _ in of_items), tuple(table for _, table in of_items)
+    return _Family(behaviours, np.array(places, np.int64), tables, context, slots, _copied(store, places))
+
+
+# The splits of a store share one copy.
+_copies: WeakKeyDictionary[Store, dict[tuple[int, ...], np.ndarray]] = WeakKeyDictionary()
+
+
+def _copied(store: Store, columns: tuple[int, ...]) -> np.ndarray | None:
+    """Some columns of all items side by side, where that is not too large."""
+    if len(store.item_ids) * len(columns) * store.item_ids.itemsize > COPIED_BYTES:
+        return None
+    copies = _copies.setdefault(store, {})
+    if columns not in copies:
+        copies[columns] = store.item_ids.take(columns, axis=1)
+    return copies[columns]

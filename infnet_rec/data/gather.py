@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from infnet_rec.data.store import Examples, Store
-from infnet_rec.schema import FIRST_VALUE_ID, Feature, Schema, Side
+from infnet_rec.schema import EMPTY_SLOT, FIRST_VALUE_ID, Feature, Schema, Side
 
 ROWS_IN_CACHE = 256
+COUNTED_ENCODINGS = ("index", "multi")
 SIDES: tuple[Side, ...] = ("user", "item", "context")
 
 
@@ -74,7 +75,7 @@ class FeatureIds:
                 parts.append(ids_SB[self._row_of[m]])
                 continue
             ids_Bk = rows.of(side)[:, columns]
-            given_Bk = ids_Bk >= 0
+            given_Bk = ids_Bk != EMPTY_SLOT
             parts.append(ids_Bk[given_Bk])
             lengths_MB[m] = given_Bk.sum(axis=1)
         return np.concatenate(parts, dtype=np.int64), lengths_MB.reshape(-1), [len(part) for part in parts]
@@ -89,7 +90,7 @@ class FeatureIds:
             if len(columns) == 1:
                 rarity_BM[:, m] = rarity[ids_Bk[:, 0]]
                 continue
-            given_Bk = ids_Bk >= 0
+            given_Bk = ids_Bk != EMPTY_SLOT
             total_B = np.where(given_Bk, rarity[ids_Bk], 0.0).sum(axis=1)
             rarity_BM[:, m] = total_B / np.maximum(given_Bk.sum(axis=1), 1)
         return rarity_BM
@@ -108,7 +109,9 @@ class ExampleRows:
         """Ids of each side, and the users [B]."""
         user_B = self._examples.user_N[rows_B]
         context = [column[rows_B].reshape(len(rows_B), -1) for column in self._context]
-        context_BW = np.concatenate(context, axis=1) if context else np.empty((len(rows_B), 0), np.int32)
+        context_BW = (
+            np.concatenate(context, axis=1, dtype=np.int32) if context else np.empty((len(rows_B), 0), np.int32)
+        )
         item_BW = self._item_ids.take(self._examples.item_N[rows_B], axis=0)
         return SideRows(self._user_ids.take(user_B, axis=0), item_BW, context_BW), user_B
 
@@ -202,7 +205,7 @@ def _fill(ids_SB: np.ndarray, places: np.ndarray, rows_BW: np.ndarray, columns: 
 
 def _rarity(store: Store, feature: Feature) -> np.ndarray | None:
     """One over the number of training look-ups of each id of a feature, float32; None where no id is ever rare."""
-    if store.manifest["encodings"][feature.name] != "index":
+    if store.manifest["encodings"][feature.name] not in COUNTED_ENCODINGS:
         return None
     rarity = np.zeros({t.name: t.num_rows for t in store.schema.tables}[feature.table], np.float32)
     rarity[FIRST_VALUE_ID:] = 1.0 / store.vocabulary(feature.name).column("count").to_numpy()

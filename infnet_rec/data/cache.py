@@ -1,0 +1,219 @@
+"""A store on object storage, fetched once a machine.
+
+Stores are read by memory mapping, so they have to lie on a local disk. A store that lies elsewhere is fetched whole,
+every file checked against the manifest's hash while it streams, and is there for every later run.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+import fsspec
+
+from infnet_rec.data.store import HASH_CHUNK_BYTES, STORE_VERSION
+from infnet_rec.faults import Fault
+
+MANIFEST = "manifest.json"
+CACHE_VARIABLE = "INFNET_REC_CACHE"
+# One stream of object storage seldom fills a line.
+STREAMS = 4
+
+Progress = Callable[[int, int], None]
+
+
+def local_store(url_or_path: str, cache_folder: Path | None = None, progress: Progress | None = None) -> Path:
+    """Where a store lies on this machine; one that is named by a URL is fetched first, unless it was before.
+
+    Processes that ask at the same time wait for the one that fetches. What an interrupted one had fetched is kept.
+    The folder is named after the manifest, whose hashes name every byte: a store that changes is another store.
+
+    Args:
+        url_or_path: a folder, or a URL that fsspec reads, such as s3://bucket/stores/kuairand.
+        cache_folder: where fetched stores are kept; default $INFNET_REC_CACHE or ~/.cache/infnet_rec, in stores/.
+        progress: told now and then how many bytes of how many are there; from several threads, one at a time.
+
+    Raises:
+        Fault: there is no store, no driver for the URL, too little space, or a file that is not what the manifest says.
+    """
+    if not is_url(url_or_path):
+        return Path(url_or_path)
+    remote = _Remote.connect(url_or_path)
+    text = remote.read(MANIFEST)
+    manifest = _checked_manifest(remote, text)
+    fingerprint = hashlib.blake2b(text, digest_size=16).hexdigest()
+    folder = cache_folder or _default_folder()
+    place = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', manifest.get('name', 'store'))}-{fingerprint}"
+    if place.is_dir():
+        return place
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(place.with_name(f".{place.name}.lock")):
+        if not place.is_dir():
+            partial = place.with_name(f".{place.name}.partial")
+            _fetch(remote, manifest["files"], partial, progress or (lambda done, total: None))
+            _write(partial / MANIFEST, text)
+            partial.rename(place)
+    return place
+
+
+def is_url(text: str) -> bool:
+    """Whether a store is named by a URL."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://", text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """A folder that fsspec reads; whatever a driver raises becomes a `Fault`."""
+
+    url: str
+    files: Any
+    root: str
+
+    @classmethod
+    def connect(cls, url: str) -> "_Remote":
+        try:
+            files, root = fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            raise Fault(f"store {url}: a package is missing that reads such URLs ({error})") from error
+        except Exception as error:
+            raise Fault(f"store {url}: cannot be opened ({_first_line(error)})") from error
+        return cls(url, files, root.rstrip("/"))
+
+    def read(self, name: str) -> bytes:
+        """A whole small file."""
+        try:
+            return self.files.cat_file(f"{self.root}/{name}")
+        except Exception as error:
+            self._fail(name, error)
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """A file in pieces."""
+        try:
+            with self.files.open(f"{self.root}/{name}", "rb") as file:
+                while chunk := file.read(HASH_CHUNK_BYTES):
+                    yield chunk
+        except Exception as error:
+            self._fail(name, error)
+
+    def _fail(self, name: str, error: Exception) -> NoReturn:
+        if isinstance(error, FileNotFoundError):
+            remedy = (
+                "is there a store? 'infnet-rec data build' makes one" if name == MANIFEST else "copy the store again"
+            )
+            raise Fault(f"store {self.url}: holds no {name}; {remedy}") from error
+        raise Fault(f"store {self.url}: {name} cannot be read ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _default_folder() -> Path:
+    own = os.environ.get(CACHE_VARIABLE)
+    return (Path(own) if own else Path.home() / ".cache" / "infnet_rec") / "stores"
+
+
+def _checked_manifest(remote: _Remote, text: bytes) -> dict[str, Any]:
+    """The manifest, if its store can be read here and its files stay inside their folder."""
+    try:
+        manifest = json.loads(text)
+        version, names = manifest["store_version"], list(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Fault(f"store {remote.url}: its {MANIFEST} is not that of a store") from error
+    if version != STORE_VERSION:
+        raise Fault(
+            f"store {remote.url}: has store_version {version}, this package reads {STORE_VERSION}; build it again"
+        )
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise Fault(f"store {remote.url}: its manifest names {name!r}, which is outside of the store")
+    return manifest
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock that the system lets go of when the process ends, however it ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(remote: _Remote, files: dict[str, dict[str, Any]], partial: Path, progress: Progress) -> None:
+    """Fetches what is not there yet; a file gets its name when its hash was right."""
+    missing = [name for name in files if not (partial / name).is_file()]
+    total = sum(facts["bytes"] for facts in files.values())
+    needed = sum(files[name]["bytes"] for name in missing)
+    partial.mkdir(exist_ok=True)
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        raise Fault(
+            f"store {remote.url}: {needed / 2**30:.1f} GiB are to be fetched to {partial.parent}, which has "
+            f"{free / 2**30:.1f} GiB free; make room, or name another disk in ${CACHE_VARIABLE}"
+        )
+    done, lock, stopped = total - needed, threading.Lock(), threading.Event()
+
+    def arrived(num_bytes: int) -> None:
+        nonlocal done
+        if stopped.is_set():
+            raise CancelledError
+        with lock:
+            done += num_bytes
+            progress(done, total)
+
+    arrived(0)
+    with ThreadPoolExecutor(STREAMS, thread_name_prefix="fetch") as pool:
+        largest_first = sorted(missing, key=lambda name: -files[name]["bytes"])
+        fetched = [pool.submit(_fetch_file, remote, name, files[name], partial, arrived) for name in largest_first]
+        try:
+            for future in as_completed(fetched):
+                future.result()
+        finally:
+            # After a fault, or Ctrl-C, the other streams end at their next piece.
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _fetch_file(
+    remote: _Remote, name: str, facts: dict[str, Any], partial: Path, arrived: Callable[[int], None]
+) -> None:
+    place = partial / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    digest, num_bytes = hashlib.blake2b(digest_size=16), 0
+
+    def hashed() -> Iterator[bytes]:
+        nonlocal num_bytes
+        for chunk in remote.stream(name):
+            digest.update(chunk)
+            num_bytes += len(chunk)
+            arrived(len(chunk))
+            yield chunk
+
+    temporary = place.with_name(place.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(hashed())
+            os.fsync(file.fileno())
+        for what, found in (("bytes", num_bytes), ("blake2b", digest.hexdigest())):
+            if found != facts[what]:
+                raise Fault(
+                    f"store {remote.url}: {name} is not what the manifest says ({what} {found}, not {facts[what]}); "
+                    "copy the store there again"
+                )
+        temporary.rename(place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(text)
+        os.fsync(file.fileno())
