@@ -22,7 +22,6 @@ RANDOM = "data/log_random_4_22_to_5_08_pure.csv"
 USERS = "data/user_features_pure.csv"
 BASIC = "data/video_features_basic_pure.csv"
 STATISTIC = "data/video_features_statistic_pure.csv"
-PURE_FILES = (EARLY, LATE, RANDOM, USERS, BASIC, STATISTIC)
 
 LOG_HEADER = (
     b"user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"

@@ -14,12 +14,11 @@ from infnet_rec.data.generate.draws import Ints
 from infnet_rec.data.generate.facts import bucket_of, large_facts, table
 from infnet_rec.data.generate.labels import TASTE_SD, label, leanings
 from infnet_rec.data.generate.large_catalogue import videos_of
-from infnet_rec.data.generate.lines import number_lines
 from infnet_rec.data.generate.tastes import LASTING_SHARE, LEVEL_LASTING_SD
 from infnet_rec.faults import Fault
-from test_generate import HEADERS, LOG_HEADER, PURE_FILES, beijing, contents
+from test_generate import HEADERS, LOG_HEADER, beijing, contents
 
-EARLY, LATE, RANDOM, USERS, BASIC, STATISTIC = PURE_FILES
+EARLY, LATE, RANDOM, USERS, BASIC, STATISTIC = HEADERS
 TABS = {0: 0.116, 1: 0.4436, 2: 0.4242, 4: 0.5445}
 
 
@@ -73,14 +72,6 @@ def test_names_headers_and_bytes_are_those_of_the_public_files(
         frame = pd.read_csv(tmp_path / "out" / name, dtype={"tag": str})
         assert len(frame) and frame.to_csv(index=False).encode() == text, name
     assert sum(found[name].count(b"\n") - 1 for name in logs(suffix, num_logs)) == 5_000
-
-
-def test_numbers_are_written_as_python_writes_them() -> None:
-    values = np.array([[7, 2579.686274509804, 230992904724.6111, 2e9, 0.0], [4_000_000_000, 1 / 3, 1e-3, 9.5e-7, 5.0]])
-    lines = number_lines(values, 1).decode()
-    assert lines == "7,2579.686274509804,230992904724.6111,2000000000.0,0.0\n" + (
-        "4000000000,0.3333333333333333,0.001,9.5e-07,5.0\n"
-    )
 
 
 def test_parts_are_row_random_halves_in_order(folder: Path, log: pd.DataFrame) -> None:

@@ -1,8 +1,9 @@
-"""Shuffles without a list: each is one to one, its inverse undoes it, and neighbours are dealt far apart."""
+"""Shuffles without a list (one to one, undone by the inverse, neighbours dealt far apart), and numbers as text."""
 
 import numpy as np
 import pytest
 
+from infnet_rec.data.generate.lines import number_lines
 from infnet_rec.data.generate.permutation import Curve, Deal, Permutation, scrambles
 
 
@@ -43,3 +44,11 @@ def test_a_curve_tells_the_rank_of_a_slot_and_the_slots_of_a_rank() -> None:
         low, high = curve.slots_of(np.arange(curve.rank_K[-1]))
         assert (np.diff(found) >= 0).all() and (high - low == counts).all()
         assert (found[low[counts > 0]] == np.flatnonzero(counts)).all()
+
+
+def test_numbers_are_written_as_python_writes_them() -> None:
+    values = np.array([[7, 2579.686274509804, 230992904724.6111, 2e9, 0.0], [4_000_000_000, 1 / 3, 1e-3, 9.5e-7, 5.0]])
+    lines = number_lines(values, 1).decode()
+    assert lines == "7,2579.686274509804,230992904724.6111,2000000000.0,0.0\n" + (
+        "4000000000,0.3333333333333333,0.001,9.5e-07,5.0\n"
+    )
