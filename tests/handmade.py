@@ -92,7 +92,7 @@ def _examples(random: np.random.Generator, num: int, events: dict[str, list[list
     return {
         "user": user,
         "item": random.integers(0, NUM["items"], num).astype(np.int32),
-        "time": random.integers(0, 1000, num),
+        "time": random.integers(1, 1000, num),
         "context_device": context[:, 0].astype(np.uint8),
         "context_places": context[:, 1:],
         "label_click": random.integers(0, 2, num).astype(np.uint8),
@@ -117,25 +117,35 @@ def write_store(folder: Path, seed: int = 0) -> Handmade:
     write_arrow(folder / "items.arrow", {"key": np.arange(NUM["items"]), "ids": ids["item"]})
     for name, mine in events.items():
         items = np.array(list(chain.from_iterable(mine)), np.int32)
-        write_arrow(folder / "events" / f"{name}.arrow", {"item": items, "time": np.arange(len(items))})
+        write_arrow(folder / "events" / f"{name}.arrow", {"item": items, "time": np.zeros(len(items), np.int64)})
     for split, columns in examples.items():
         write_arrow(folder / "examples" / f"{split}.arrow", columns)
     for name, numbers in counts.items():
         write_arrow(folder / "vocab" / f"{name}.arrow", {"count": np.array(numbers)})
-    (folder / "manifest.json").write_text(json.dumps(_manifest(folder)))
+    (folder / "manifest.json").write_text(json.dumps(_manifest(folder, events, examples)))
     return Handmade(Store(folder), ids, events, examples, counts)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path, events: dict[str, Any], examples: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     whole = schema()
+    splits = {
+        split: {
+            "num_examples": NUM[split],
+            "label_rates": {t.name: float(columns[f"label_{t.name}"].mean()) for t in whole.tasks},
+        }
+        for split, columns in examples.items()
+    }
     return {
         "store_version": STORE_VERSION,
         "name": "handmade",
         "schema": whole.to_json(),
         "columns": COLUMNS,
-        "behaviours": {name: {} for name in BEHAVIOURS},
+        "order": "time",
+        "num_users": NUM["users"],
+        "num_items": NUM["items"],
+        "behaviours": {name: {"num_events": sum(map(len, mine))} for name, mine in events.items()},
         "profiles": {"all": {"features": [f.name for f in whole.features], "behaviours": list(BEHAVIOURS)}},
         "encodings": {name: "quantile" if name == "price" else "multi" if name in MULTI else "index" for name in ROWS},
-        "splits": {split: {"num_examples": NUM[split]} for split in ("train", "valid", "test")},
+        "splits": splits,
         "files": hash_files(folder, [str(path.relative_to(folder)) for path in folder.rglob("*.arrow")]),
     }
