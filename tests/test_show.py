@@ -77,7 +77,7 @@ def test_an_example_is_shown_as_the_raw_files_have_it(data: Dataset, split: str)
         shown = describe_example(store, split, number, SHOWN)
         assert json.loads(json.dumps(shown)) == shown
         row = raw_row(shown, reference)
-        assert (shown["split"], shown["row"]) == (split, number) and reference.split_of(row.time) == split
+        assert (shown["split"], shown["row"]) == (split, number) and row.split == split
         assert shown["labels"] == dict(zip(reference.tasks, row.labels, strict=True))
         assert shown["local_time"] == local_time(reference, row.time)
         assert [f["feature"] for f in shown["features"]] == [

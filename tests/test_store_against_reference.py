@@ -5,7 +5,7 @@ Shapes: B examples, F sequences, N examples of a split.
 
 import math
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
@@ -18,8 +18,6 @@ from infnet_rec.data.check import check_store
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.store import Examples, Store
 from infnet_rec.schema import Schema
-from kiosk import hashes
-from raw_cells import read_rows
 from slow_reference import FIRST_RANGE, FIRST_VALUE, NULL, SPLITS, UNSEEN, ZERO, Key, Reference
 
 NUM_SAMPLED = {"train": 150, "valid": 75, "test": 75}
@@ -266,40 +264,3 @@ def test_the_store_is_what_its_manifest_says(case: Case) -> None:
     assert check_store(case.store) == []
     longest = {name: case.store.examples("train").seen[name].max() for name in case.reference.behaviours}
     assert {n: stats["max"] for n, stats in case.store.manifest["history_lengths"].items()} == longest
-
-
-def test_the_shop_in_csv_is_the_shop_in_parquet(rich_shop: Dataset, shop_in_csv: Dataset) -> None:
-    """Lists, floats and nulls are written otherwise, and one part of the log is packed."""
-    assert hashes(rich_shop.store.path) == hashes(shop_in_csv.store.path)
-
-
-def test_users_of_one_half_only_are_in_the_store(kuairand_27k: Dataset) -> None:
-    """An inner join over the parts, or over the halves of the month, would lose them."""
-    store, reference = kuairand_27k.store, kuairand_27k.reference
-    files: dict[str, set[int]] = defaultdict(set)
-    for file in reference.log["files"]:
-        for (user,) in read_rows(kuairand_27k.raw / file, ["user_id"]):
-            files[file].add(int(user))
-    everyone = set(store.user_keys.to_pylist())
-    for pattern in ("part1", "part2", "_4_08_", "_4_22_"):
-        half = set().union(*(users for file, users in files.items() if pattern in file))
-        only_here = half - set().union(*(users for file, users in files.items() if pattern not in file))
-        assert only_here and half <= everyone, pattern
-        for user in only_here:
-            index = store.user_keys.to_pylist().index(user)
-            stop = store.starts[index + 1, 0] - store.starts[index, 0]
-            assert stop == len(reference.events["click"].get(user, ())) and reference.by_user[user]
-
-
-def test_shares_are_those_of_the_recipe(random_shop: Dataset, last_rows_shop: Dataset) -> None:
-    rows = len(random_shop.reference.rows)
-    assert random_shop.store.num_examples("test") / rows == pytest.approx(0.29, abs=0.05)
-    assert random_shop.store.num_examples("valid") / rows == pytest.approx(0.2, abs=0.05)
-    for mine in last_rows_shop.reference.by_user.values():
-        splits = Counter(row.split for row in mine)
-        assert splits["test"] == len(mine) * 29 // 100 and splits["valid"] == len(mine) * 15 // 100
-        latest = {split: max(row.time for row in mine if row.split == split) for split in splits}
-        assert latest["train"] <= latest.get("valid", latest["train"]) <= latest.get("test", math.inf)
-    assert last_rows_shop.store.num_examples("test") == sum(
-        len(mine) * 29 // 100 for mine in last_rows_shop.reference.by_user.values()
-    )
