@@ -19,7 +19,7 @@ from infnet_rec.data.log import join_numbers, number, read_log, weigh
 from infnet_rec.data.manifest import make_manifest
 from infnet_rec.data.publish import new_store
 from infnet_rec.data.quarantine import Quarantine
-from infnet_rec.data.raw import connect, faults_of
+from infnet_rec.data.raw import connect, faults_of, release
 from infnet_rec.data.recipe import Recipe
 from infnet_rec.data.sides import SideTables, sorted_keys
 from infnet_rec.data.sources import SIDES, RawFiles, open_raw
@@ -30,8 +30,9 @@ from infnet_rec.data.vocab import Vocabulary, vocabulary_columns
 from infnet_rec.faults import Fault
 from infnet_rec.schema import Side
 
-# Of the memory given: DuckDB's share, and that of the columns of the buckets in work. The rest is Python's own.
-DUCKDB_SHARE, BUCKETS_SHARE = 0.55, 0.2
+# Of the memory given: DuckDB's share, and that of the parts in work (ranges of a side, buckets of users). The rest is
+# Python's own.
+DUCKDB_SHARE, PARTS_SHARE = 0.55, 0.2
 POLL_S = 0.25
 
 
@@ -81,7 +82,7 @@ def build(
     with faults_of(f"building {out}"), new_store(out, replace=replace) as work:
         connection = connect(work, memory_gib=memory_gib * DUCKDB_SHARE, num_threads=num_threads)
         with connection:
-            memory = memory_gib * BUCKETS_SHARE / (num_threads + 1)
+            memory = memory_gib * PARTS_SHARE / (num_threads + 1)
             construction = _Construction(connection, recipe, work, num_threads, memory, progress)
             manifest = construction.run(files, Quarantine(max_bad_fraction))
         (work / "store" / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -96,7 +97,7 @@ class _Construction:
     recipe: Recipe
     work: Path
     num_threads: int
-    bucket_gib: float
+    part_gib: float
     progress: Progress
 
     def run(self, files: RawFiles, quarantine: Quarantine) -> dict[str, Any]:
@@ -109,6 +110,7 @@ class _Construction:
         vocabularies |= fit_context(self.connection, self.recipe)
         timeline = self._sort(vocabularies, counts["user"], num_rows)
         self.progress.stage("writing the store", 0, "")
+        release(self.connection)
         keys = {side: sorted_keys(self.connection, side) for side in SIDES}
         spools["user"].finish(store / "users.arrow", key=keys["user"], starts=to_arrow(timeline.starts_UV))
         spools["item"].finish(store / "items.arrow", key=keys["item"])
@@ -148,8 +150,10 @@ class _Construction:
             self.progress.done(done)
         self.progress.stage(f"encoding the {table.side}s", num_rows, " rows")
         table.code(self.connection)
-        spool = None
-        for spool in table.encode(self.connection, self.work / "spools" / table.side, num_rows, self.num_threads):
+        spool, folder = None, self.work / "spools" / table.side
+        for spool in table.encode(
+            self.connection, folder, num_rows, num_threads=self.num_threads, range_gib=self.part_gib
+        ):
             self.progress.done(spool.num_rows)
         assert spool is not None
         return spool
@@ -160,7 +164,7 @@ class _Construction:
             self.connection,
             Bucketing(self.recipe, vocabularies),
             self.work / "spools",
-            user_buckets(self.connection, num_users, self.bucket_gib),
+            user_buckets(self.connection, num_users, self.part_gib),
             num_threads=self.num_threads,
             progress=self._adding(),
         )

@@ -7,7 +7,7 @@ types, first rows) is told instead.
 import errno
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ BROKEN_GZIP = re.compile(r"gzip", re.IGNORECASE)
 WHOLE_NUMBER = r"\s*[+-]?[0-9]+(\.0*)?\s*"
 CSV_FORMAT = "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', comment = ''"
 MAX_REJECTS = 1_000_000
+KEPT_MIB = 64
 SNIFFED_ROWS, MAX_BAD_SNIFFED = 20_480, 0.1
 
 
@@ -50,6 +51,14 @@ def connect(folder: Path, *, memory_gib: float, num_threads: int) -> duckdb.Duck
     connection.execute(f"SET temp_directory = {literal(str(folder / 'spill'))}; SET preserve_insertion_order = false")
     connection.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")
     return connection
+
+
+def release(connection: duckdb.DuckDBPyConnection) -> None:
+    """Lets DuckDB put on disk what it holds in memory and no longer works on; what it may use stays the same."""
+    limit = first_value(connection, "SELECT current_setting('memory_limit')")
+    with suppress(duckdb.OutOfMemoryException):  # it keeps what it cannot put away
+        connection.execute(f"SET memory_limit = '{KEPT_MIB}MiB'")
+    connection.execute(f"SET memory_limit = {literal(limit)}")
 
 
 def first_value(connection: duckdb.DuckDBPyConnection, query: str) -> Any:

@@ -33,7 +33,8 @@ from infnet_rec.data.vocab import (
 from infnet_rec.faults import Fault
 from infnet_rec.schema import EMPTY_SLOT, NULL_ID, UNSEEN_ID, Side
 
-RANGE_ROWS = 1 << 18
+RANGE_ROWS, LEAST_RANGE_ROWS = 1 << 18, 1 << 10
+BYTES_A_VALUE = 24  # of a range in memory: as DuckDB gives it, as numpy has it, and the id
 OWN = "own"  # the source of features that are the key itself
 
 
@@ -168,18 +169,29 @@ class SideTables:
                 _code_multi(connection, self.side, feature, self.vocabularies[feature.name])
 
     def encode(
-        self, connection: duckdb.DuckDBPyConnection, folder: Path, num_rows: int, num_threads: int
+        self, connection: duckdb.DuckDBPyConnection, folder: Path, num_rows: int, *, num_threads: int, range_gib: float
     ) -> Iterator[ColumnSpool]:
-        """Spools the ids of all rows, in index order; yields the spool (one column, `ids`) after each range."""
+        """Spools the ids of all rows, in index order; yields the spool (one column, `ids`) after each range.
+
+        Args:
+            connection: where the tables live.
+            folder: for the spool.
+            num_rows: of the side.
+            num_threads: ranges in work at a time.
+            range_gib: what a range may take in memory.
+        """
         width = sum(self.vocabularies[f.name].max_values for f in self.features)
         spool = ColumnSpool(folder, {"ids": f"({width},)int32"})
         if not num_rows:
             yield spool
 
-        def encoded(start: int) -> np.ndarray:
-            return self._encoded(connection.cursor(), start, min(start + RANGE_ROWS, num_rows), width)
+        fitting = int(range_gib * 2**30 / (BYTES_A_VALUE * max(width, 1)))
+        range_rows = min(RANGE_ROWS, max(fitting, LEAST_RANGE_ROWS))
 
-        for ids in in_order(encoded, range(0, num_rows, RANGE_ROWS), num_threads):
+        def encoded(start: int) -> np.ndarray:
+            return self._encoded(connection.cursor(), start, min(start + range_rows, num_rows), width)
+
+        for ids in in_order(encoded, range(0, num_rows, range_rows), num_threads):
             spool.append({"ids": ids})
             yield spool
 

@@ -33,7 +33,7 @@ from infnet_rec.strict import read_json
 
 STORE_VERSION = 3
 SPLITS = ("train", "valid", "test")
-HASH_CHUNK_BYTES = 1 << 24
+HASH_CHUNK_BYTES = 1 << 20
 
 
 def write_arrow(path: Path, columns: Mapping[str, np.ndarray | pa.Array]) -> None:
