@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_one_fault_that_names_it_and_leaves_nothing(name: s
 
 
 def hashes(store: Path) -> dict[str, str]:
-    return {name: file["blake2b"] for name, file in Store(store).manifest["files"].items()}
+    return {name: file["sha256"] for name, file in Store(store).manifest["files"].items()}
 
 
 def test_the_kiosk_builds(tmp_path: Path) -> None:

@@ -216,15 +216,15 @@ class Store:
 def hash_files(
     root: Path, names: Iterable[str], progress: Callable[[int], None] = lambda _: None, *, num_threads: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """Size and blake2b hash of files below `root`, by their relative names; `progress` hears of bytes just read."""
+    """Size and SHA-256 of files below `root`, by their relative names; `progress` hears of bytes just read."""
 
     def hashed(name: str) -> dict[str, Any]:
-        digest = hashlib.blake2b(digest_size=16)
+        digest = hashlib.sha256()
         with (root / name).open("rb") as file:
             while chunk := file.read(HASH_CHUNK_BYTES):
                 digest.update(chunk)
                 progress(len(chunk))
-        return {"bytes": (root / name).stat().st_size, "blake2b": digest.hexdigest()}
+        return {"bytes": (root / name).stat().st_size, "sha256": digest.hexdigest()}
 
     names = sorted(names)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="hash") as pool:
