@@ -108,7 +108,7 @@ def timed_child(code: str, *arguments: str) -> tuple[float, float, float]:
 COUNT = """
 import sys, duckdb
 connection = duckdb.connect()
-connection.execute("SET threads = 2")
+connection.execute("SET threads = 2; SET enable_progress_bar = false")
 for path in sys.argv[1:]:
     connection.execute(f"SELECT count(*) FROM read_csv('{path}', header = true, delim = ',', quote = '\\"')").fetchall()
 """
@@ -148,7 +148,7 @@ import sys, duckdb
 files, folder = sys.argv[2:], sys.argv[1]
 connection = duckdb.connect(folder + "/sort.duckdb")
 connection.execute(f"SET threads = 2; SET memory_limit = '1GiB'; SET temp_directory = '{folder}/spill'")
-connection.execute("SET preserve_insertion_order = false")
+connection.execute("SET preserve_insertion_order = false; SET enable_progress_bar = false")
 rows = f"SELECT user_id, video_id, time_ms, is_click, is_like, long_view, tab FROM read_csv({files})"
 connection.execute(f"COPY ({rows} ORDER BY user_id, time_ms) TO '{folder}/out.parquet'")
 """
