@@ -8,7 +8,7 @@
                              entry
     examples/<split>.arrow   user, item (int32), time (int64), context ids (uint8, uint16 or int32, as the table needs),
                              labels (uint8), and per behaviour the number of the user's events strictly before the
-                             example (uint32, `seen_<behaviour>`)
+                             example (`seen_<behaviour>`; uint8, uint16 or uint32, as the longest history needs)
     vocab/<table>.arrow      what each id of a table means
 
 Every file is uncompressed Arrow IPC with a single record batch, so that each column is one contiguous array on disk:
