@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data_fixtures import generated, real, real_raw, shop
+from data_fixtures import clean, generated, real, real_raw, shop
 from rank_pair import RankPair
 
-__all__ = ["generated", "ranks", "real", "real_raw", "shop", "small_raw", "small_store"]
+__all__ = ["clean", "generated", "ranks", "real", "real_raw", "shop", "small_raw", "small_store"]
 
 
 @pytest.fixture(scope="session")

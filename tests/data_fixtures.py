@@ -20,6 +20,7 @@ from infnet_rec.data.build import Progress, build
 from infnet_rec.data.recipe import Recipe, load_recipe
 from infnet_rec.data.store import Store
 from infnet_rec.strict import check
+from kiosk import hashes, kiosk
 from slow_reference import Reference
 
 ROOT = Path(__file__).parent.parent
@@ -246,6 +247,16 @@ def build_shop(folder: Path) -> Dataset:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The shop, for tests that only read it."""
     return build_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of the kiosk's store."""
+    folder = tmp_path_factory.mktemp("clean")
+    recipe, raw = kiosk(folder)
+    build(recipe, raw, folder / "store", QUIET)
+    assert not (folder / "store" / "quarantine.csv").exists()
+    return hashes(folder / "store")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infnet_rec.data.recipe import Recipe
+from infnet_rec.data.store import Store
 from infnet_rec.strict import check
 
 DAY_S = 86_400
@@ -74,3 +75,8 @@ def history(**columns: list[Any]) -> Edit:
         ]
 
     return edit
+
+
+def hashes(store: Path) -> dict[str, str]:
+    """Of all columnar files; equal hashes are equal stores."""
+    return {name: file["sha256"] for name, file in Store(store).manifest["files"].items()}

@@ -21,7 +21,7 @@ from infnet_rec.data.build import build
 from infnet_rec.data.check import check_store
 from infnet_rec.data.store import Store, read_arrow
 from infnet_rec.faults import Fault
-from kiosk import FILES, Edit, add, history, kiosk, rewrite, swap, where
+from kiosk import FILES, Edit, add, hashes, history, kiosk, rewrite, swap, where
 
 FAULTS: dict[str, tuple[Edit, str]] = {
     "a missing file": (lambda raw, recipe: (raw / "log_2.csv").unlink(), r"log_2\.csv: no such file"),
@@ -99,10 +99,6 @@ def test_what_does_not_fit_is_one_fault_that_names_it_and_leaves_nothing(name: s
     with pytest.raises(Fault, match=f"(?s){message}"):
         build(recipe, raw, tmp_path / "store", QUIET)
     assert {path.name for path in tmp_path.iterdir()} <= {"raw"}
-
-
-def hashes(store: Path) -> dict[str, str]:
-    return {name: file["sha256"] for name, file in Store(store).manifest["files"].items()}
 
 
 def test_the_kiosk_builds(tmp_path: Path) -> None:

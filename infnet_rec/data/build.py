@@ -76,7 +76,7 @@ def build(
         Failure: the disk is full, or the memory given is too small.
     """
     files = open_raw(recipe, raw)
-    with new_store(out, replace=replace) as work, faults_of(f"building {out}"):
+    with faults_of(f"building {out}"), new_store(out, replace=replace) as work:
         connection = connect(work, memory_gib=memory_gib * DUCKDB_SHARE, num_threads=num_threads)
         with connection:
             memory = memory_gib * BUCKETS_SHARE / (num_threads + 1)

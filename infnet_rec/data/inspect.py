@@ -110,11 +110,13 @@ def _history(
 
 
 def local_time(store: Store, instant: int) -> str:
-    """An instant on the recipe's clock; the row's number where the log has no time."""
+    """An instant on the recipe's clock; the row's number where the log has no time, or one that no calendar has."""
     if store.manifest["order"] == "file":
         return f"row {instant}"
     log = store.manifest["recipe"]["log"]
     seconds = instant / (1000 if log["time_unit"] == "ms" else 1)
-    return (datetime.fromtimestamp(seconds, UTC) + timedelta(hours=log["utc_offset_hours"])).strftime(
-        "%Y-%m-%d %H:%M:%S"
-    )
+    try:
+        local = datetime.fromtimestamp(seconds, UTC) + timedelta(hours=log["utc_offset_hours"])
+    except (ValueError, OverflowError):
+        return f"instant {instant}"
+    return local.strftime("%Y-%m-%d %H:%M:%S")

@@ -1,8 +1,9 @@
 """The behaviour log, read once into a table of typed rows.
 
 Table made here (DuckDB): `log`, one row an impression or a seeded event: user_key, item_key, time, position (order
-under one instant), is_example, one flag `is_<behaviour>`, one `label_<task>`, the raw text of each context column, and
-`split` (-1 history only, 0 train, 1 valid, 2 test).
+under one instant), example_ (whether it is an impression), one flag `is_<behaviour>`, one `label_<task>`, the raw text
+of each context column, and `split` (-1 history only, 0 train, 1 valid, 2 test). Names of the build's own end in an
+underscore where a recipe could give the same.
 """
 
 import re
@@ -24,17 +25,22 @@ def key_sql(recipe: Recipe, table: RawTable, column: str) -> str:
     return table.integer(column) if recipe.log.id_type == "int64" else f"NULLIF({table.text(column)}, '')"
 
 
-def log_intake(connection: duckdb.DuckDBPyConnection, recipe: Recipe, table: RawTable) -> Intake:
+def log_intake(
+    connection: duckdb.DuckDBPyConnection, recipe: Recipe, table: RawTable, max_bad_fraction: float
+) -> Intake:
     """How the raw log becomes the table `log`.
 
     Raises:
         Fault: a behaviour's predicate does not fit the columns.
     """
     log = recipe.log
-    types = {task.label: "DOUBLE" for task in recipe.tasks}  # an integer type would round 0.5
     as_text = {log.user, log.item, log.time, *(c for f in recipe.features if f.side == "context" for c in f.columns)}
+    # An integer type would round 0.5.
+    types = {task.label: "DOUBLE" for task in recipe.tasks if task.label not in as_text}
     mentioned = {c for b in recipe.behaviours for c in table.columns if _mentions(b.where, c)}
-    kinds = sniffed(connection, table, sorted(mentioned - types.keys()))
+    kinds = sniffed(connection, table, sorted(mentioned - types.keys()), max_bad_fraction)
+    whole = {log.time, *((log.user, log.item) if log.id_type == "int64" else ())}
+    kinds |= {column: "BIGINT" for column in mentioned & whole if not table.is_parquet}
     types |= {column: kind for column, kind in kinds.items() if column not in as_text}
     # A column that is read as text and stands in a predicate too is there under two names.
     twofold = {column: kind for column, kind in kinds.items() if column in as_text}
@@ -49,14 +55,15 @@ def log_intake(connection: duckdb.DuckDBPyConnection, recipe: Recipe, table: Raw
     columns = {"user_key": key_sql(recipe, table, name(log.user)), "item_key": key_sql(recipe, table, name(log.item))}
     if log.time is not None:
         columns["time"] = table.integer(name(log.time))
-    columns |= {"position": "0", "is_example": "TRUE"}
+    columns |= {"position": "0", "example_": "TRUE"}
     for behaviour in recipe.behaviours:
-        columns[f"is_{behaviour.name}"] = f"coalesce(CAST(({behaviour.where}) AS BOOLEAN), FALSE)"
+        predicate = f"({behaviour.where}\n)"  # a comment must not go on
+        columns[f"is_{behaviour.name}"] = f"coalesce(CAST({predicate} AS BOOLEAN), FALSE)"
         with faults_of(f"recipe {recipe.name}, behaviour {behaviour.name}, where = {behaviour.where!r}"):
-            connection.execute(f"SELECT 1 FROM ({view} {table.scan(types)}) WHERE {behaviour.where} LIMIT 0").fetchall()
+            connection.execute(f"SELECT 1 FROM ({view} {table.scan(types)}) WHERE {predicate} LIMIT 0").fetchall()
     checks = {
-        f"{log.user} is empty{_or_fractional(recipe)}": "user_key IS NULL",
-        f"{log.item} is empty{_or_fractional(recipe)}": "item_key IS NULL",
+        f"{log.user} is empty{or_fractional(recipe)}": "user_key IS NULL",
+        f"{log.item} is empty{or_fractional(recipe)}": "item_key IS NULL",
     }
     if log.time is not None:
         checks[f"{log.time} is empty or not a whole number from 0"] = "time IS NULL OR time < 0"
@@ -82,10 +89,13 @@ def _text_name(column: str) -> str:
 
 
 def _mentions(predicate: str, column: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(column)}(?!\w)", predicate) is not None
+    """SQL names have no case, and may be quoted."""
+    name = re.escape(quoted(column)[1:-1])
+    return re.search(rf"(?<!\w){name}(?!\w)", predicate, re.IGNORECASE) is not None
 
 
-def _or_fractional(recipe: Recipe) -> str:
+def or_fractional(recipe: Recipe) -> str:
+    """The other thing that may be wrong with an id."""
     return " or not a whole number" if recipe.log.id_type == "int64" else ""
 
 
@@ -101,7 +111,7 @@ def read_log(
     Raises:
         Fault: no usable row, too many bad rows, or a history that does not fit.
     """
-    log_intake(connection, recipe, table).run(connection, quarantine)
+    log_intake(connection, recipe, table, quarantine.max_fraction).run(connection, quarantine)
     if isinstance(recipe.splits, ShareSplits):
         _share_out(connection, recipe, recipe.splits)
     for k, history in enumerate(histories):
@@ -116,7 +126,10 @@ def _share_out(connection: duckdb.DuckDBPyConnection, recipe: Recipe, splits: Sh
         source = f"(SELECT *, md5_number_upper({text}) / 18446744073709551616.0 AS u FROM log)"
         test, valid, helpers = f"u < {splits.test}", f"u < {splits.test + splits.valid}", "u"
     else:
-        ties = [f"label_{t.name}" for t in recipe.tasks]
+        # All that a row has, so that the order of the raw rows does not show.
+        ties = [f"label_{t.name}" for t in recipe.tasks] + [f"is_{b.name}" for b in recipe.behaviours]
+        context = [f for f in recipe.features if f.side == "context" and f.encoding in ("index", "hash")]
+        ties += [f"context_{name}" for f in context for name in f.named_columns]
         order = ", ".join(["time", "item_key", *map(quoted, ties)])
         source = f"""(SELECT *, count(*) OVER (PARTITION BY user_key) AS n,
             row_number() OVER (PARTITION BY user_key ORDER BY {order}) AS k FROM log)"""
@@ -140,12 +153,12 @@ def _seed_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int,
         f"{'TRUE' if b.name == history.behaviour else 'FALSE'} AS {quoted('is_' + b.name)}" for b in recipe.behaviours
     )
     items = quoted(history.items)
-    kind = "BIGINT" if recipe.log.id_type == "int64" else "VARCHAR"
+    item = f"CAST(unnest({items}) AS {'BIGINT' if recipe.log.id_type == 'int64' else 'VARCHAR'})"
     with faults_of(f"history {history.file}"):
         connection.execute(
             f"""INSERT INTO log BY NAME SELECT * FROM (SELECT {key_sql(recipe, table, history.user)} AS user_key,
-            CAST({quoted(history.time)} AS BIGINT) AS time, CAST(unnest({items}) AS {kind}) AS item_key,
-            unnest(range(1, len({items}) + 1)) AS position, FALSE AS is_example, {HISTORY_ONLY} AS split, {flags}
+            {table.integer(history.time)} AS time, {item} AS item_key,
+            unnest(range(1, len({items}) + 1)) AS position, FALSE AS example_, {HISTORY_ONLY} AS split, {flags}
             FROM {table.scan({})}) WHERE item_key IS NOT NULL"""
         )
     for column, name in (("time", history.time), ("user_key", history.user)):
@@ -167,7 +180,7 @@ def weigh(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
 
     That is a user once a training example, an item once a training example or training event.
     """
-    example = f"(is_example AND split = {TRAIN})"
+    example = f"(example_ AND split = {TRAIN})"
     events = [f"(split <= {TRAIN} AND {quoted('is_' + b.name)})" for b in recipe.behaviours]
     for side, looked_up in (("user", example), ("item", " OR ".join([example, *events]))):
         connection.execute(

@@ -4,9 +4,13 @@ import ctypes
 import fcntl
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGTERM
+from typing import IO
 
 from infnet_rec.faults import Fault
 
@@ -23,23 +27,19 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
     Raises:
         Fault: `out` exists (and is not a store to be replaced), cannot be made, or is being built elsewhere.
     """
-    is_store = (out / "manifest.json").is_file()
-    if (out.exists() or out.is_symlink()) and not (replace and is_store):
-        remedy = "use --replace to build it anew" if is_store else "it is not a store; name another folder"
-        raise Fault(f"--out {out}: exists already; {remedy}")
+    _refuse_what_exists(out, replace=replace)
     parent = out.absolute().parent
     work, lock = parent / f".{out.name}.building", parent / f".{out.name}.lock"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        locked = lock.open("w")
+        locked = _locked(lock)
+    except BlockingIOError as error:
+        raise Fault(f"--out {out}: another process is building it; wait for it or name another folder") from error
     except OSError as error:
         raise Fault(f"--out {out}: cannot be made ({error.strerror}); name another folder") from error
-    with locked:
+    with locked, _stopped_in_order():
         try:
-            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Fault(f"--out {out}: another process is building it; wait for it or name another folder") from error
-        try:
+            _refuse_what_exists(out, replace=replace)  # it may have been finished just now
             shutil.rmtree(work, ignore_errors=True)
             (work / "store").mkdir(parents=True)
             yield work
@@ -48,6 +48,48 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
         finally:
             shutil.rmtree(work, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def _refuse_what_exists(out: Path, *, replace: bool) -> None:
+    is_store = (out / "manifest.json").is_file()
+    if (out.exists() or out.is_symlink()) and not (replace and is_store):
+        remedy = "use --replace to build it anew" if is_store else "it is not a store; name another folder"
+        raise Fault(f"--out {out}: exists already; {remedy}")
+
+
+def _locked(lock: Path) -> IO[str]:
+    """The lock file, locked.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    while True:
+        file = lock.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise
+        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            return file
+        file.close()  # whoever held it has removed it since, so that it keeps nobody out
+
+
+@contextmanager
+def _stopped_in_order() -> Iterator[None]:
+    """Lets SIGTERM end the block as Ctrl-C does, so that it clears up."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + SIGTERM)
+
+    signal.signal(SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(SIGTERM, signal.SIG_DFL)
 
 
 def _sync(store: Path) -> None:

@@ -1,11 +1,12 @@
 """Rows that cannot be used: counted, written down with file, line and reason, and too many of them stop the build.
 
 A row is bad if it does not parse (wrong number of columns, text where a number must be) or if it parses to something
-impossible (no user, a fractional id, a label that is neither 0 nor 1). DuckDB keeps the lines of the first kind; for
-the second, the files that have any are read once more, in order, to find their lines.
+impossible (no user, a fractional id, a label that is neither 0 nor 1). DuckDB keeps the places of the first kind; for
+the second, the files that have any are read once more, in order. The line of a row in a Parquet file is its number.
 """
 
 import csv
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,16 +14,17 @@ from pathlib import Path
 
 import duckdb
 
-from infnet_rec.data.raw import RawTable, faults_of, first_value, literal, quoted
+from infnet_rec.data.places import find_rows
+from infnet_rec.data.raw import MAX_REJECTS, RawTable, faults_of, first_value, literal, quoted
 from infnet_rec.faults import Fault
 
 SHOWN, FEW = 3, 1_000
-FIRST_LINE = 2  # below the header
+MAX_TEXT = 4_096  # of a row that is written down
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class BadRow:
-    """Where a bad row stands, what is wrong, and its text (or what identifies it)."""
+    """Where a bad row stands, what is wrong, and its text."""
 
     file: str
     line: int
@@ -53,20 +55,29 @@ class Quarantine:
         bad = sorted(bad)
         if len(bad) > self.max_fraction * num_rows:
             first = "".join(f"\n  {b.file}, line {b.line}: {b.reason}" for b in islice(bad, SHOWN))
-            raise Fault(
-                f"{table}: {len(bad):,} of {num_rows:,} rows are bad ({len(bad) / num_rows:.4%}), more than "
-                f"--max-bad-fraction {self.max_fraction:g} allows; mend them, or the recipe. The first:{first}"
-            )
+            # DuckDB's reasons quote the value that does not fit.
+            reasons = Counter(b.reason.partition(". Could not")[0] for b in bad)
+            raise self.too_many(table, len(bad), num_rows, reasons, first)
         if bad:
-            self.counts[table] = len(bad)
+            self.counts[table] = self.counts.get(table, 0) + len(bad)
             self.rows += bad
 
+    def too_many(self, table: str, num_bad: int, num_rows: int, reasons: Counter[str], first: str = "") -> Fault:
+        """The end of the build; `reasons` are counted, `first` are lines about the first rows."""
+        counts = "".join(f"\n  {count:,} rows: {reason}" for reason, count in reasons.most_common())
+        return Fault(
+            f"{table}: {num_bad:,} of {num_rows:,} rows are bad ({num_bad / num_rows:.4%}), more than "
+            f"--max-bad-fraction {self.max_fraction:g} allows; mend them, or the recipe."
+            + (f" The first:{first}" if first else "")
+            + (f"\nAll of them:{counts}" if num_bad > SHOWN or not first else "")
+        )
+
     def write(self, path: Path) -> None:
-        """A CSV file: file, line, reason, row."""
+        """A CSV file: file, line, reason, row. A file that is two tables (the log and a side) has its rows once."""
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("file", "line", "reason", "row"))
-            writer.writerows((b.file, b.line, b.reason, b.row) for b in self.rows)
+            writer.writerows((b.file, b.line, b.reason, b.row) for b in dict.fromkeys(self.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +94,8 @@ class Intake:
         view: SQL that goes before the scan of the files, to give their columns other types and names.
         derived: more columns of the new table: name -> SQL over the columns above (of `r`) and those of `join`.
         join: SQL that joins other tables to the rows, which are named `r`.
-        nulls: texts that mean "missing".
-        keep: SQL condition over the new columns; other rows are left out, bad or not.
-        ordered: whether the table has a column `time` with the row's number in the files.
+        keep: SQL condition over the new columns; other good rows are left out.
+        ordered: whether the table has a column `time` with the row's number among the good rows of all the files.
     """
 
     name: str
@@ -97,18 +107,21 @@ class Intake:
     view: str = "SELECT *, file_index FROM"
     derived: Mapping[str, str] = field(default_factory=dict)
     join: str = ""
-    nulls: tuple[str, ...] = ()
     keep: str = "TRUE"
     ordered: bool = False
 
     def query(self, part: int | None, rejects: str | None) -> str:
-        """All rows of the files (or one of them) with the new columns and `bad`, 0 or the number of a check."""
-        rows = self.source.scan(dict(self.types), rejects=rejects, nulls=self.nulls, part=part)
+        """All rows of the files with the new columns, and `bad_`, 0 or the number of a check.
+
+        Of one part only, if `part` is given: then `line_` numbers its rows, from 1.
+        """
+        rows = self.source.scan(dict(self.types), rejects=rejects, part=part)
         columns = [f"{sql} AS {quoted(name)}" for name, sql in self.columns.items()]
         if self.ordered:
             columns.append("row_number() OVER () AS time")
         columns.append("file_index AS file_")
-        columns.append("file_row_number AS line_" if self.source.is_parquet else "0 AS line_")
+        number = "0" if part is None else "row_number() OVER ()"
+        columns.append(f"{'file_row_number + 1' if self.source.is_parquet else number} AS line_")
         cases = "".join(f" WHEN {sql} THEN {k}" for k, sql in enumerate(self.checks.values(), start=1))
         bad = f"CASE{cases} ELSE 0 END" if cases else "0"
         derived = "".join(f", {sql} AS {quoted(name)}" for name, sql in self.derived.items())
@@ -129,63 +142,88 @@ class Intake:
                 f"CREATE TABLE {self.name} AS SELECT * FROM ({self.query(None, rejects)}) WHERE {self.keep} OR bad_ > 0"
             )
             connection.execute("SET preserve_insertion_order = false")
-        num_rows = first_value(connection, f"SELECT count(*) FROM {self.name}")
-        bad = [] if self.source.is_parquet else _rejected(connection, rejects)
-        num_all = num_rows + len(bad)
-        if first_value(connection, f"SELECT 1 FROM {self.name} WHERE bad_ > 0 LIMIT 1"):
-            bad += self._impossible(connection, quarantine, num_rows)
-            connection.execute(f"DELETE FROM {self.name} WHERE bad_ > 0")
-        quarantine.add(self.what, bad, num_all)
-        return first_value(connection, f"SELECT count(*) FROM {self.name}")
+            num_rows = first_value(connection, f"SELECT count(*) FROM {self.name}")
+            broken = self._broken(connection, rejects)
+            total = first_value(connection, f"SELECT count(*) FROM {self.name} WHERE bad_ > 0")
+            if total > max(quarantine.max_fraction * num_rows, FEW):
+                # Too many to be worth the search for their lines.
+                counts = connection.execute(f"SELECT bad_, count(*) FROM {self.name} GROUP BY 1 HAVING bad_ > 0")
+                reasons = list(self.checks)
+                counted = Counter({reasons[k - 1]: count for k, count in counts.fetchall()})
+                raise quarantine.too_many(self.what, total, num_rows, counted)
+            bad = self._bad_rows(connection, broken)
+            if total:
+                connection.execute(f"DELETE FROM {self.name} WHERE bad_ > 0")
+                if self.ordered:
+                    self._number_anew(connection)
+        quarantine.add(self.what, bad, num_rows + sum(map(len, broken.values())))
+        return num_rows - total
 
-    def _impossible(self, connection: duckdb.DuckDBPyConnection, quarantine: Quarantine, num_rows: int) -> list[BadRow]:
-        """The rows that parse to something impossible, with their lines."""
-        total = first_value(connection, f"SELECT count(*) FROM {self.name} WHERE bad_ > 0")
-        reasons = list(self.checks)
-        if total > max(quarantine.max_fraction * num_rows, FEW):
-            # Too many to be worth the search for their lines: the build stops.
-            counts = connection.execute(f"SELECT bad_, count(*) FROM {self.name} WHERE bad_ > 0 GROUP BY 1 ORDER BY 2")
-            most = [(reasons[k - 1], count) for k, count in reversed(counts.fetchall())]
-            listed = "".join(f"\n  {count:,} rows: {reason}" for reason, count in most)
-            raise Fault(
-                f"{self.what}: {total:,} of {num_rows:,} rows are bad, more than --max-bad-fraction "
-                f"{quarantine.max_fraction:g} allows; mend them, or the recipe:{listed}"
-            )
-        found = []
-        shown = ", ".join(f"CAST({quoted(name)} AS VARCHAR)" for name in self.columns)
-        parts = [p for (p,) in connection.execute(f"SELECT DISTINCT file_ FROM {self.name} WHERE bad_ > 0").fetchall()]
-        for part in parts:
-            path, rejects = str(self.source.paths[part]), f"rejects_{self.name}_{part}"
-            connection.execute("SET preserve_insertion_order = true")
-            rows = connection.execute(
-                f"""SELECT number, bad_, line_, [{shown}] FROM (SELECT *, row_number() OVER () AS number
-                FROM ({self.query(part, rejects)})) WHERE bad_ > 0"""
-            ).fetchall()
-            connection.execute("SET preserve_insertion_order = false")
-            skipped = [] if self.source.is_parquet else sorted(b.line for b in _rejected(connection, rejects))
-            for number, bad, line, values in rows:
-                place = line + 1 if self.source.is_parquet else _line(number, skipped)
-                text = " ".join(f"{n}={v}" for n, v in zip(self.columns, values, strict=True) if v is not None)
-                found.append(BadRow(path, place, reasons[bad - 1], text))
+    def _number_anew(self, connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute(
+            f"""CREATE TABLE numbered AS SELECT * REPLACE (row_number() OVER (ORDER BY time) AS time)
+            FROM {self.name}"""
+        )
+        connection.execute(f"DROP TABLE {self.name}")
+        connection.execute(f"ALTER TABLE numbered RENAME TO {self.name}")
+
+    def _broken(self, connection: duckdb.DuckDBPyConnection, rejects: str) -> dict[str, dict[int, tuple[str, str]]]:
+        """File -> byte offset -> reason and text of each row that DuckDB could not parse."""
+        found: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
+        if not first_value(connection, f"SELECT 1 FROM duckdb_tables() WHERE table_name = {literal(rejects)}"):
+            return found
+        if first_value(connection, f"SELECT count(*) FROM {rejects}") >= MAX_REJECTS:
+            raise Fault(f"{self.what}: {MAX_REJECTS:,} rows or more do not parse; mend the files")
+        # The text may begin with the blank lines before the row, or with half a line end.
+        text = "ltrim(coalesce(csv_line, ''), chr(13) || chr(10))"
+        offset = f"line_byte_position - 1 + length(coalesce(csv_line, '')) - length({text})"
+        rows = connection.execute(
+            f"""SELECT file_path, {offset}, min(error_message), any_value({text})
+            FROM {rejects} JOIN {rejects}_scans USING (scan_id, file_id) GROUP BY 1, 2"""
+        ).fetchall()
+        for path, offset, reason, text in rows:
+            found[path][offset] = (" ".join(reason.split()), text.rstrip("\r\n"))
         return found
 
+    def _bad_rows(
+        self, connection: duckdb.DuckDBPyConnection, broken: dict[str, dict[int, tuple[str, str]]]
+    ) -> list[BadRow]:
+        """The rows that do not parse, and those that parse to something impossible, with their lines."""
+        reasons, bad = list(self.checks), []
+        impossible = connection.execute(f"SELECT DISTINCT file_ FROM {self.name} WHERE bad_ > 0").fetchall()
+        parts = {str(self.source.paths[part]): part for (part,) in impossible}
+        for path in dict.fromkeys([*broken, *parts]):
+            numbers: dict[int, int] = {}
+            if path in parts:
+                connection.execute("SET preserve_insertion_order = true")
+                rejects = f"rejects_{self.name}_{parts[path]}"
+                again = f"SELECT line_, bad_ FROM ({self.query(parts[path], rejects)}) WHERE bad_ > 0"
+                numbers = dict(connection.execute(again).fetchall())
+                connection.execute("SET preserve_insertion_order = false")
+            if self.source.is_parquet:
+                lines, found = {}, self._parquet_rows(connection, parts[path], numbers)
+            else:
+                num_columns = len(self.source.columns)
+                lines, found = find_rows(Path(path), broken.get(path, ()), numbers, num_columns=num_columns)
+            for offset, (reason, text) in broken.get(path, {}).items():
+                bad.append(BadRow(path, lines.get(offset, 0), reason, text[:MAX_TEXT]))
+            for number, check in numbers.items():
+                line, text = found.get(number, (0, ""))
+                bad.append(BadRow(path, line, reasons[check - 1], text[:MAX_TEXT]))
+        return bad
 
-def _line(number: int, skipped: list[int]) -> int:
-    """The line of the row that is the `number`th of those that parse, from 1, given the lines that do not."""
-    line = number + FIRST_LINE - 1
-    for other in skipped:
-        if other > line:
-            break
-        line += 1
-    return line
-
-
-def _rejected(connection: duckdb.DuckDBPyConnection, table: str) -> list[BadRow]:
-    """The rows that DuckDB could not parse, one each however much is wrong with it."""
-    if not first_value(connection, f"SELECT 1 FROM duckdb_tables() WHERE table_name = {literal(table)}"):
-        return []
-    rows = connection.execute(
-        f"""SELECT file_path, line, min(error_message), any_value(csv_line) FROM {table} JOIN {table}_scans
-        USING (scan_id, file_id) GROUP BY file_path, line, line_byte_position"""
-    ).fetchall()
-    return [BadRow(path, line, " ".join(reason.split()), row or "") for path, line, reason, row in rows]
+    def _parquet_rows(
+        self, connection: duckdb.DuckDBPyConnection, part: int, numbers: Mapping[int, int]
+    ) -> dict[int, tuple[int, str]]:
+        """Number and text of some rows, by their number from 1."""
+        wanted = ", ".join(str(number - 1) for number in numbers)
+        cells = ", ".join(f"CAST({quoted(column)} AS VARCHAR)" for column in self.source.columns)
+        rows = connection.execute(
+            f"""SELECT file_row_number + 1, [{cells}] FROM {self.source.scan({}, part=part)}
+            WHERE file_row_number IN ({wanted})"""
+        ).fetchall()
+        texts = {
+            n: " ".join(f"{c}={v}" for c, v in zip(self.source.columns, cells, strict=True) if v is not None)
+            for n, cells in rows
+        }
+        return {number: (number, text) for number, text in texts.items()}

@@ -1,14 +1,11 @@
-"""Raw CSV and Parquet files: what stands in them, and how DuckDB is told to read them.
+"""Raw CSV and Parquet files: how DuckDB is told to read them.
 
-DuckDB scans, joins and sorts out of core; this file checks that the raw files are what the recipe says before any of it
-starts, and turns DuckDB's errors into faults. What DuckDB would guess (dialect, types, first rows) is told instead.
+DuckDB scans, joins and sorts out of core; this file turns its errors into faults. What DuckDB would guess (dialect,
+types, first rows) is told instead.
 """
 
-import csv
-import gzip
+import errno
 import re
-import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from infnet_rec.faults import Failure, Fault, did_you_mean
+from infnet_rec.faults import Failure, Fault
 
 # What DuckDB raises for data or predicates that do not fit; anything else is a bug or a failure of the machine.
 COMPLAINTS = (
@@ -30,10 +25,12 @@ COMPLAINTS = (
     duckdb.CatalogException,
 )
 NO_SPACE = re.compile(r"no space left|disk quota|file too large", re.IGNORECASE)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN_GZIP = re.compile(r"gzip", re.IGNORECASE)
+WHOLE_NUMBER = r"\s*[+-]?[0-9]+(\.0*)?\s*"
 CSV_FORMAT = "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', comment = ''"
 MAX_REJECTS = 1_000_000
-SNIFFED_ROWS = 20_480
+SNIFFED_ROWS, MAX_BAD_SNIFFED = 20_480, 0.1
 
 
 def quoted(name: str) -> str:
@@ -74,9 +71,11 @@ def faults_of(where: str) -> Iterator[None]:
     except COMPLAINTS as error:
         detail = re.sub(r"\s*\n\s*", " ", str(error)).split(" Possible fixes")[0]
         if "state machine" in detail:
-            detail = "rows end sometimes in CRLF and sometimes in LF, or a quote is not closed"
+            file = re.search(r"file = (.*)", str(error))
+            where = file[1].strip() if file else where
+            detail = "rows end sometimes in CRLF and sometimes in LF, or a quote is not closed; mend the file"
         raise Fault(f"{where}: {detail[:500]}") from error
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+    except duckdb.Error as error:
         detail = re.sub(r"\s*\n\s*", " ", str(error))
         if NO_SPACE.search(detail):
             raise Failure(f"{where}: the disk is full ({detail[:200]}); free some space and run it again") from error
@@ -84,6 +83,10 @@ def faults_of(where: str) -> Iterator[None]:
             raise Fault(f"{where}: {detail[:200]}; the file is cut off or not gzip, fetch it again") from error
         if isinstance(error, duckdb.OutOfMemoryException):
             raise Failure(f"{where}: needs more memory ({detail[:200]}); give more with --memory-gib") from error
+        raise
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise Failure(f"{where}: the disk is full ({error.strerror}); free some space and run it again") from error
         raise
 
 
@@ -95,12 +98,14 @@ class RawTable:
         paths: the files, all CSV (perhaps .gz) or all Parquet.
         columns: column names, in the order of the files.
         lists: Parquet columns that hold lists.
-        integers: Parquet columns that hold whole numbers.
+        numbers: Parquet columns that hold numbers.
+        integers: those of them that hold whole numbers.
     """
 
     paths: tuple[Path, ...]
     columns: tuple[str, ...]
     lists: frozenset[str] = frozenset()
+    numbers: frozenset[str] = frozenset()
     integers: frozenset[str] = frozenset()
 
     @property
@@ -113,122 +118,86 @@ class RawTable:
         return sum(path.stat().st_size for path in self.paths)
 
     def scan(
-        self, types: dict[str, str], *, rejects: str | None = None, nulls: Iterable[str] = (), part: int | None = None
+        self, types: dict[str, str], *, rejects: str | None = None, part: int | None = None, skip_bad: bool = False
     ) -> str:
         """A FROM clause that reads these columns in these SQL types and the other columns as text.
 
         Args:
             types: of the columns whose type matters.
             rejects: CSV: a new table's name, for the rows that do not parse.
-            nulls: CSV: texts that mean "missing", besides the empty field.
             part: the number of the only file to read; all by default.
+            skip_bad: CSV: leave out rows that do not parse, without a word.
         """
         paths = self.paths if part is None else self.paths[part : part + 1]
-        names = "[" + ", ".join(literal(str(path)) for path in paths) + "]"
+        # A path is no pattern, and says nothing of what stands in the file.
+        names = "[" + ", ".join(literal(re.sub(r"([\[*?])", r"[\1]", str(path))) for path in paths) + "]"
         if self.is_parquet:
-            return f"read_parquet({names}, file_row_number = true)"
+            # By name, so that a column may be empty, and then of no type, in one of the parts.
+            return f"read_parquet({names}, file_row_number = true, union_by_name = true, hive_partitioning = false)"
         columns = ", ".join(f"{literal(c)}: {literal(types.get(c, 'VARCHAR'))}" for c in self.columns)
-        options = f"columns = {{{columns}}}, nullstr = [{', '.join(map(literal, ['', *nulls]))}]"
+        options = f"columns = {{{columns}}}, nullstr = [''], hive_partitioning = false"
         if rejects:
             options += (
                 f", store_rejects = true, rejects_table = {literal(rejects)}, rejects_limit = {MAX_REJECTS}"
                 f", rejects_scan = {literal(rejects + '_scans')}"
             )
+        elif skip_bad:
+            options += ", ignore_errors = true"
         return f"read_csv({names}, {CSV_FORMAT}, {options})"
 
-    def text(self, column: str, separator: str = ",") -> str:
-        """SQL for a column as text, null where missing; between a list's values stands the separator."""
+    def text(self, column: str) -> str:
+        """SQL for a column as text, null where missing; commas stand between a list's values."""
         if column in self.lists:
-            return f"array_to_string({quoted(column)}, {literal(separator)})"
+            return f"array_to_string({quoted(column)}, ',')"
         return f"CAST({quoted(column)} AS VARCHAR)" if self.is_parquet else quoted(column)
 
+    def values(self, column: str, separator: str) -> str:
+        """SQL for a list of texts: a list's values, or what stands between the separators of a text."""
+        if column in self.lists:
+            return f"CAST({quoted(column)} AS VARCHAR[])"
+        return f"string_split({self.text(column)}, {literal(separator)})"
+
     def integer(self, column: str) -> str:
-        """SQL for a column of whole numbers, null where there is none: DuckDB alone would round 1.5."""
+        """SQL for a column of whole numbers, null where there is none.
+
+        DuckDB alone would round 1.5 and 15e-1, and read 0x10 and 1_000.
+        """
+        number = f"TRY_CAST({quoted(column)} AS BIGINT)"
         if column in self.integers:
-            return f"TRY_CAST({quoted(column)} AS BIGINT)"
+            return number
+        if column in self.numbers:
+            return f"CASE WHEN {quoted(column)} % 1 = 0 THEN {number} END"
         text = self.text(column)
+        number = f"TRY_CAST({text} AS BIGINT)"
+        # Most numbers are written as they would be printed; the others are looked at.
         return (
-            f"CASE WHEN contains({text}, '.') AND coalesce(TRY_CAST({text} AS DOUBLE) % 1 <> 0, TRUE) THEN NULL "
-            f"ELSE TRY_CAST({text} AS BIGINT) END"
+            f"CASE WHEN CAST({number} AS VARCHAR) = {text} OR regexp_full_match({text}, {literal(WHOLE_NUMBER)}) "
+            f"THEN {number} END"
         )
 
 
-def open_table(raw: Path, files: Iterable[str], faults: list[str]) -> RawTable | None:
-    """Reads the headers; appends to `faults` what is wrong and returns None then."""
-    paths = tuple(raw / file for file in files)
-    found = len(faults)
-    faults.extend(f"{path}: no such file" for path in paths if not path.is_file())
-    if len({path.suffix == ".parquet" for path in paths}) > 1:
-        faults.append(f"{', '.join(map(str, paths))}: parts of one table must all be CSV or all be Parquet")
-    if len(faults) > found:
-        return None
-    tables = []
-    for path in paths:
-        try:
-            tables.append(_parquet(path) if path.suffix == ".parquet" else RawTable((path,), _header(path)))
-        except Fault as fault:
-            faults.append(str(fault))
-    if len(faults) > found:
-        return None
-    first = tables[0]
-    for table in tables:
-        if table.columns != first.columns:
-            faults.append(
-                f"{table.paths[0]}: its columns differ from those of {paths[0]}; parts of one table must agree"
-            )
-    return RawTable(paths, first.columns, first.lists, frozenset.intersection(*(t.integers for t in tables)))
+def sniffed(
+    connection: duckdb.DuckDBPyConnection, table: RawTable, columns: Iterable[str], max_bad_fraction: float
+) -> dict[str, str]:
+    """SQL types of CSV columns as the first rows suggest them; nothing for Parquet, which has types.
 
-
-def _header(path: Path) -> tuple[str, ...]:
-    """Column names of a CSV file; a byte order mark and CRLF are no part of them."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            text = file.readline(1 << 20).decode("utf-8-sig")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Fault(f"{path}: cut off or not gzip ({error}); fetch the file again") from error
-    except UnicodeDecodeError as error:
-        raise Fault(f"{path}: the header is not UTF-8 text; convert the file") from error
-    columns = next(csv.reader([text]), [])
-    if not any(columns):
-        raise Fault(f"{path}: has no header; the first line must hold the column names")
-    twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
-        raise Fault(f"{path}: column {', '.join(twice)} stands in the header more than once; rename one")
-    return tuple(columns)
-
-
-def _parquet(path: Path) -> RawTable:
-    try:
-        schema = pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise Fault(f"{path}: not a Parquet file ({error})") from error
-    lists = frozenset(f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type))
-    integers = frozenset(f.name for f in schema if pa.types.is_integer(f.type))
-    return RawTable((path,), tuple(schema.names), lists, integers)
-
-
-def sniffed(connection: duckdb.DuckDBPyConnection, table: RawTable, columns: Iterable[str]) -> dict[str, str]:
-    """SQL types of CSV columns as DuckDB guesses them from the first rows; nothing for Parquet, which has types."""
+    A few of the rows may be bad. A column that is empty in all the first rows is looked at as a whole.
+    """
     wanted = list(columns)
     if table.is_parquet or not wanted:
         return {}
-    rows = f"(SELECT * FROM {table.scan({}, part=0, rejects=None)} LIMIT {SNIFFED_ROWS})"
     kinds = {}
-    for column in wanted:
-        text = quoted(column)
-        for kind in ("BIGINT", "DOUBLE"):
-            bad = f"{text} IS NOT NULL AND TRY_CAST({text} AS {kind}) IS NULL"
-            if kind == "BIGINT":
-                bad += f" OR contains({text}, '.')"
-            with faults_of(str(table.paths[0])):
-                if not first_value(connection, f"SELECT count(*) FROM {rows} WHERE {bad}"):
-                    kinds[column] = kind
-                    break
+    every = table.scan({}, skip_bad=True)
+    with faults_of(str(table.paths[0])):
+        connection.execute("SET preserve_insertion_order = true")  # or the first rows would be any rows
+        for column in wanted:
+            text = quoted(column)
+            counts = f"""SELECT count({text}), count(TRY_CAST({text} AS DOUBLE)),
+                count(*) FILTER (TRY_CAST({text} AS BIGINT) IS NOT NULL AND NOT contains({text}, '.')) FROM """
+            first = connection.execute(f"{counts} (SELECT * FROM {every} LIMIT {SNIFFED_ROWS})").fetchall()
+            found = first if first[0][0] else connection.execute(counts + every).fetchall()
+            num_texts, num_numbers, num_integers = found[0]
+            if num_numbers >= num_texts * (1 - min(max_bad_fraction, MAX_BAD_SNIFFED)):
+                kinds[column] = "BIGINT" if num_integers == num_numbers else "DOUBLE"
+        connection.execute("SET preserve_insertion_order = false")
     return kinds
-
-
-def missing_columns(table: RawTable, wanted: Iterable[str]) -> list[str]:
-    """One line for each column that the files do not have."""
-    return [
-        f"{table.paths[0]}: no column {w!r}{did_you_mean(w, table.columns)}" for w in wanted if w not in table.columns
-    ]

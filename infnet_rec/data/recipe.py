@@ -3,6 +3,7 @@
 `configs/datasets/kuairand_pure.toml` is a complete example.
 """
 
+import re
 from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -191,7 +192,7 @@ class Recipe(StrictModel):
         behaviours = [b.name for b in self.behaviours]
         faults = [f"feature {n!r} is declared {k} times" for n, k in Counter(features).items() if k > 1]
         faults += [f"behaviour {n!r} is declared {k} times" for n, k in Counter(behaviours).items() if k > 1]
-        faults += self._time_faults()
+        faults += self._time_faults() + self._name_faults(features)
         readable = {name: f for f in self.features if _readable(f) for name in f.named_columns}
         if (self.sequences is None) == bool(self.behaviours):
             faults.append("behaviours and sequences go together: declare both or neither")
@@ -222,6 +223,17 @@ class Recipe(StrictModel):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _name_faults(self, features: list[str]) -> list[str]:
+        """Features are named after any column; their names become names of files and of parts of the model."""
+        odd = [name for name in features if not re.fullmatch(r"[\w-]+", name)]
+        faults = [
+            f"column {n!r} cannot be a feature's name (letters, digits, _ and -); give it one, name = " for n in odd
+        ]
+        tasks, lower = [t.name for t in self.tasks], {name.lower(): name for name in features}
+        twins = [(n, lower[n.lower()]) for n in features if lower[n.lower()] != n]
+        faults += [f"features {a!r} and {b!r} differ by case only; give one of them another name" for a, b in twins]
+        return faults + [f"task {n!r} is declared {k} times" for n, k in Counter(tasks).items() if k > 1]
 
     def _time_faults(self) -> list[str]:
         faults = [

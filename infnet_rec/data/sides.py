@@ -1,8 +1,9 @@
 """Users and items: one row each, numbered by sorted key, with the ids of all their features.
 
 Tables made here (DuckDB), for the sides `user` and `item`: `side_<side>_<k>` (the k-th source: key, weight,
-`t_<column>` as text, `n_<column>` as number) and `coded_<side>_<k>` (key and the ids of the features with a
-vocabulary). A side is encoded a range of rows at a time, so that memory does not grow with the number of items.
+`t_<column>` as text, `n_<feature>` as number, `l_<feature>` as list of texts) and `coded_<side>_<k>` (key and the ids
+`f_<feature>` of the features with a vocabulary). A side is encoded a range of rows at a time, so that memory does not
+grow with the number of items.
 """
 
 from collections.abc import Iterator
@@ -13,10 +14,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from infnet_rec.data.log import key_sql
+from infnet_rec.data.log import key_sql, or_fractional
 from infnet_rec.data.quarantine import Intake, Quarantine
 from infnet_rec.data.raw import RawTable, faults_of, first_value, literal, quoted
-from infnet_rec.data.recipe import FeatureRecipe, Recipe
+from infnet_rec.data.recipe import FeatureRecipe, Recipe, SourceRecipe
 from infnet_rec.data.spool import ColumnSpool
 from infnet_rec.data.threads import in_order
 from infnet_rec.data.vocab import (
@@ -53,7 +54,14 @@ class SideFeature:
     @property
     def number(self) -> str:
         """SQL of the raw number within the source."""
-        return "CAST(key AS DOUBLE)" if self.source == OWN else quoted(f"n_{self.column}")
+        return "CAST(key AS DOUBLE)" if self.source == OWN else quoted(f"n_{self.name}")
+
+    @property
+    def values(self) -> str:
+        """SQL of the list of raw texts within the source."""
+        if self.source != OWN:
+            return quoted(f"l_{self.name}")
+        return f"string_split({self.text}, {literal(self.recipe.separator)})"
 
 
 @dataclass(slots=True)
@@ -86,27 +94,47 @@ class SideTables:
             Fault: too many bad rows, or a key that stands in two rows.
         """
         for k, (source, recipe) in enumerate(zip(self.sources, getattr(self.recipe.sides, self.side), strict=True)):
-            mine = [f for f in self.features if f.source == str(k)]
-            numbers = {f.column for f in mine if f.recipe.encoding == "quantile"}
-            texts = {f.column: f.recipe.separator for f in mine if f.recipe.encoding != "quantile"}
-            columns = {"key": key_sql(self.recipe, source, recipe.key)}
-            columns |= {f"t_{column}": source.text(column, separator) for column, separator in texts.items()}
-            columns |= {f"n_{column}": f"TRY_CAST({quoted(column)} AS DOUBLE)" for column in sorted(numbers)}
-            Intake(
-                f"side_{self.side}_{k}",
-                ", ".join(recipe.files),
-                source,
-                dict.fromkeys(numbers - texts.keys(), "DOUBLE"),
-                columns,
-                {f"{recipe.key} is empty or not a whole number": "r.key IS NULL"},
-                derived={"weight": "coalesce(w.weight, 0)"},
-                ordered=recipe.first_row_of_each,
-                join=f"LEFT JOIN {self.side}_weight AS w ON w.key = r.key",
-                nulls=tuple({null for f in mine if f.recipe.encoding == "quantile" for null in f.recipe.null_values}),
-            ).run(connection, quarantine)
+            self._intake(k, source, recipe).run(connection, quarantine)
             if recipe.first_row_of_each:
                 _keep_first_rows(connection, f"side_{self.side}_{k}")
             _refuse_repeated_keys(connection, f"side_{self.side}_{k}", recipe.key, recipe.files)
+
+    def _intake(self, k: int, source: RawTable, recipe: SourceRecipe) -> Intake:
+        """How the k-th source becomes `side_<side>_<k>`."""
+        mine = [f for f in self.features if f.source == str(k)]
+        texts = {f.column for f in mine if f.recipe.encoding in ("index", "hash")}
+        types, checks = {}, {f"{recipe.key} is empty{or_fractional(self.recipe)}": "r.key IS NULL"}
+        columns = {"key": key_sql(self.recipe, source, recipe.key)}
+        for feature in mine:
+            column, nulls = feature.column, feature.recipe.null_values
+            if feature.recipe.encoding == "multi":
+                columns[f"l_{feature.name}"] = source.values(column, feature.recipe.separator)
+            elif feature.recipe.encoding == "quantile":
+                is_text = (
+                    column in texts or column == recipe.key or (source.is_parquet and column not in source.numbers)
+                )
+                value = value_sql(source.text(column), nulls) if nulls else quoted(column)
+                columns[f"n_{feature.name}"] = f"TRY_CAST({value} AS DOUBLE)"
+                if is_text or nulls:
+                    texts.add(column)
+                    value = value_sql(quoted(f"t_{column}"), nulls)
+                    checks[f"{column} is not a number"] = (
+                        f"{quoted(f'n_{feature.name}')} IS NULL AND {value} IS NOT NULL"
+                    )
+                else:
+                    types[column] = "DOUBLE"
+        columns |= {f"t_{column}": source.text(column) for column in sorted(texts)}
+        return Intake(
+            f"side_{self.side}_{k}",
+            f"{', '.join(recipe.files)} ({self.side} side)",
+            source,
+            {column: kind for column, kind in types.items() if column not in texts},
+            columns,
+            checks,
+            derived={"weight": "coalesce(w.weight, 0)"},
+            ordered=recipe.first_row_of_each,
+            join=f"LEFT JOIN {self.side}_weight AS w ON w.key = r.key",
+        )
 
     def fit(self, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
         """Fits every feature on the rows that training looks up; yields its name after each."""
@@ -130,7 +158,7 @@ class SideTables:
                     sql = index_id_sql(value, f"v{k}")
                 else:
                     sql = hash_id_sql(value, feature.recipe)
-                ids.append(f", {sql} AS {quoted(feature.name)}")
+                ids.append(f", {sql} AS {quoted('f_' + feature.name)}")
             connection.execute(
                 f"""CREATE TABLE coded_{self.side}_{source} AS SELECT s.key{"".join(ids)}
                 FROM {rows} AS s {" ".join(joins)}"""
@@ -194,7 +222,7 @@ class SideTables:
                 return [f"coalesce({ids}[{k}], {fallback})" for k, fallback in enumerate(empty, start=1)]
             case _:
                 coded = quoted(f"coded_{self.side}_{feature.source}")
-                return [f"coalesce({coded}.{quoted(feature.name)}, {NULL_ID})"]
+                return [f"coalesce({coded}.{quoted('f_' + feature.name)}, {NULL_ID})"]
 
 
 def _fitted(
@@ -207,7 +235,7 @@ def _fitted(
         case "hash":
             return hashed(feature.name, recipe)
         case "multi":
-            values = f"unnest({values_sql(feature.text, recipe)})"
+            values = f"unnest({values_sql(feature.values, recipe)})"
         case _:
             values = value_sql(feature.text, recipe.null_values)
     return fit_index(connection, f"SELECT {values} AS value, weight FROM {source}", recipe, feature.name)
@@ -216,7 +244,7 @@ def _fitted(
 def _code_multi(connection: duckdb.DuckDBPyConnection, side: str, feature: SideFeature, vocabulary: Vocabulary) -> None:
     """Creates `multi_<feature>`: key and the list of ids."""
     source = f"{side}s" if feature.source == OWN else f"side_{side}_{feature.source}"
-    values = values_sql(feature.text, feature.recipe)
+    values = values_sql(feature.values, feature.recipe)
     connection.execute(
         f"""CREATE TABLE {quoted("multi_" + feature.name)} AS
         SELECT key, list(coalesce(v.id, {UNSEEN_ID}) ORDER BY place) AS ids

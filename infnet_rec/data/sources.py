@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from infnet_rec.data.raw import RawTable, missing_columns, open_table
+from infnet_rec.data.headers import missing_columns, open_table
+from infnet_rec.data.raw import RawTable
 from infnet_rec.data.recipe import Recipe
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.schema import Side

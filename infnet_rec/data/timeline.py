@@ -46,7 +46,7 @@ def fit_context(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[s
         for name in feature.named_columns:
             if feature.encoding == "index":
                 value = value_sql(quoted("context_" + name), feature.null_values)
-                rows = f"SELECT {value} AS value, 1 AS weight FROM rows WHERE is_example AND split = {TRAIN}"
+                rows = f"SELECT {value} AS value, 1 AS weight FROM rows WHERE example_ AND split = {TRAIN}"
                 found[name] = fit_index(connection, rows, feature, name)
             elif feature.encoding == "hash":
                 found[name] = hashed(name, feature)
@@ -71,6 +71,8 @@ class UserCounts:
         """Ranges of users whose rows fit in `memory_gib` GiB together; a user is never cut."""
         bucket_rows = int(min(MAX_BUCKET_ROWS, max(1, memory_gib * 2**30 / BYTES_A_ROW)))
         starts = np.flatnonzero(np.diff((np.cumsum(self.rows_U) - self.rows_U) // bucket_rows, prepend=-1))
+        if not len(self.rows_U):
+            return [(0, 0)]
         return list(zip(starts.tolist(), [*starts[1:].tolist(), len(self.rows_U)], strict=True))
 
 
@@ -132,7 +134,7 @@ class Bucketing:
             f"coalesce(r.{quoted(f'label_{t.name}')}, 0) AS {quoted(f'label_{t.name}')}" for t in self.recipe.tasks
         ]
         flags = [f"r.{quoted('is_' + b.name)}" for b in self.recipe.behaviours]
-        columns = ["r.user", "r.item", "r.time", "CASE WHEN is_example THEN split ELSE -1 END AS split"]
+        columns = ["r.user", "r.item", "r.time", "CASE WHEN example_ THEN split ELSE -1 END AS split"]
         # All that an example keeps, so that neither threads nor the order of the raw rows show in the store.
         ties = [f"label_{t.name}" for t in self.recipe.tasks]
         ties += [f"context_{n}" for f in context if f.encoding in ("index", "hash") for n in f.named_columns]

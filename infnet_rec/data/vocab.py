@@ -66,10 +66,10 @@ def value_sql(text: str, null_values: tuple[str, ...]) -> str:
     return f"CASE WHEN {plain} IN ({nulls}) THEN NULL ELSE {plain} END"
 
 
-def values_sql(text: str, recipe: FeatureRecipe) -> str:
-    """SQL of the list of a multi feature's values, without the missing ones; null where there is none."""
+def values_sql(texts: str, recipe: FeatureRecipe) -> str:
+    """SQL of the list of a multi feature's values from that of texts, without the missing; null where none is left."""
     value = value_sql("trim(part)", recipe.null_values)
-    parts = f"[{value} FOR part IN string_split({text}, {literal(recipe.separator)})]"
+    parts = f"[{value} FOR part IN {texts}]"
     kept = f"list_filter({parts}, lambda part: part IS NOT NULL)[1:{recipe.max_values}]"
     return f"CASE WHEN len({kept}) > 0 THEN {kept} END"
 
