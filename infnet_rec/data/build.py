@@ -75,6 +75,8 @@ def build(
         Fault: `out` exists, or the raw files do not fit the recipe. Nothing is left behind.
         Failure: the disk is full, or the memory given is too small.
     """
+    if "?" in str(out.absolute()):
+        raise Fault(f"--out {out}: its path has a '?', which DuckDB cuts a path at; name another folder")
     files = open_raw(recipe, raw)
     with faults_of(f"building {out}"), new_store(out, replace=replace) as work:
         connection = connect(work, memory_gib=memory_gib * DUCKDB_SHARE, num_threads=num_threads)
