@@ -5,10 +5,39 @@ from pathlib import Path
 
 import pytest
 
-from data_fixtures import clean, generated, real, real_raw, shop
+from data_fixtures import (
+    clean,
+    generated,
+    kuairand_1k,
+    kuairand_27k,
+    last_rows_shop,
+    qb_video,
+    random_shop,
+    real,
+    real_raw,
+    rich_shop,
+    shop,
+    shop_in_csv,
+)
 from rank_pair import RankPair
 
-__all__ = ["clean", "generated", "ranks", "real", "real_raw", "shop", "small_raw", "small_store"]
+__all__ = [
+    "clean",
+    "generated",
+    "kuairand_1k",
+    "kuairand_27k",
+    "last_rows_shop",
+    "qb_video",
+    "random_shop",
+    "ranks",
+    "real",
+    "real_raw",
+    "rich_shop",
+    "shop",
+    "shop_in_csv",
+    "small_raw",
+    "small_store",
+]
 
 
 @pytest.fixture(scope="session")

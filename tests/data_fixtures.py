@@ -1,138 +1,29 @@
-"""Raw files and stores for the tests of the data room.
+"""Raw files and stores for the tests of the data room."""
 
-The shop is a made-up log in Parquet, under other names than KuaiRand's and with text for ids; it is small enough to be
-built in each test, and holds what goes wrong in logs: ties, twins, late and early rows, unknown users and items, gaps.
-"""
-
-import random
 import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from infnet_rec.data.build import Progress, build
-from infnet_rec.data.recipe import Recipe, load_recipe
+from infnet_rec.data.generate import generate
+from infnet_rec.data.recipe import load_recipe
 from infnet_rec.data.store import Store
-from infnet_rec.strict import check
 from kiosk import hashes, kiosk
+from rich_shop import IN_CSV, RICH, write_shop_in_csv
+from shop_data import SHOP_RECIPE, shop_recipe, shop_rows, shop_text, write_shop
 from slow_reference import Reference
+
+__all__ = ["SHOP_RECIPE", "shop_recipe", "shop_rows", "write_shop"]
 
 ROOT = Path(__file__).parent.parent
 GENERATED_RECIPE = ROOT / "configs" / "datasets" / "kuairand_pure.toml"
 REAL_RECIPE = ROOT / "configs" / "datasets" / "kuairand_pure_late.toml"
 REAL_RAW = ROOT.parent / "shared" / "data" / "kuairand_pure_late"
 QUIET = Progress(lambda *_: None, lambda _: None)
-CLOCK_START = 1_699_999_200  # 2023-11-14 22:00 UTC
-BOUNDARY_HOURS = (29, 125, 161, 197)  # from there to the boundaries of the shop's splits
-
-SHOP_RECIPE = """
-name = "shop"
-licence = "made up"
-
-[log]
-files = ["log/a.parquet", "log/b.parquet"]
-user = "customer"
-item = "sku"
-time = "at"
-time_unit = "s"
-utc_offset_hours = -3
-id_type = "string"
-
-[[sides.user]]
-files = ["customers.parquet"]
-key = "id"
-
-[[sides.item]]
-files = ["products_1.parquet", "products_2.parquet"]
-key = "code"
-
-[[sides.item]]
-files = ["prices.parquet"]
-key = "sku"
-
-[[features]]
-side = "user"
-encoding = "index"
-columns = ["customer", "country"]
-null_values = ["?"]
-
-[[features]]
-side = "user"
-encoding = "quantile"
-columns = ["age"]
-buckets = 4
-
-[[features]]
-side = "item"
-encoding = "index"
-columns = ["sku", "shelf", "brand"]
-null_values = ["-1.0"]
-
-[[features]]
-side = "item"
-encoding = "quantile"
-columns = ["price"]
-buckets = 8
-
-[[features]]
-side = "context"
-encoding = "index"
-columns = ["device"]
-
-[[features]]
-side = "context"
-encoding = "hour_of_day"
-columns = ["at"]
-name = "hour"
-
-[[features]]
-side = "context"
-encoding = "day_of_week"
-columns = ["at"]
-name = "day"
-
-[[behaviours]]
-name = "buy"
-where = "bought = 1"
-
-[[behaviours]]
-name = "look"
-where = "seconds >= 30"
-
-[[history]]
-file = "before.parquet"
-user = "who"
-time = "until"
-behaviour = "buy"
-items = "what"
-
-[sequences]
-attributes = ["sku", "shelf", "price"]
-share_tables = false
-
-[[tasks]]
-name = "buy"
-label = "bought"
-
-[[tasks]]
-name = "save"
-label = "saved"
-
-[splits]
-train = 2023-11-16
-valid = 2023-11-20
-test = 2023-11-21T12:00:00
-end = 2023-11-23
-
-[profiles.no_context]
-drop = ["device", "hour", "day"]
-"""
 
 
 @dataclass(frozen=True)
@@ -149,104 +40,54 @@ class Dataset:
         return Reference(self.recipe, self.raw)
 
 
-def shop_recipe(*changes: tuple[str, str]) -> Recipe:
-    """The shop's recipe with some of its text replaced."""
-    text = SHOP_RECIPE
-    for old, new in changes:
-        assert old in text, old
-        text = text.replace(old, new)
-    return check(Recipe, tomllib.loads(text), "shop.toml")
-
-
-def write_parquet(path: Path, columns: Mapping[str, Sequence[Any] | pa.Array]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(dict(columns)), path)
-
-
-def shop_rows(num_rows: int = 400, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of the log, in no order: nine days, few distinct instants (many ties), some rows twice or nearly so."""
-    draw = random.Random(seed)
-    rows = []
-    for k in range(num_rows):
-        rows.append(
-            {
-                "customer": f"c{int(draw.triangular(0, 12, 0))}",
-                # Two of the products are sold after the training window only.
-                "sku": f"s{draw.randrange(20)}",
-                "at": CLOCK_START + 3600 * (draw.randrange(9 * 24) if k % 10 else BOUNDARY_HOURS[k // 10 % 4]),
-                "bought": int(draw.random() < 0.3),
-                "saved": int(draw.random() < 0.2),
-                "seconds": draw.choice([None, 5, 29, 30, 31, 300]),
-                "device": draw.choice(["phone", "phone", "desk", "", None]),
-            }
-        )
-    for row in rows:
-        late = row["at"] > CLOCK_START + 6 * 86_400
-        if row["sku"] in ("s18", "s19") and not late:
-            row["sku"] = "s0"
-        if late and draw.random() < 0.2:
-            row["customer"], row["device"] = "c_late", "watch"
-    twins = draw.sample(rows, num_rows // 20)
-    nearly = [{**row, "device": device} for row in twins for device in ("phone", "desk", "tv")]
-    rows += [*twins, *nearly]
-    draw.shuffle(rows)
-    return rows
-
-
-def write_shop(raw: Path, rows: list[dict[str, Any]] | None = None) -> None:
-    """Writes the shop's raw files; the log is cut in two parts without regard to time."""
-    rows = shop_rows() if rows is None else rows
-    cut = len(rows) // 3
-    kinds = {"seconds": pa.int32(), "device": pa.string()}
-    for name, part in (("a", rows[:cut]), ("b", rows[cut:])):
-        names = ("customer", "sku", "at", "bought", "saved", "seconds", "device")
-        write_parquet(
-            raw / "log" / f"{name}.parquet", {n: pa.array([row[n] for row in part], kinds.get(n)) for n in names}
-        )
-    customers = ["c0", "c1", "c2", "c3", "c4", "c5", "c6", "c_late", "c_never"]
-    write_parquet(
-        raw / "customers.parquet",
-        {
-            "id": customers,
-            "country": ["fr", "de", "?", "fr", None, "", "pt", "nz", "nz"],
-            "age": [31.0, 0.0, None, float("nan"), 44.5, 19.0, 31.0, 70.0, 99.0],
-        },
-    )
-    products = [f"s{k}" for k in range(21) if k != 7]
-    for part, codes in (("1", products[:10]), ("2", products[10:])):
-        numbers = [int(code[1:]) for code in codes]
-        write_parquet(
-            raw / f"products_{part}.parquet",
-            {
-                "code": codes,
-                "shelf": [None if k % 6 == 5 else -1.0 if k == 3 else float(k % 4) for k in numbers],
-                "brand": [f"b{min(k, 15) % 9}, Ltd" if k < 18 else "new" for k in numbers],
-            },
-        )
-    write_parquet(
-        raw / "prices.parquet", {"sku": [f"s{k}" for k in range(15)], "price": [k * k / 4 - 2 for k in range(15)]}
-    )
-    write_parquet(
-        raw / "before.parquet",
-        {
-            "who": ["c0", "c1", "c2", "c_ghost", "c3"],
-            "until": [CLOCK_START - 5, CLOCK_START + 3600 * 50, CLOCK_START + 7200, CLOCK_START, CLOCK_START],
-            "what": [["s3", "s1", "s3"], ["s2", None, "s_gone"], [], ["s4"], None],
-        },
-    )
-
-
-def build_shop(folder: Path) -> Dataset:
+def build_shop(folder: Path, *changes: tuple[str, str]) -> Dataset:
     """The shop's raw files and store in a new folder."""
     write_shop(folder / "raw")
-    build(shop_recipe(), folder / "raw", folder / "store", QUIET)
-    return Dataset(folder / "raw", tomllib.loads(SHOP_RECIPE), Store(folder / "store"))
+    recipe = shop_recipe(*changes)
+    build(recipe, folder / "raw", folder / "store", QUIET)
+    return Dataset(folder / "raw", shop_text(*changes), Store(folder / "store"))
 
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The shop, for tests that only read it."""
     return build_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="session")
+def rich_shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The shop with every kind of feature."""
+    return build_shop(tmp_path_factory.mktemp("shop"), *RICH)
+
+
+@pytest.fixture(scope="session")
+def shop_in_csv(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The same rows, written as CSV."""
+    folder = tmp_path_factory.mktemp("shop_in_csv")
+    write_shop_in_csv(folder / "raw")
+    build(shop_recipe(*RICH, *IN_CSV), folder / "raw", folder / "store", QUIET)
+    return Dataset(folder / "raw", shop_text(*RICH, *IN_CSV), Store(folder / "store"))
+
+
+def other_splits(text: str) -> tuple[str, str]:
+    """A change of the shop's recipe."""
+    splits = SHOP_RECIPE[SHOP_RECIPE.index("[splits]") : SHOP_RECIPE.index("[profiles.")]
+    return splits, f"[splits]\n{text}\n\n"
+
+
+@pytest.fixture(scope="session")
+def random_shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The shop with its rows split by a hash."""
+    return build_shop(
+        tmp_path_factory.mktemp("shop"), other_splits('by = "random"\nvalid = 0.2\ntest = 0.29\nseed = 7')
+    )
+
+
+@pytest.fixture(scope="session")
+def last_rows_shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The shop with the last rows of each user for valid and test; ties go either way."""
+    splits = other_splits('by = "rows_of_each_user"\nvalid = 0.15\ntest = 0.29')
+    return build_shop(tmp_path_factory.mktemp("shop"), *RICH, splits)
 
 
 @pytest.fixture(scope="session")
@@ -263,6 +104,41 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def generated(small_raw: Path, small_store: Path) -> Dataset:
     """Generated rows in KuaiRand-Pure's format and their store."""
     return Dataset(small_raw, tomllib.loads(GENERATED_RECIPE.read_text(encoding="utf-8")), Store(small_store))
+
+
+@pytest.fixture(scope="session")
+def kuairand_27k(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Generated rows in KuaiRand-27K's format; some users are in one half of a log, or of the month, only."""
+    folder = tmp_path_factory.mktemp("kuairand_27k")
+    generate("kuairand-27k", folder / "raw", num_examples=6000, num_users=60, num_items=2000, seed=3)
+    for name, gone in (("part1", {3, 4}), ("part2", {5, 6}), ("_4_08_", {7, 8}), ("_4_22_", {9, 10})):
+        for path in (folder / "raw" / "data").glob(f"log_standard*{name}*"):
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if line.split(",")[0] not in map(str, gone)))
+    return _built(folder, "kuairand_27k")
+
+
+@pytest.fixture(scope="session")
+def kuairand_1k(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Generated rows in KuaiRand-1K's format."""
+    folder = tmp_path_factory.mktemp("kuairand_1k")
+    generate("kuairand-1k", folder / "raw", num_examples=2000, num_users=20, num_items=600, seed=3)
+    return _built(folder, "kuairand_1k")
+
+
+@pytest.fixture(scope="session")
+def qb_video(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Generated rows in QB-Video's format, which has no time."""
+    folder = tmp_path_factory.mktemp("qb_video")
+    generate("qb-video", folder / "raw", num_examples=6000, seed=3)
+    return _built(folder, "qb_video")
+
+
+def _built(folder: Path, name: str) -> Dataset:
+    """The store of a recipe of the repository."""
+    recipe = ROOT / "configs" / "datasets" / f"{name}.toml"
+    build(load_recipe(recipe), folder / "raw", folder / "store", QUIET, num_threads=1)
+    return Dataset(folder / "raw", tomllib.loads(recipe.read_text(encoding="utf-8")), Store(folder / "store"))
 
 
 @pytest.fixture(scope="session")

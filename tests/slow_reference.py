@@ -3,26 +3,29 @@
 Shares no code with the package: a recipe comes as the plain dict that TOML gives, and pyarrow only opens Parquet files.
 """
 
-import csv
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-UNSEEN, NULL, ZERO, FIRST_VALUE, FIRST_RANGE = 0, 1, 2, 2, 3
+from raw_cells import Cell, columns_of, hashed_number, plain, read_rows
+
+UNSEEN, NULL, ZERO, FIRST_VALUE, FIRST_RANGE, EMPTY = 0, 1, 2, 2, 3, -1
 SPLITS = ("train", "valid", "test")
 
 Key = int | str
 
 
 class Row(NamedTuple):
-    """One row of the log; `labels` and `context` (raw text of the indexed columns) in the recipe's order."""
+    """One row of the log; `labels` and `context` (raw text of the columns that are features) in the recipe's order.
+
+    `split` is None before the first split.
+    """
 
     user: Key
     item: Key
@@ -30,46 +33,18 @@ class Row(NamedTuple):
     behaviours: frozenset[str]
     labels: tuple[int, ...]
     context: tuple[str, ...]
+    split: str | None = None
 
 
 class Event(NamedTuple):
-    """Sorts as a history is ordered: by time, then by place in a seeded list, then by item."""
+    """Sorts as a history is ordered: by time, then by place in a seeded list, then by what an example keeps."""
 
     time: int
     position: int
     item: Key
-
-
-def as_text(cell: Any) -> str:
-    """A cell as a CSV file would hold it; the empty field is null."""
-    return "" if cell is None else repr(cell) if isinstance(cell, float) else str(cell)
-
-
-def read_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, ...]]:
-    """The text of some columns, row by row."""
-    if path.suffix == ".parquet":
-        table = pq.read_table(path, columns=columns).to_pydict()
-        yield from zip(*([as_text(cell) for cell in table[c]] for c in columns), strict=True)
-        return
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = next(reader)
-        places = [header.index(column) for column in columns]
-        for row in reader:
-            yield tuple(row[place] for place in places)
-
-
-def columns_of(path: Path) -> list[str]:
-    if path.suffix == ".parquet":
-        return pq.read_schema(path).names
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return next(csv.reader(file))
-
-
-@cache
-def plain(text: str) -> str:
-    """An integer that was printed as a float is the integer."""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+    split: int
+    labels: tuple[int, ...]
+    context: tuple[int, ...]
 
 
 class Reference:
@@ -86,21 +61,24 @@ class Reference:
         }
         self.tasks = [task["name"] for task in recipe["tasks"]]
         self.behaviours = [behaviour["name"] for behaviour in recipe["behaviours"]]
-        self.indexed_context = [
-            name for name, (f, _) in self.features.items() if f["side"] == "context" and f["encoding"] == "index"
+        self.texts_of_context = [
+            name
+            for name, (f, _) in self.features.items()
+            if f["side"] == "context" and f["encoding"] in ("index", "hash")
         ]
-        self.bounds = [self._instant(recipe["splits"][name]) for name in (*SPLITS, "end")]
-        self.rows = [row for row in self._log_rows() if row.time < self.bounds[3]]
+        self.shares = recipe["splits"] if "by" in recipe["splits"] else None
+        self.bounds = [] if self.shares else [self._instant(recipe["splits"][name]) for name in (*SPLITS, "end")]
+        self.rows = self._split(list(self._log_rows()))
         self.by_user: dict[Key, list[Row]] = defaultdict(list)
         for row in self.rows:
             self.by_user[row.user].append(row)
-        self.events = self._events()
         self.weights = {"user": Counter(), "item": Counter()}
         self._count_lookups()
         self.side_cells = {side: self._side_cells(side) for side in ("user", "item")}
-        indexed = [name for name, (f, _) in self.features.items() if f["encoding"] == "index"]
+        indexed = [name for name, (f, _) in self.features.items() if f["encoding"] in ("index", "multi")]
         self.vocabularies = {name: self._vocabulary(name) for name in indexed}
         self.ids = {name: {v: k for k, v in enumerate(self.vocabularies[name], FIRST_VALUE)} for name in indexed}
+        self.events = self._events()
 
     def _instant(self, local: Any) -> int:
         """A date of the recipe in the log's ticks, by counting days by hand."""
@@ -108,42 +86,77 @@ class Reference:
         return round((since - timedelta(hours=self.log.get("utc_offset_hours", 0))).total_seconds() * self.ticks)
 
     def _log_rows(self) -> Iterator[Row]:
-        wheres = []
+        wheres, number = [], 0
+        time = self.log.get("time", self.log["user"])  # without a time the user's column stands in, unread
         for behaviour in self.recipe["behaviours"]:
-            always = f"{self.log['time']} >= 0"
-            predicate = behaviour["where"].replace("TRUE", always)
-            column, sign, number = re.fullmatch(r"(\w+) (=|>=) (\d+)", predicate).groups()
-            wheres.append((behaviour["name"], column, sign, float(number)))
-        context = [self.features[name][1] for name in self.indexed_context]
-        wanted = [self.log["user"], self.log["item"], self.log["time"], *(w[1] for w in wheres)]
+            predicate = behaviour["where"].replace("TRUE", f"{time} >= 0").replace('"', "")
+            column, sign, value = re.fullmatch(r"(\w+) (=|>=) (\d+)", predicate).groups()
+            wheres.append((behaviour["name"], column, sign, float(value)))
+        context = [self.features[name][1] for name in self.texts_of_context]
+        wanted = [self.log["user"], self.log["item"], time, *(w[1] for w in wheres)]
         wanted += [*(task["label"] for task in self.recipe["tasks"]), *context]
         first_label, first_context = 3 + len(wheres), 3 + len(wheres) + len(self.tasks)
         for file in self.log["files"]:
             for cells in read_rows(self.raw / file, wanted):
                 happened = frozenset(
                     name
-                    for (name, _, sign, number), cell in zip(wheres, cells[3:first_label], strict=True)
-                    if cell and (float(cell) == number if sign == "=" else float(cell) >= number)
+                    for (name, _, sign, value), cell in zip(wheres, cells[3:first_label], strict=True)
+                    if cell and (float(cell) == value if sign == "=" else float(cell) >= value)
                 )
                 labels = tuple(int(cell) for cell in cells[first_label:first_context])
-                yield Row(
-                    self.key(cells[0]), self.key(cells[1]), int(cells[2]), happened, labels, cells[first_context:]
-                )
+                number += 1
+                instant = int(cells[2]) if "time" in self.log else number
+                yield Row(self.key(cells[0]), self.key(cells[1]), instant, happened, labels, cells[first_context:])
+
+    def _split(self, rows: list[Row]) -> list[Row]:
+        """The rows that are used, each with its split."""
+        if not self.shares:
+            kept = (row for row in rows if row.time < self.bounds[3])
+            return [row._replace(split=self._split_at(row.time)) for row in kept]
+        if self.shares["by"] == "random":
+            return [row._replace(split=self._drawn(row)) for row in rows]
+        of_users: dict[Key, list[Row]] = defaultdict(list)
+        for row in rows:
+            of_users[row.user].append(row)
+        found = []
+        for mine in of_users.values():
+            mine.sort(key=self._order_of_rows)
+            num_test, num_valid = (math.floor(len(mine) * self.shares[s] + 1e-9) for s in ("test", "valid"))
+            num_train = len(mine) - num_test - num_valid
+            splits = ["train"] * num_train + ["valid"] * num_valid + ["test"] * num_test
+            found += [row._replace(split=split) for row, split in zip(mine, splits, strict=True)]
+        return found
+
+    def _order_of_rows(self, row: Row) -> tuple[Any, ...]:
+        happened = [name in row.behaviours for name in self.behaviours]
+        return (row.time, row.item, row.labels, happened, [(text == "", text) for text in row.context])
+
+    def _split_at(self, time: int) -> str | None:
+        started = sum(time >= start for start in self.bounds[:3])
+        return SPLITS[started - 1] if started else None
+
+    def _drawn(self, row: Row) -> str:
+        share = hashed_number(f"{row.user}/{row.item}/{row.time}/{self.shares.get('seed', 0)}") / 2**64
+        test = self.shares["test"]
+        return "test" if share < test else "valid" if share < test + self.shares["valid"] else "train"
 
     def _seeds(self) -> Iterator[tuple[str, Key, Event]]:
         """Behaviour, user and event of every seeded history."""
+        no_labels, no_context = (0,) * len(self.tasks), (NULL,) * len(self.texts_of_context)
         for history in self.recipe.get("history", ()):
             table = pq.read_table(self.raw / history["file"]).to_pydict()
             for user, time, items in zip(*(table[history[c]] for c in ("user", "time", "items")), strict=True):
                 for place, item in enumerate(items or ()):
                     if item is not None:
-                        yield history["behaviour"], user, Event(time, 1 + place, item)
+                        yield history["behaviour"], user, Event(time, 1 + place, item, -1, no_labels, no_context)
 
     def _events(self) -> dict[str, dict[Key, list[Event]]]:
         events = {name: defaultdict(list) for name in self.behaviours}
         for row in self.rows:
+            context = tuple(self.context_id(name, row.time, row.context) for name in self.texts_of_context)
+            split = SPLITS.index(row.split) if row.split else -1
             for name in row.behaviours:
-                events[name][row.user].append(Event(row.time, 0, row.item))
+                events[name][row.user].append(Event(row.time, 0, row.item, split, row.labels, context))
         for name, user, event in self._seeds():
             events[name][user].append(event)
         for by_user in events.values():
@@ -154,15 +167,12 @@ class Reference:
     def _count_lookups(self) -> None:
         """A user is looked up once a training example, an item once a training example or earlier event."""
         for row in self.rows:
-            is_training_example = self.split_of(row.time) == "train"
-            self.weights["user"][row.user] += is_training_example
-            self.weights["item"][row.item] += is_training_example or (
-                row.time < self.bounds[1] and bool(row.behaviours)
-            )
+            self.weights["user"][row.user] += row.split == "train"
+            self.weights["item"][row.item] += row.split == "train" or (row.split is None and bool(row.behaviours))
         for _, _, event in self._seeds():
-            self.weights["item"][event.item] += event.time < self.bounds[1]
+            self.weights["item"][event.item] += not self.bounds or event.time < self.bounds[1]
 
-    def _side_cells(self, side: str) -> dict[Key, dict[str, str]]:
+    def _side_cells(self, side: str) -> dict[Key, dict[str, Cell]]:
         """Key -> feature -> raw text, for all keys of the side files; the first file that has a column gives it."""
         own_key, cells = self.log[side], defaultdict(dict)
         mine = {name: column for name, (f, column) in self.features.items() if f["side"] == side and column != own_key}
@@ -171,11 +181,13 @@ class Reference:
             mine = {n: c for n, c in mine.items() if n not in found}
             for file in source["files"]:
                 for key, *texts in read_rows(self.raw / file, [source["key"], *found.values()]):
-                    cells[self.key(key)].update(zip(found, texts, strict=True))
+                    known = cells[self.key(key)]
+                    if not (source.get("first_row_of_each") and known.keys() >= found.keys()):
+                        known.update(zip(found, texts, strict=True))
         assert not mine, f"no file has {mine}"
         return cells
 
-    def cell(self, name: str, key: Key) -> str:
+    def cell(self, name: str, key: Key) -> Cell:
         """Raw text of a user or item feature; empty where the side files do not know the key."""
         feature, column = self.features[name]
         if column == self.log[feature["side"]]:
@@ -183,58 +195,77 @@ class Reference:
         return self.side_cells[feature["side"]].get(key, {}).get(name, "")
 
     def value(self, name: str, text: str) -> str | None:
-        """The value of an index feature, None for null."""
+        """The value behind a text, None for null."""
         value = plain(text)
         return None if value == "" or value in map(plain, self.features[name][0].get("null_values", ())) else value
 
+    def values(self, name: str, cell: Cell) -> list[str]:
+        """The values of an index or multi feature, without nulls."""
+        feature = self.features[name][0]
+        if feature["encoding"] == "index":
+            parts: Iterable[str] = [str(cell)]
+        else:
+            parts = cell.split(feature.get("separator", ",")) if isinstance(cell, str) else cell
+            parts = [part.strip(" ") for part in parts]
+        found = [value for part in parts if (value := self.value(name, part)) is not None]
+        return found[: feature.get("max_values", 5)]
+
     def number(self, name: str, key: Key) -> float | None:
         """The value of a quantile feature, None for null."""
-        text = self.cell(name, key)
-        return None if text == "" or math.isnan(float(text)) else float(text)
+        value = self.value(name, str(self.cell(name, key)))
+        return None if value is None or math.isnan(float(value)) else float(value)
 
     def _vocabulary(self, name: str) -> dict[str, int]:
         """Value -> training look-ups, in the order of the ids."""
-        texts, counts, side = Counter(), Counter(), self.features[name][0]["side"]
-        if side == "context":
-            place = self.indexed_context.index(name)
-            texts.update(row.context[place] for row in self.rows_of("train"))
+        cells, counts, feature = Counter(), Counter(), self.features[name][0]
+        if feature["side"] == "context":
+            place = self.texts_of_context.index(name)
+            cells.update(row.context[place] for row in self.rows_of("train"))
         else:
-            for key, weight in self.weights[side].items():
-                texts[self.cell(name, key)] += weight
-        for text, count in texts.items():
-            counts[self.value(name, text)] += count
-        seen = [(value, count) for value, count in counts.items() if value is not None and count]
+            for key, weight in self.weights[feature["side"]].items():
+                cells[self.cell(name, key)] += weight
+        for cell, count in cells.items():
+            for value in self.values(name, cell):
+                counts[value] += count
+        seen = [(value, count) for value, count in counts.items() if count >= max(1, feature.get("min_count", 1))]
         return dict(sorted(seen, key=lambda pair: (-pair[1], pair[0])))
 
-    def split_of(self, time: int) -> str | None:
-        """The split that an instant falls into; None before the first."""
-        started = sum(time >= start for start in self.bounds[:3])
-        return SPLITS[started - 1] if started else None
-
     def rows_of(self, split: str) -> Iterable[Row]:
-        return (row for row in self.rows if self.split_of(row.time) == split)
+        return (row for row in self.rows if row.split == split)
 
-    def index_id(self, name: str, text: str) -> int:
-        value = self.value(name, text)
+    def text_id(self, name: str, text: str) -> int:
+        """The id of an index or hash feature."""
+        value, feature = self.value(name, text), self.features[name][0]
         if value is None:
             return NULL
+        if feature["encoding"] == "hash":
+            return FIRST_VALUE + hashed_number(value) % feature["buckets"]
         return self.ids[name].get(value, UNSEEN)
 
-    def side_id(self, name: str, key: Key, edges: dict[str, list[float]]) -> int:
-        """The id of a user or item feature; `edges` are the inner borders of the store's ranges."""
-        if self.features[name][0]["encoding"] == "index":
-            return self.index_id(name, self.cell(name, key))
+    def side_ids(self, name: str, key: Key, edges: dict[str, list[float]]) -> list[int]:
+        """The ids of a user or item feature; `edges` are the inner borders of the store's ranges."""
+        encoding = self.features[name][0]["encoding"]
+        if encoding == "multi":
+            return [self.ids[name].get(v, UNSEEN) for v in self.values(name, self.cell(name, key))] or [NULL]
+        if encoding in ("index", "hash"):
+            return [self.text_id(name, str(self.cell(name, key)))]
         number = self.number(name, key)
         if number is None or number == 0:
-            return NULL if number is None else ZERO
-        return FIRST_RANGE + sum(edge <= number for edge in edges[name])
+            return [NULL if number is None else ZERO]
+        return [FIRST_RANGE + sum(edge <= number for edge in edges[name])]
 
     def context_id(self, name: str, time: int, context: tuple[str, ...]) -> int:
         encoding = self.features[name][0]["encoding"]
-        if encoding == "index":
-            return self.index_id(name, context[self.indexed_context.index(name)])
+        if encoding in ("index", "hash"):
+            return self.text_id(name, context[self.texts_of_context.index(name)])
         local = datetime(1970, 1, 1) + timedelta(seconds=time // self.ticks, hours=self.log.get("utc_offset_hours", 0))
         return FIRST_VALUE + (local.hour if encoding == "hour_of_day" else local.weekday())
+
+    def event_id(self, attribute: str, event: Event, edges: dict[str, list[float]]) -> int:
+        """The id that a sequence reads for an event: of its item, or of its own row of the log."""
+        if self.features[attribute][0]["side"] == "context":
+            return event.context[self.texts_of_context.index(attribute)]
+        return self.side_ids(attribute, event.item, edges)[0]
 
     def history(self, behaviour: str, user: Key, time: int) -> list[Event]:
         """Events of the user strictly before an instant, oldest first."""

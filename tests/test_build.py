@@ -1,11 +1,7 @@
 """Building a store: what is refused and how, what is left behind, and that equal rows give equal bytes."""
 
-import os
 import random
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from data_fixtures import QUIET, ROOT, Dataset, build_shop, shop_recipe, shop_rows, write_shop
+from data_fixtures import QUIET, Dataset, build_shop, shop_recipe, shop_rows, write_shop
 from infnet_rec.data import build as build_module
 from infnet_rec.data import sides, timeline
 from infnet_rec.data.build import build
@@ -265,32 +261,3 @@ def test_a_store_of_another_version_or_none_is_refused(tmp_path: Path) -> None:
         Store(manifest.parent)
     with pytest.raises(Fault, match=r"nowhere: holds no manifest\.json; make a store with 'infnet-rec data build'"):
         Store(tmp_path / "nowhere")
-
-
-BUILD_SHOP = """
-import sys
-import time
-from pathlib import Path
-from data_fixtures import shop_recipe
-from infnet_rec.data.build import Progress, build
-say = Progress(lambda stage, *_: print(stage, flush=True), lambda _: None)
-build(shop_recipe(), Path(sys.argv[1]) / "raw", Path(sys.argv[1]) / "store", say, replace=True)
-"""
-
-
-@pytest.mark.parametrize("stage", ["reading", "sorting", "writing", "hashing"])
-def test_a_killed_build_leaves_the_old_store_or_a_whole_one(stage: str, tmp_path: Path) -> None:
-    """Killed a random moment after a stage has begun; the next build clears up."""
-    write_shop(tmp_path / "raw")
-    if stage in ("sorting", "hashing"):
-        build(shop_recipe(), tmp_path / "raw", tmp_path / "store", QUIET)
-    command = [sys.executable, "-c", BUILD_SHOP, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
-        assert any(line.startswith(stage) for line in child.stdout)
-        time.sleep(random.random() * 0.05)
-        child.kill()
-    if stage in ("sorting", "hashing") or (tmp_path / "store").exists():
-        assert check_store(Store(tmp_path / "store")) == []
-    build(shop_recipe(), tmp_path / "raw", tmp_path / "store", QUIET, replace=True)
-    assert {path.name for path in tmp_path.iterdir()} <= {"raw", "store"}

@@ -14,9 +14,10 @@ from kiosk import FILES, Edit, add, hashes, kiosk, swap
 
 # Names that the build uses itself, that SQL reserves, or that need quoting.
 ODD_NAMES = [
-    'user"id', "user id", "select", "key", "weight", "split", "position", "file_", "bad_", "line_", "item_key", "r", "w",
-    "t_price", "user_key", "index", "log", "rows", "users", "value", "count", "place", "ids", "it's", "naïve", "a.b",
-    "label_click", "is_click", "context_page", "example_", "csv_line", "column 1", "row", "true", "null", "time as text",
+    'user"id', "user id", "select", "key", "weight", "split", "position", "file_", "bad_", "line_", "item_key", "r",
+    "w", "t_price", "user_key", "index", "log", "rows", "users", "value", "count", "place", "ids", "it's", "naïve",
+    "a.b", "label_click", "is_click", "context_page", "example_", "csv_line", "column 1", "row", "true", "null",
+    "time as text",
 ]  # fmt: skip
 
 

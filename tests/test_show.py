@@ -57,7 +57,7 @@ def raw_value(reference: Reference, name: str, key: Key) -> str | float | None:
 def raw_row(shown: dict[str, Any], reference: Reference) -> Row:
     """The row of the log that is shown; of near twins the one with the same context."""
     values = {f["feature"]: f["value"] for f in shown["features"]}
-    names = reference.indexed_context
+    names = reference.texts_of_context
     for row in reference.by_user[shown["user"]]:
         if (row.item, row.time, row.labels) == (shown["item"], shown["time"], tuple(shown["labels"].values())):
             texts = [reference.value(n, text) for n, text in zip(names, row.context, strict=True)]
@@ -77,7 +77,7 @@ def test_an_example_is_shown_as_the_raw_files_have_it(data: Dataset, split: str)
         shown = describe_example(store, split, number, SHOWN)
         assert json.loads(json.dumps(shown)) == shown
         row = raw_row(shown, reference)
-        assert (shown["split"], shown["row"]) == (split, number) and reference.split_of(row.time) == split
+        assert (shown["split"], shown["row"]) == (split, number) and row.split == split
         assert shown["labels"] == dict(zip(reference.tasks, row.labels, strict=True))
         assert shown["local_time"] == local_time(reference, row.time)
         assert [f["feature"] for f in shown["features"]] == [
@@ -90,8 +90,8 @@ def test_an_example_is_shown_as_the_raw_files_have_it(data: Dataset, split: str)
             name, side = feature["feature"], feature["side"]
             if side != "context":
                 assert_means(feature, reference, name, raw_value(reference, name, getattr(row, side)))
-            elif name in reference.indexed_context:
-                text = row.context[reference.indexed_context.index(name)]
+            elif name in reference.texts_of_context:
+                text = row.context[reference.texts_of_context.index(name)]
                 assert_means(feature, reference, name, reference.value(name, text))
             else:
                 clock = datetime.fromisoformat(shown["local_time"])

@@ -105,10 +105,10 @@ def is_null_and_unseen(reference: Reference, name: str, row: Any) -> tuple[bool,
     if feature["encoding"] == "quantile":
         return reference.number(name, getattr(row, feature["side"])) is None, False
     if feature["side"] == "context":
-        text = row.context[reference.indexed_context.index(name)]
+        text = row.context[reference.texts_of_context.index(name)]
     else:
         text = reference.cell(name, getattr(row, feature["side"]))
-    id_ = reference.index_id(name, text)
+    id_ = reference.text_id(name, text)
     return id_ == NULL, id_ == UNSEEN
 
 

@@ -129,8 +129,8 @@ def _share_out(connection: duckdb.DuckDBPyConnection, recipe: Recipe, splits: Sh
         # All that a row has, so that the order of the raw rows does not show.
         ties = [f"label_{t.name}" for t in recipe.tasks] + [f"is_{b.name}" for b in recipe.behaviours]
         context = [f for f in recipe.features if f.side == "context" and f.encoding in ("index", "hash")]
-        ties += [f"context_{name}" for f in context for name in f.named_columns]
         order = ", ".join(["time", "item_key", *map(quoted, ties)])
+        order += "".join(f", NULLIF({quoted('context_' + name)}, '')" for f in context for name in f.named_columns)
         source = f"""(SELECT *, count(*) OVER (PARTITION BY user_key) AS n,
             row_number() OVER (PARTITION BY user_key ORDER BY {order}) AS k FROM log)"""
         num_test = f"floor(n * {splits.test} + {SHARE_SLACK})"
@@ -153,12 +153,16 @@ def _seed_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int,
         f"{'TRUE' if b.name == history.behaviour else 'FALSE'} AS {quoted('is_' + b.name)}" for b in recipe.behaviours
     )
     items = quoted(history.items)
+    split = str(HISTORY_ONLY)
+    if isinstance(recipe.splits, TimeSplits):
+        # No example; but training must not count what came after its end.
+        split = f"CASE WHEN time < {recipe.instant(recipe.splits.valid)} THEN {HISTORY_ONLY} ELSE {VALID} END"
     item = f"CAST(unnest({items}) AS {'BIGINT' if recipe.log.id_type == 'int64' else 'VARCHAR'})"
+    user, time = key_sql(recipe, table, history.user), table.integer(history.time)
     with faults_of(f"history {history.file}"):
         connection.execute(
-            f"""INSERT INTO log BY NAME SELECT * FROM (SELECT {key_sql(recipe, table, history.user)} AS user_key,
-            {table.integer(history.time)} AS time, {item} AS item_key,
-            unnest(range(1, len({items}) + 1)) AS position, FALSE AS example_, {HISTORY_ONLY} AS split, {flags}
+            f"""INSERT INTO log BY NAME SELECT *, {split} AS split FROM (SELECT {user} AS user_key, {time} AS time,
+            {item} AS item_key, unnest(range(1, len({items}) + 1)) AS position, FALSE AS example_, {flags}
             FROM {table.scan({})}) WHERE item_key IS NOT NULL"""
         )
     for column, name in (("time", history.time), ("user_key", history.user)):
