@@ -75,7 +75,7 @@ def pieces(
 
 
 def rows_of(store: Store, split: str, num_examples: int, order: Literal["stored", "shuffled"]) -> np.ndarray:
-    """The first examples of a split, as they stand, or shuffled as a trainer wants to meet them.
+    """The first examples of a split as they stand, or some from all over it as a trainer wants to meet them.
 
     Stored, neighbours are examples of one user whose histories repeat: Parquet then compresses and decodes better than
     any training order allows.
@@ -85,7 +85,9 @@ def rows_of(store: Store, split: str, num_examples: int, order: Literal["stored"
     """
     if num_examples > store.num_examples(split):
         raise Fault(f"num_examples = {num_examples}: split {split} has {store.num_examples(split)}")
-    return np.arange(num_examples) if order == "stored" else np.random.default_rng(0).permutation(num_examples)
+    if order == "stored":
+        return np.arange(num_examples)
+    return np.random.default_rng(0).choice(store.num_examples(split), num_examples, replace=False)
 
 
 def write_parquet(

@@ -79,4 +79,4 @@ def history(**columns: list[Any]) -> Edit:
 
 def hashes(store: Path) -> dict[str, str]:
     """Of all columnar files; equal hashes are equal stores."""
-    return {name: file["blake2b"] for name, file in Store(store).manifest["files"].items()}
+    return {name: file["sha256"] for name, file in Store(store).manifest["files"].items()}

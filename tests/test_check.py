@@ -152,6 +152,6 @@ def test_people_get_the_first_difference_and_json_all(
         assert left.value.code == 3
         outputs.append(capsys.readouterr().out)
     first, second = outputs[0].splitlines()
-    assert first == f"{store} is not what its manifest says" and second.startswith("  events/buy.arrow: blake2b is ")
+    assert first == f"{store} is not what its manifest says" and second.startswith("  events/buy.arrow: sha256 is ")
     faults = json.loads(outputs[1])["faults"]
     assert [fault.split(":")[0] for fault in faults] == ["events/buy.arrow", "items.arrow", "vocab/sku.arrow"]

@@ -199,6 +199,6 @@ def test_check_says_no_with_code_3(shop: Dataset, run: Any, tmp_path: Path) -> N
     items = store / "items.arrow"
     items.write_bytes(items.read_bytes()[::-1])
     code, out, _ = run("data", "check", store)
-    assert code == 3 and re.search(r"is not what its manifest says\n  items\.arrow: blake2b", out)
+    assert code == 3 and re.search(r"is not what its manifest says\n  items\.arrow: sha256", out)
     code, out, _ = run("data", "check", store, "--json")
     assert code == 3 and json.loads(out)["ok"] is False and "items.arrow" in json.loads(out)["faults"][0]

@@ -25,9 +25,9 @@ Example:
 )
 def generate(
     out: Annotated[Path, typer.Option(help="A new folder.")],
-    examples: Annotated[int, typer.Option(help="Rows of the standard logs.")],
+    examples: Annotated[int, typer.Option(help="Rows of the log that is trained on.")],
     dataset: Annotated[
-        str, typer.Option(help="Whose file format: kuairand-pure, kuairand-1k, kuairand-27k.")
+        str, typer.Option(help="Whose file format: kuairand-pure, -1k, -27k, or qb-video.")
     ] = "kuairand-pure",
     users: Annotated[int | None, typer.Option(help="Default: as many as the real data would have.")] = None,
     items: Annotated[int | None, typer.Option(help="Default: as many as the real data would have.")] = None,

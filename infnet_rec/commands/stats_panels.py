@@ -87,7 +87,7 @@ def histories(axes: Axes, report: JSON) -> None:
     for k, (name, facts) in enumerate(ranked):
         points = [point for point in facts["train"]["curve_at_least"] if point[0] > 0] or [(1, 0.0)]
         longest = max(longest, points[-1][0])
-        label = f"{name}: mean {facts['train']['mean']:.2g}"
+        label = f"{name}: mean {_mean(facts)}"
         axes.plot(*zip(*points, strict=True), color=_colour(k), linestyle=_style(k), label=label)
     axes.set(xscale="log", xlabel="n", ylabel="share of training examples with at least n")
     axes.set_xlim(1, longest)
@@ -97,7 +97,7 @@ def histories(axes: Axes, report: JSON) -> None:
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.legend(loc="upper left", ncols=2)
     name, facts = ranked[0]
-    _title(axes, f"The longest history: {name}, {facts['train']['mean']:.3g} events before a training example")
+    _title(axes, f"The longest history: {name}, {_mean(facts)} events before a training example")
 
 
 def label_rates(axes: Axes, report: JSON) -> None:
@@ -220,6 +220,12 @@ def _log_axes(axes: Axes, **labels: str) -> None:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def _mean(facts: dict[str, Any]) -> str:
+    """The mean length of a history, as a person would say it."""
+    mean = facts["train"]["mean"]
+    return f"{mean:,.0f}" if mean >= 10 else f"{mean:.1f}"
 
 
 def _short(value: float) -> str:

@@ -25,7 +25,7 @@ from infnet_rec.data.sides import SideTables, sorted_keys
 from infnet_rec.data.sources import SIDES, RawFiles, open_raw
 from infnet_rec.data.spool import ColumnSpool
 from infnet_rec.data.store import SPLITS, hash_files, to_arrow, write_arrow
-from infnet_rec.data.timeline import Bucketing, Timeline, fit_context, run_timeline, user_buckets
+from infnet_rec.data.timeline import Bucketing, Timeline, count_users, fit_context, run_timeline
 from infnet_rec.data.vocab import Vocabulary, vocabulary_columns
 from infnet_rec.faults import Fault
 from infnet_rec.schema import Side
@@ -164,7 +164,8 @@ class _Construction:
             self.connection,
             Bucketing(self.recipe, vocabularies),
             self.work / "spools",
-            user_buckets(self.connection, num_users, self.part_gib),
+            count_users(self.connection, self.recipe, num_users),
+            bucket_gib=self.part_gib,
             num_threads=self.num_threads,
             progress=self._adding(),
         )

@@ -187,7 +187,7 @@ def _fetch_file(
 ) -> None:
     place = partial / name
     place.parent.mkdir(parents=True, exist_ok=True)
-    digest, num_bytes = hashlib.blake2b(digest_size=16), 0
+    digest, num_bytes = hashlib.sha256(), 0
 
     def hashed() -> Iterator[bytes]:
         nonlocal num_bytes
@@ -202,7 +202,7 @@ def _fetch_file(
         with temporary.open("wb") as file:
             file.writelines(hashed())
             os.fsync(file.fileno())
-        for what, found in (("bytes", num_bytes), ("blake2b", digest.hexdigest())):
+        for what, found in (("bytes", num_bytes), ("sha256", digest.hexdigest())):
             if found != facts[what]:
                 raise Fault(
                     f"store {remote.url}: {name} is not what the manifest says ({what} {found}, not {facts[what]}); "

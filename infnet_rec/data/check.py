@@ -76,9 +76,9 @@ def _hashes(store: Store, progress: Progress) -> Iterator[str]:
     for name, recorded in sorted(store.manifest["files"].items()):
         path = store.path / name
         if path.is_file() and path.stat().st_size == recorded["bytes"]:
-            found = hash_files(store.path, [name], progress)[name]["blake2b"]
-            if found != recorded["blake2b"]:
-                yield f"{name}: blake2b is {found}, the manifest says {recorded['blake2b']}"
+            found = hash_files(store.path, [name], progress)[name]["sha256"]
+            if found != recorded["sha256"]:
+                yield f"{name}: sha256 is {found}, the manifest says {recorded['sha256']}"
 
 
 def _row_counts(store: Store) -> Iterator[str]:

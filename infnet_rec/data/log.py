@@ -194,10 +194,27 @@ def weigh(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
 
 
 def join_numbers(connection: duckdb.DuckDBPyConnection) -> None:
-    """Turns `log` into `rows`: the same with `user` and `item`, the numbers, in the place of the keys."""
-    connection.execute(
-        """CREATE TABLE rows AS SELECT users.index AS user, items.index AS item,
-        log.* EXCLUDE (user_key, item_key, file_, line_, bad_)
-        FROM log JOIN users ON users.key = user_key JOIN items ON items.key = item_key"""
-    )
-    connection.execute("DROP TABLE log")
+    """Creates `rows`: the log with `user` and `item`, the numbers, in the place of the keys.
+
+    Keys that are whole numbers without a gap, as KuaiRand's are, number themselves: `rows` is then the log seen
+    otherwise, and nothing is joined or written.
+    """
+    numbers, joins = [], []
+    for side in ("user", "item"):
+        first = _first_of_dense(connection, f"{side}s")
+        if first is None:
+            joins.append(f"JOIN {side}s ON {side}s.key = {side}_key")
+        numbers.append(
+            f"{side}s.index AS {side}" if first is None else f"CAST({side}_key - {first} AS INTEGER) AS {side}"
+        )
+    query = f"""SELECT {", ".join(numbers)}, log.* EXCLUDE (user_key, item_key, file_, line_, bad_)
+        FROM log {" ".join(joins)}"""
+    connection.execute(f"CREATE {'TABLE' if joins else 'VIEW'} rows AS {query}")
+    if joins:
+        connection.execute("DROP TABLE log")
+
+
+def _first_of_dense(connection: duckdb.DuckDBPyConnection, table: str) -> int | None:
+    """The smallest key, where the keys are whole numbers without a gap."""
+    low, high, count = connection.execute(f"SELECT min(key), max(key), count(*) FROM {table}").fetchall()[0]
+    return low if isinstance(low, int) and high - low + 1 == count else None

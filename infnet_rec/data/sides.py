@@ -196,45 +196,48 @@ class SideTables:
             yield spool
 
     def _encoded(self, cursor: duckdb.DuckDBPyConnection, start: int, stop: int, width: int) -> np.ndarray:
-        """The ids of rows start..stop-1, int32 [rows, width]."""
-        range_sql = f"index >= {start} AND index < {stop}"
-        ends = cursor.execute(f"SELECT min(key), max(key) FROM {self.side}s WHERE {range_sql}").fetchall()[0]
+        """The ids of rows start..stop-1, int32 [rows, width]. A row that a source does not have is null there."""
+        ends = cursor.execute(
+            f"SELECT min(key), max(key) FROM {self.side}s WHERE index >= {start} AND index < {stop}"
+        ).fetchall()[0]
         low, high = (literal(key) if isinstance(key, str) else str(key) for key in ends)
-        within = f"WHERE key >= {low} AND key <= {high}"  # constants, so that DuckDB skips what lies elsewhere
-        names = {f"coded_{self.side}_{f.source}" for f in self.features}
-        names |= {f"side_{self.side}_{f.source}" for f in self.features if f.source != OWN}
-        names |= {f"multi_{f.name}" for f in self.features if f.recipe.encoding == "multi"}
-        joins = [f"LEFT JOIN (SELECT * FROM {quoted(n)} {within}) AS {quoted(n)} USING (key)" for n in sorted(names)]
-        columns = [sql for f in self.features for sql in self._columns(f)]
-        found = cursor.execute(
-            f"""SELECT {", ".join(f"{sql} AS c{k}" for k, sql in enumerate(columns)) or "NULL"}
-            FROM (SELECT * FROM {self.side}s WHERE {range_sql}) AS s {" ".join(joins)} ORDER BY s.index"""
-        ).fetchnumpy()
-        ids = np.empty((stop - start, width), np.int32)
+        ids = np.full((stop - start, width), NULL_ID, np.int32)
+        reads: dict[str, list[tuple[int, Vocabulary, str]]] = {}
         place = 0
         for feature in self.features:
             vocabulary = self.vocabularies[feature.name]
-            for _ in range(vocabulary.max_values):
-                column = found[f"c{place}"]
+            table, columns = self._columns(feature)
+            reads.setdefault(table, []).extend((place + k, vocabulary, sql) for k, sql in enumerate(columns))
+            ids[:, place + 1 : place + len(columns)] = EMPTY_SLOT
+            place += len(columns)
+        for table, wanted in reads.items():
+            columns = "".join(f", {sql} AS c{place}" for place, _, sql in wanted)
+            # Constants, so that DuckDB skips what lies elsewhere.
+            within = f"(SELECT * FROM {quoted(table)} WHERE key >= {low} AND key <= {high})"
+            found = cursor.execute(
+                f"""SELECT s.index{columns} FROM {within} AS t JOIN {self.side}s AS s USING (key)
+                WHERE s.index >= {start} AND s.index < {stop}"""
+            ).fetchnumpy()
+            row_N = np.asarray(found["index"]) - start
+            for place, vocabulary, _ in wanted:
+                column = np.asarray(found[f"c{place}"])
                 quantile = vocabulary.encoding == "quantile"
-                ids[:, place] = vocabulary.encode_numbers(np.asarray(column, np.float64)) if quantile else column
-                place += 1
+                ids[row_N, place] = vocabulary.encode_numbers(column.astype(np.float64)) if quantile else column
         return ids
 
-    def _columns(self, feature: SideFeature) -> list[str]:
-        """SQL of the feature's columns: its number, its id, or its several ids."""
+    def _columns(self, feature: SideFeature) -> tuple[str, list[str]]:
+        """The table to read, and SQL of the feature's columns: its number, its id, or its several ids."""
+        coded = f"coded_{self.side}_{feature.source}"
         match feature.recipe.encoding:
             case "quantile":
-                table = f"coded_{self.side}_{OWN}" if feature.source == OWN else f"side_{self.side}_{feature.source}"
-                number = feature.number if feature.source == OWN else f"{quoted(table)}.{feature.number}"
-                return [f"coalesce({number}, 'nan'::DOUBLE)"]
+                table = coded if feature.source == OWN else f"side_{self.side}_{feature.source}"
+                return table, [f"coalesce({feature.number}, 'nan'::DOUBLE)"]
             case "multi":
-                ids = f"{quoted('multi_' + feature.name)}.ids"
-                empty = [str(NULL_ID)] + [str(EMPTY_SLOT)] * (feature.recipe.max_values - 1)
-                return [f"coalesce({ids}[{k}], {fallback})" for k, fallback in enumerate(empty, start=1)]
+                empty = [NULL_ID] + [EMPTY_SLOT] * (feature.recipe.max_values - 1)
+                ids = [f"coalesce(ids[{k}], {fallback})" for k, fallback in enumerate(empty, start=1)]
+                return f"multi_{feature.name}", ids
             case _:
-                coded = quoted(f"coded_{self.side}_{feature.source}")
-                return [f"coalesce({coded}.{quoted('f_' + feature.name)}, {NULL_ID})"]
+                return coded, [f"coalesce({quoted('f_' + feature.name)}, {NULL_ID})"]
 
 
 def _fitted(

@@ -8,7 +8,7 @@
                              entry
     examples/<split>.arrow   user, item (int32), time (int64), context ids (uint8, uint16 or int32, as the table needs),
                              labels (uint8), and per behaviour the number of the user's events strictly before the
-                             example (uint32, `seen_<behaviour>`)
+                             example (`seen_<behaviour>`; uint8, uint16 or uint32, as the longest history needs)
     vocab/<table>.arrow      what each id of a table means
 
 Every file is uncompressed Arrow IPC with a single record batch, so that each column is one contiguous array on disk:
@@ -216,15 +216,15 @@ class Store:
 def hash_files(
     root: Path, names: Iterable[str], progress: Callable[[int], None] = lambda _: None, *, num_threads: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """Size and blake2b hash of files below `root`, by their relative names; `progress` hears of bytes just read."""
+    """Size and SHA-256 of files below `root`, by their relative names; `progress` hears of bytes just read."""
 
     def hashed(name: str) -> dict[str, Any]:
-        digest = hashlib.blake2b(digest_size=16)
+        digest = hashlib.sha256()
         with (root / name).open("rb") as file:
             while chunk := file.read(HASH_CHUNK_BYTES):
                 digest.update(chunk)
                 progress(len(chunk))
-        return {"bytes": (root / name).stat().st_size, "blake2b": digest.hexdigest()}
+        return {"bytes": (root / name).stat().st_size, "sha256": digest.hexdigest()}
 
     names = sorted(names)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="hash") as pool:

@@ -55,16 +55,34 @@ def fit_context(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[s
     return found
 
 
-def user_buckets(connection: duckdb.DuckDBPyConnection, num_users: int, memory_gib: float) -> list[tuple[int, int]]:
-    """Ranges of users whose rows fit in `memory_gib` GiB together; a user is never cut."""
-    found: Any = connection.execute("SELECT user, count(*) AS n FROM rows GROUP BY 1").fetchnumpy()
+@dataclass(frozen=True, slots=True)
+class UserCounts:
+    """How much there is of each user, known before anything is sorted.
+
+    Attributes:
+        rows_U: rows of each user.
+        most_events: for each behaviour, the events of the user who has most.
+    """
+
+    rows_U: np.ndarray
+    most_events: dict[str, int]
+
+    def buckets(self, memory_gib: float) -> list[tuple[int, int]]:
+        """Ranges of users whose rows fit in `memory_gib` GiB together; a user is never cut."""
+        bucket_rows = int(min(MAX_BUCKET_ROWS, max(1, memory_gib * 2**30 / BYTES_A_ROW)))
+        starts = np.flatnonzero(np.diff((np.cumsum(self.rows_U) - self.rows_U) // bucket_rows, prepend=-1))
+        if not len(self.rows_U):
+            return [(0, 0)]
+        return list(zip(starts.tolist(), [*starts[1:].tolist(), len(self.rows_U)], strict=True))
+
+
+def count_users(connection: duckdb.DuckDBPyConnection, recipe: Recipe, num_users: int) -> UserCounts:
+    """Counts the rows and events of every user."""
+    events = [f", count(*) FILTER ({quoted('is_' + b.name)}) AS e{v}" for v, b in enumerate(recipe.behaviours)]
+    found: Any = connection.execute(f"SELECT user, count(*) AS n{''.join(events)} FROM rows GROUP BY 1").fetchnumpy()
     rows_U = np.zeros(num_users, np.int64)
     rows_U[found["user"]] = found["n"]
-    bucket_rows = int(min(MAX_BUCKET_ROWS, max(1, memory_gib * 2**30 / BYTES_A_ROW)))
-    starts = np.flatnonzero(np.diff((np.cumsum(rows_U) - rows_U) // bucket_rows, prepend=-1))
-    if not num_users:
-        return [(0, 0)]
-    return list(zip(starts.tolist(), [*starts[1:].tolist(), num_users], strict=True))
+    return UserCounts(rows_U, {b.name: int(found[f"e{v}"].max(initial=0)) for v, b in enumerate(recipe.behaviours)})
 
 
 def _starts(user_N: np.ndarray, time_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -214,12 +232,18 @@ def id_dtype(num_rows: int) -> str:
     return "uint8" if num_rows <= 2**8 else "uint16" if num_rows <= 2**16 else "int32"
 
 
+def count_dtype(most: int) -> str:
+    """The narrowest type that counts so far."""
+    return "uint8" if most < 2**8 else "uint16" if most < 2**16 else "uint32"
+
+
 def run_timeline(
     connection: duckdb.DuckDBPyConnection,
     bucketing: Bucketing,
     folder: Path,
-    buckets: list[tuple[int, int]],
+    counts: UserCounts,
     *,
+    bucket_gib: float,
     num_threads: int,
     progress: Callable[[int], None],
 ) -> Timeline:
@@ -229,7 +253,8 @@ def run_timeline(
         connection: where `rows` lives.
         bucketing: the dataset.
         folder: for the spools.
-        buckets: from `user_buckets`.
+        counts: from `count_users`.
+        bucket_gib: memory for a bucket.
         num_threads: buckets in work at a time.
         progress: called with the number of rows of each finished bucket.
     """
@@ -238,21 +263,21 @@ def run_timeline(
     context = [n for f in recipe.features if f.side == "context" for n in f.named_columns]
     columns |= {f"context_{name}": id_dtype(bucketing.vocabularies[name].num_rows) for name in context}
     columns |= {f"label_{task.name}": "uint8" for task in recipe.tasks}
-    columns |= {f"seen_{behaviour.name}": "uint32" for behaviour in recipe.behaviours}
+    columns |= {f"seen_{name}": count_dtype(most) for name, most in counts.most_events.items()}
     event = {"item": "int32", "time": "int64"}
     event |= {f"context_{name}": columns[f"context_{name}"] for name in event_context(recipe)}
     timeline = Timeline(
         recipe,
         {b.name: ColumnSpool(folder / "events" / b.name, event) for b in recipe.behaviours},
         {split: ColumnSpool(folder / "examples" / split, columns) for split in SPLITS},
-        np.zeros((buckets[-1][1], len(recipe.behaviours)), np.int64),
+        np.zeros((len(counts.rows_U), len(recipe.behaviours)), np.int64),
         {split: {task.name: 0 for task in recipe.tasks} for split in SPLITS},
     )
 
     def read(bucket: tuple[int, int]) -> Part:
         return bucketing.read(connection.cursor(), *bucket)
 
-    for part in in_order(read, buckets, num_threads):
+    for part in in_order(read, counts.buckets(bucket_gib), num_threads):
         timeline.add(part)
         progress(part.num_rows)
     return timeline

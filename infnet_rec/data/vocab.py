@@ -98,13 +98,16 @@ def fit_index(connection: duckdb.DuckDBPyConnection, rows: str, recipe: FeatureR
 def fit_quantile(connection: duckdb.DuckDBPyConnection, rows: str, feature: str, num_ranges: int) -> Vocabulary:
     """Borders of ranges that hold equally many training rows, exact zeros aside; `rows` as for `fit_index`."""
     found = connection.execute(
-        f"""SELECT value, sum(weight)::DOUBLE AS weight FROM ({rows})
-        WHERE weight > 0 AND NOT isnan(value) AND value != 0 GROUP BY 1 ORDER BY 1"""
+        f"""SELECT CAST(value AS DOUBLE) AS value, CAST(weight AS BIGINT) AS weight FROM ({rows})
+        WHERE weight > 0 AND value IS NOT NULL AND NOT isnan(value) AND value != 0"""
     ).fetchnumpy()
-    values, weights = np.asarray(found["value"], np.float64), np.asarray(found["weight"], np.float64)
+    values, weights = np.asarray(found["value"], np.float64), np.asarray(found["weight"])
     edges = np.empty(0)
     if len(values):
-        cumulative = np.cumsum(weights)
+        order = np.argsort(values)
+        values, cumulative = values[order], np.cumsum(weights[order])
+        last = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # of each distinct value
+        values, cumulative = values[last], cumulative[last]
         at = np.searchsorted(cumulative, cumulative[-1] * np.arange(1, num_ranges) / num_ranges, side="left")
         edges = np.unique(values[np.minimum(at + 1, len(values) - 1)])
     return Vocabulary(feature, "quantile", FIRST_RANGE_ID + len(edges) + 1, edges=edges)
