@@ -97,7 +97,8 @@ class JaggedTokens:
         weight_NRS = torch.exp(score_NRS - top_BR.index_select(0, self.example_N)[..., None])
 
         total_BR = _sum_tiles(weight_NRS.sum(dim=-1), self.example_N, query_BRD.shape[0])
-        value_BRD = _sum_tiles(widened(weight_NRS @ self.tile_NSD), self.example_N, query_BRD.shape[0])
+        value_NRD = widened(weight_NRS.to(self.tile_NSD.dtype) @ self.tile_NSD)
+        value_BRD = _sum_tiles(value_NRD, self.example_N, query_BRD.shape[0])
         # The highest score weighs exp(0), so a total below 1 is that of an example without tokens: 0 / 1.
         return times_gate(value_BRD / total_BR.clamp(min=1)[..., None], self.gate_BD)
 

@@ -171,7 +171,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
         from infnet_rec.model import fused_kernels
 
         query_BRD, token_LD, start_X, read_BRD, norm_BR = ctx.saved_tensors

@@ -22,11 +22,13 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 
 # The smallest side of a matrix that `tl.dot` takes.
 MIN_SIDE = 16
 # Tokens of a block under the interpreter, where nothing is tuned: small tests should have several blocks too.
 INTERPRETED_BLOCK = 16
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,15 @@ def _queries(SIZE: tl.constexpr) -> Any:
 
 
 @triton.jit
+def _product(left: tl.tensor, right: tl.tensor) -> Any:
+    """Matrix product, summed in float32."""
+    # The interpreter multiplies bfloat16 as if its bits were an integer's.
+    if INTERPRETED:
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, input_precision="ieee")
+
+
+@triton.jit
 def attend_forward(inputs: tl.tuple, outputs: tl.tuple, SIZE: tl.constexpr, BLOCK: tl.constexpr) -> None:
     """Reads the tokens.
 
@@ -138,7 +149,7 @@ def attend_forward(inputs: tl.tuple, outputs: tl.tuple, SIZE: tl.constexpr, BLOC
         row_N, there_N = _rows(begin, runs, BLOCK)
         place_ND, there_ND = _tokens(row_N, there_N, SIZE)
         token_ND = tl.load(token_ptr + place_ND, mask=there_ND, other=0.0)
-        score_RN = tl.dot(query_RD, tl.trans(token_ND), input_precision="ieee")
+        score_RN = _product(query_RD, tl.trans(token_ND))
         score_RN = tl.where(there_N[None, :], score_RN, -float("inf"))
         # A block holds a token, so the new top is a number even where the old one is not.
         new_top_R = tl.maximum(top_R, tl.max(score_RN, 1))
@@ -146,7 +157,7 @@ def attend_forward(inputs: tl.tuple, outputs: tl.tuple, SIZE: tl.constexpr, BLOC
         shrink_R = tl.exp(top_R - new_top_R)
         total_R = total_R * shrink_R + tl.sum(weight_RN, 1)
         read_RD = read_RD * shrink_R[:, None]
-        read_RD += tl.dot(weight_RN.to(token_ND.dtype), token_ND, input_precision="ieee")
+        read_RD += _product(weight_RN.to(token_ND.dtype), token_ND)
         top_R = new_top_R
     # An example without tokens reads 0; its norm is never used.
     total_R = tl.where(total_R > 0, total_R, 1.0)
@@ -174,11 +185,12 @@ def attend_backward(
     read_ptr, norm_ptr = outputs
     given_ptr, grad_query_ptr, grad_token_ptr = gradients
     place_R, there_R, place_RD, there_RD = _queries(SIZE)
-    given_RD = tl.load(given_ptr + place_RD, mask=there_RD, other=0.0)
-    given_read_R = tl.sum(given_RD * tl.load(read_ptr + place_RD, mask=there_RD, other=0.0), 1)
+    # Rounded first, so that what is subtracted below errs as what it is subtracted from.
+    given_RD = tl.load(given_ptr + place_RD, mask=there_RD, other=0.0).to(token_ptr.dtype.element_ty)
+    read_RD = tl.load(read_ptr + place_RD, mask=there_RD, other=0.0)
+    given_read_R = tl.sum(given_RD.to(tl.float32) * read_RD, 1)
     norm_R = tl.load(norm_ptr + place_R, mask=there_R, other=0.0)
     query_RD = tl.load(query_ptr + place_RD, mask=there_RD, other=0.0).to(token_ptr.dtype.element_ty)
-    given_RD = given_RD.to(token_ptr.dtype.element_ty)
     query_DR, given_DR = tl.trans(query_RD), tl.trans(given_RD)
     grad_query_RD = tl.zeros([SIZE.padded_queries, SIZE.padded_width], tl.float32)
     runs = _runs(offset_ptr, SIZE)
@@ -186,27 +198,32 @@ def attend_backward(
         row_N, there_N = _rows(begin, runs, BLOCK)
         place_ND, there_ND = _tokens(row_N, there_N, SIZE)
         token_ND = tl.load(token_ptr + place_ND, mask=there_ND, other=0.0)
-        score_NR = tl.dot(token_ND, query_DR, input_precision="ieee")
+        score_NR = _product(token_ND, query_DR)
         # Without the mask, exp of an absent token's score 0 may be infinite, and infinite times 0 is no number.
         weight_NR = tl.where(there_N[:, None], tl.exp(score_NR - norm_R[None, :]), 0.0)
-        given_token_NR = tl.dot(token_ND, given_DR, input_precision="ieee")
+        given_token_NR = _product(token_ND, given_DR)
         grad_score_NR = (weight_NR * (given_token_NR - given_read_R[None, :])).to(token_ND.dtype)
-        grad_token_ND = tl.dot(weight_NR.to(token_ND.dtype), given_RD, input_precision="ieee")
-        grad_token_ND += tl.dot(grad_score_NR, query_RD, input_precision="ieee")
+        grad_token_ND = _product(weight_NR.to(token_ND.dtype), given_RD)
+        grad_token_ND += _product(grad_score_NR, query_RD)
         tl.store(grad_token_ptr + place_ND, grad_token_ND, mask=there_ND)
-        grad_query_RD += tl.dot(tl.trans(grad_score_NR), token_ND, input_precision="ieee")
+        grad_query_RD += _product(tl.trans(grad_score_NR), token_ND)
     tl.store(grad_query_ptr + place_RD, grad_query_RD, mask=there_RD)
 
 
 def _candidates(configs: list[triton.Config], _named: dict[str, Any], **rest: Any) -> list[triton.Config]:
     """The configurations worth trying.
 
-    Products of float32 run without tensor cores and hold their factors in registers: larger blocks spill, and take
-    the compiler many seconds to do so.
+    Larger blocks spill registers, and take the compiler many seconds to do so. Products of float32 run without tensor
+    cores and need most of them.
     """
     size: Extent = rest["SIZE"]
     area = size.padded_queries * size.padded_width
-    most = 128 if size.token_bytes == 2 else 64 if area <= 512 else 32 if area <= 1024 else 16
+    if size.token_bytes == 2:
+        most = 128 if area < 2048 else 64
+    elif area <= 1024:
+        most = 64 if area <= 512 else 32
+    else:
+        most = 16
     fitting = [config for config in configs if config.kwargs["BLOCK"] <= most]
     return [config for config in fitting if config.num_warps == 8] if most == 16 else fitting
 
@@ -238,7 +255,7 @@ def launch(kernel: Any, inputs: tuple[torch.Tensor, ...], *others: tuple[torch.T
     if num_examples == 0:
         return
     size = Extent((start_X.shape[0] - 1) // num_examples, num_queries, width, token_LD.element_size())
-    if triton.knobs.runtime.interpret:
+    if INTERPRETED:
         kernel[(num_examples,)](inputs, *others, SIZE=size, BLOCK=INTERPRETED_BLOCK)
         return
     with torch.cuda.device_of(token_LD):
