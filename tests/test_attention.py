@@ -15,9 +15,9 @@ from infnet_rec.model.attention import (
     Flow,
     JaggedTokens,
     Reading,
-    pool_sequences,
     tile_sequences,
 )
+from infnet_rec.model.proxies import pool_sequences
 from literal import cross_attention
 
 DTYPE = torch.float64

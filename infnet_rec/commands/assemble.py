@@ -18,6 +18,7 @@ from infnet_rec.data.order import EvalOrder, ShuffledOrder, TimeOrder, TrainOrde
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.model.embeddings import TokenAssembly, make_bags, make_events
+from infnet_rec.model.fused import why_eager
 from infnet_rec.model.infnet import Infnet, InfnetOptions
 from infnet_rec.model.ranking import MultiTaskLoss, RankingModel
 from infnet_rec.schema import Schema
@@ -67,12 +68,14 @@ def check_run(config: RunConfig, data: Data, world: World) -> None:
     """Refuses, before any process group, what would fail later.
 
     Raises:
-        Fault: the batch does not divide or is larger than its split, or the device lacks the optimizer.
+        Fault: the batch does not divide or is larger than its split, or the device lacks the optimizer or the fused
+            attention.
     """
     check_gpus(world)
     check_divides("train.global_batch_size", config.train.global_batch_size, world.world_size)
     check_fits(config.train.global_batch_size, data.store.num_examples("train"))
     check_sparse(config.train.sparse.optimizer, world.device)
+    why_eager(config.model.attention, world.device, config.model.width)
     infnet_options(config)
 
 
@@ -129,6 +132,7 @@ def meta_model(config: RunConfig, data: Data) -> RankingModel:
             num_tasks=len(schema.tasks),
             width=width,
             options=infnet_options(config),
+            precision=config.train.precision,
         )
         criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
     bags, events = make_bags(schema, width), make_events(schema, width)

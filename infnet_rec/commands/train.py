@@ -26,6 +26,7 @@ from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environ
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import DenseConfig, RunConfig, SparseConfig
 from infnet_rec.faults import Fault
+from infnet_rec.model.fused import why_eager
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.world import World, joined, place
 from infnet_rec.train.checkpoint import BEST
@@ -84,6 +85,10 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
         f"{data.store.num_examples('train'):,} training examples, {pace.num_steps:,} steps of "
         f"{pace.global_batch_size:,} on {ranks}; {len(tables)} tables with {num_sparse:,} parameters, "
         f"{num_dense:,} dense parameters"
+    )
+    reason = why_eager(config.model.attention, world.device, config.model.width)
+    report.say(
+        f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
     )
     training = Training(
         model=sharded.model,

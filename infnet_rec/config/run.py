@@ -49,6 +49,8 @@ class ModelConfig(StrictModel):
     Attributes:
         width: of every token, and so of every embedding table; FBGEMM's kernels want a multiple of 4.
         table_std: standard deviation of the initial embeddings.
+        attention: how sequences are read: "fused" by a kernel on a GPU, "eager" in plain torch, "auto" by the kernel
+            where it works. The first line of a run says which.
     """
 
     name: Literal["infnet"] = "infnet"
@@ -66,6 +68,8 @@ class ModelConfig(StrictModel):
     proxy_norm: Literal["none", "layer"] = "none"
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     ablation: Literal["none", "no_task_tokens", "no_gates", "no_cross_attention"] = "none"
+    attention: Literal["auto", "eager", "fused"] = "auto"
+    checkpoint_blocks: bool = False
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -150,6 +154,8 @@ class TrainConfig(StrictModel):
         eval_batch_size: examples a step in evaluation, over all ranks; rounded up to a multiple of their number.
         seed: of initial weights, order and dropout.
         num_threads: CPU threads a rank; 0 shares the cores among the ranks of a machine.
+        precision: of the matrix products of the tower, in training and evaluation; tables, dense parameters, optimizers
+            and losses are in fp32 whatever it is.
     """
 
     global_batch_size: Count = 1024
@@ -161,6 +167,7 @@ class TrainConfig(StrictModel):
     eval_batch_size: Count = 4096
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     num_threads: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
     sparse: SparseConfig = SparseConfig()
     dense: DenseConfig = DenseConfig()
     loss: LossConfig = LossConfig()

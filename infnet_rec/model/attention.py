@@ -15,11 +15,13 @@ L sequence tokens of the whole batch, F sequences, G groups of them, H heads, K 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
+
+from infnet_rec.faults import Fault
+from infnet_rec.model.precision import widened
 
 # Of 16, 32, 64 and 128 the fastest on CPU, or within a tenth of it, for D = 16 to 64 and 80 to 560 tokens an example.
 TILE_SLOTS = 32
@@ -51,12 +53,13 @@ class DenseTokens:
 
     def attend(self, query_BRD: Tensor) -> Tensor:
         """See `TokenSet.attend`. Plain products beat scaled_dot_product_attention on CPU at these sizes."""
-        score_BRX = _times(query_BRD, self.gate_BD) @ self.token_BXD.transpose(1, 2)
-        return _times(score_BRX.softmax(dim=-1) @ self.token_BXD, self.gate_BD)
+        check_query(query_BRD, self.token_BXD, self.token_BXD.shape[0])
+        score_BRX = times_gate(query_BRD, self.gate_BD) @ self.token_BXD.transpose(1, 2)
+        return times_gate(score_BRX.softmax(dim=-1) @ self.token_BXD, self.gate_BD)
 
     def gated(self, factor_BD: Tensor) -> Self:
         """See `TokenSet.gated`. Costs B x D, whatever the number of tokens."""
-        return replace(self, gate_BD=factor_BD if self.gate_BD is None else self.gate_BD * factor_BD)
+        return replace(self, gate_BD=next_gate(self.gate_BD, factor_BD, self.token_BXD, self.token_BXD.shape[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +73,21 @@ class JaggedTokens:
         tile_NSD: the tokens, zeros where there is none.
         absent_NS: True where a tile holds no token.
         example_N: the example that each tile belongs to.
+        num_examples: B.
         gate_BD: product of all factors so far; None before the first.
     """
 
     tile_NSD: Tensor
     absent_NS: Tensor
     example_N: Tensor
+    num_examples: int
     gate_BD: Tensor | None = None
 
     def attend(self, query_BRD: Tensor) -> Tensor:
         """See `TokenSet.attend`. An example without tokens gets exactly 0, and so do its gradients."""
-        query_NRD = _times(query_BRD, self.gate_BD).index_select(0, self.example_N)
-        score_NRS = query_NRD @ self.tile_NSD.transpose(1, 2)
+        check_query(query_BRD, self.tile_NSD, self.num_examples)
+        query_NRD = times_gate(query_BRD, self.gate_BD).index_select(0, self.example_N)
+        score_NRS = widened(query_NRD @ self.tile_NSD.transpose(1, 2))
         score_NRS = score_NRS.masked_fill(self.absent_NS[:, None], -math.inf)
 
         # A softmax does not change when one number is taken from all its scores: no gradient has to flow through it.
@@ -91,13 +97,14 @@ class JaggedTokens:
         weight_NRS = torch.exp(score_NRS - top_BR.index_select(0, self.example_N)[..., None])
 
         total_BR = _sum_tiles(weight_NRS.sum(dim=-1), self.example_N, query_BRD.shape[0])
-        value_BRD = _sum_tiles(weight_NRS @ self.tile_NSD, self.example_N, query_BRD.shape[0])
+        value_NRD = widened(weight_NRS.to(self.tile_NSD.dtype) @ self.tile_NSD)
+        value_BRD = _sum_tiles(value_NRD, self.example_N, query_BRD.shape[0])
         # The highest score weighs exp(0), so a total below 1 is that of an example without tokens: 0 / 1.
-        return _times(value_BRD / total_BR.clamp(min=1)[..., None], self.gate_BD)
+        return times_gate(value_BRD / total_BR.clamp(min=1)[..., None], self.gate_BD)
 
     def gated(self, factor_BD: Tensor) -> Self:
         """See `TokenSet.gated`. Costs B x D, whatever the number of tokens."""
-        return replace(self, gate_BD=factor_BD if self.gate_BD is None else self.gate_BD * factor_BD)
+        return replace(self, gate_BD=next_gate(self.gate_BD, factor_BD, self.tile_NSD, self.num_examples))
 
 
 def tile_sequences(token_LD: Tensor, lengths_FB: Tensor) -> JaggedTokens:
@@ -106,7 +113,11 @@ def tile_sequences(token_LD: Tensor, lengths_FB: Tensor) -> JaggedTokens:
     Args:
         token_LD: all events of sequence 0 (example 0, then 1, ...), then all of sequence 1, and so on.
         lengths_FB: number of events of each sequence in each example; sums to L.
+
+    Raises:
+        Fault: see `check_lengths`.
     """
+    check_lengths(token_LD, lengths_FB)
     num_tokens, width = token_LD.shape
     num_examples = lengths_FB.shape[1]
     num_tiles = num_tokens // TILE_SLOTS + num_examples
@@ -118,7 +129,7 @@ def tile_sequences(token_LD: Tensor, lengths_FB: Tensor) -> JaggedTokens:
     # Each (sequence, example) is one run of tokens, in the source and in the tiles: a run moves by one distance.
     source_FB = (lengths_FB.flatten().cumsum(dim=0) - lengths_FB.flatten()).view_as(lengths_FB)
     target_FB = first_tile_B * TILE_SLOTS + lengths_FB.cumsum(dim=0) - lengths_FB
-    distance_L = _per_token(target_FB - source_FB, lengths_FB, num_tokens)
+    distance_L = per_token(target_FB - source_FB, lengths_FB, num_tokens)
     place_L = torch.arange(num_tokens, device=token_LD.device) + distance_L
     # Scattering rather than gathering: the backward of a scatter is a plain gather, that of a gather adds up rows.
     slot_XD = token_LD.new_zeros(num_tiles * TILE_SLOTS, width).index_copy(0, place_L, token_LD)
@@ -127,29 +138,7 @@ def tile_sequences(token_LD: Tensor, lengths_FB: Tensor) -> JaggedTokens:
     example_N = torch.searchsorted(end_tile_B, tile_N, right=True).clamp(max=num_examples - 1)
     left_N = lengths_B[example_N] - (tile_N - first_tile_B[example_N]) * TILE_SLOTS
     absent_NS = torch.arange(TILE_SLOTS, device=token_LD.device) >= left_N[:, None]
-    return JaggedTokens(slot_XD.view(num_tiles, TILE_SLOTS, width), absent_NS, example_N)
-
-
-def pool_sequences(token_LD: Tensor, lengths_FB: Tensor, group_of_sequence: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Adds up the events of each group of sequences.
-
-    Args:
-        token_LD: feature-major tokens, as in `tile_sequences`.
-        lengths_FB: number of events of each sequence in each example; sums to L.
-        group_of_sequence: for each sequence, the index of its group, 0 .. G - 1.
-
-    Returns:
-        sum_BGD: sums of tokens; 0 for a group without events.
-        count_BG: numbers of events.
-    """
-    num_examples, num_groups = lengths_FB.shape[1], max(group_of_sequence) + 1
-    # Made on the device out of Python numbers: no buffer to lose on the meta device, no copy to wait for.
-    group_F = torch.cat([lengths_FB.new_full((len(list(run)),), group) for group, run in groupby(group_of_sequence)])
-    slot_FB = torch.arange(num_examples, device=group_F.device) * num_groups + group_F[:, None]
-    slot_L = _per_token(slot_FB, lengths_FB, token_LD.shape[0])
-    sum_XD = token_LD.new_zeros(num_examples * num_groups, token_LD.shape[1]).index_add(0, slot_L, token_LD)
-    count_GB = lengths_FB.new_zeros(num_groups, num_examples).index_add(0, group_F, lengths_FB)
-    return sum_XD.view(num_examples, num_groups, -1), count_GB.t()
+    return JaggedTokens(slot_XD.view(num_tiles, TILE_SLOTS, width), absent_NS, example_N, num_examples)
 
 
 class Flow(nn.Module):
@@ -212,8 +201,61 @@ class Reading(nn.ModuleDict):
         return {name: flow.project(part_BRD) for (name, flow), part_BRD in zip(flows.items(), read_BRD, strict=True)}
 
 
-def _times(token_BXD: Tensor, gate_BD: Tensor | None) -> Tensor:
+def times_gate(token_BXD: Tensor, gate_BD: Tensor | None) -> Tensor:
+    """Multiplies every token by its example's gate; None leaves the tokens alone."""
     return token_BXD if gate_BD is None else token_BXD * gate_BD[:, None]
+
+
+def next_gate(gate_BD: Tensor | None, factor_BD: Tensor, token_XD: Tensor, num_examples: int) -> Tensor:
+    """The gate of tokens that get one more factor.
+
+    Raises:
+        Fault: the factor is not one vector an example.
+    """
+    if factor_BD.shape != (num_examples, token_XD.shape[-1]):
+        raise Fault(
+            f"gate: has shape {tuple(factor_BD.shape)}; the tokens are of {num_examples} examples and of width "
+            f"{token_XD.shape[-1]}: give it ({num_examples}, {token_XD.shape[-1]})"
+        )
+    return factor_BD if gate_BD is None else gate_BD * factor_BD
+
+
+def check_query(query_BRD: Tensor, token_XD: Tensor, num_examples: int) -> None:
+    """Refuses queries that do not fit the tokens.
+
+    Raises:
+        Fault: they are on another device, or of other examples or another width.
+    """
+    if query_BRD.device != token_XD.device:
+        raise Fault(f"queries: are on {query_BRD.device} and the tokens on {token_XD.device}; move one to the other")
+    if query_BRD.dim() != 3 or query_BRD.shape[::2] != (num_examples, token_XD.shape[-1]):
+        raise Fault(
+            f"queries: have shape {tuple(query_BRD.shape)}; the tokens are of {num_examples} examples and of width "
+            f"{token_XD.shape[-1]}: give them ({num_examples}, any number, {token_XD.shape[-1]})"
+        )
+
+
+def check_lengths(token_LD: Tensor, lengths_FB: Tensor) -> None:
+    """Refuses lengths that do not describe the tokens.
+
+    On a GPU the sum is compared there, and a wrong one ends the process: to raise here, the GPU would have to be waited
+    for in every step.
+
+    Raises:
+        Fault: they are on another device, are not [F, B], or on a CPU do not sum to L.
+    """
+    if lengths_FB.device != token_LD.device:
+        raise Fault(f"lengths: are on {lengths_FB.device} and the tokens on {token_LD.device}; move one to the other")
+    if lengths_FB.dim() != 2 or token_LD.dim() != 2:
+        raise Fault(
+            f"lengths: have shape {tuple(lengths_FB.shape)}, the tokens {tuple(token_LD.shape)}; give them (sequences, "
+            "examples) and (all events, width)"
+        )
+    num_tokens = token_LD.shape[0]
+    if lengths_FB.device.type != "cpu":
+        torch._assert_async(lengths_FB.sum() == num_tokens, f"lengths do not sum to the {num_tokens} rows of tokens")
+    elif (total := int(lengths_FB.sum())) != num_tokens:
+        raise Fault(f"lengths: sum to {total}; there are {num_tokens} rows of tokens: both must count the same events")
 
 
 def _sum_tiles(value_N: Tensor, example_N: Tensor, num_examples: int) -> Tensor:
@@ -221,7 +263,7 @@ def _sum_tiles(value_N: Tensor, example_N: Tensor, num_examples: int) -> Tensor:
     return value_N.new_zeros(num_examples, *value_N.shape[1:]).index_add(0, example_N, value_N)
 
 
-def _per_token(value_FB: Tensor, lengths_FB: Tensor, num_tokens: int) -> Tensor:
+def per_token(value_FB: Tensor, lengths_FB: Tensor, num_tokens: int) -> Tensor:
     """Repeats a number of each (sequence, example) for each of its events: [L]."""
     # With the size given, a GPU need not be waited for.
     return torch.repeat_interleave(value_FB.flatten(), lengths_FB.flatten(), output_size=num_tokens)

@@ -25,13 +25,16 @@ from typing import Literal, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from infnet_rec.faults import Fault, did_you_mean
-from infnet_rec.model.attention import DenseTokens, Reading, TokenSet, pool_sequences, tile_sequences
-from infnet_rec.model.heads import LearnedTokens, Linear, Mlp, TaskHeads, pool_proxies, pool_tokens
+from infnet_rec.model.attention import DenseTokens, Reading, TokenSet
+from infnet_rec.model.fused import Attention, lay_out_sequences
+from infnet_rec.model.heads import LearnedTokens, Mlp, TaskHeads, pool_proxies, pool_tokens
+from infnet_rec.model.precision import Precision, computing_in, narrowed, widened
+from infnet_rec.model.proxies import CategoricalProxies, Pooling, SequenceProxies
 from infnet_rec.model.tokens import Tokens
 
-Pooling = Literal["sum", "mean"]
 Residual = Literal["both", "proxy", "gate", "none"]
 ProxyNorm = Literal["none", "layer"]
 Ablation = Literal["none", "no_task_tokens", "no_gates", "no_cross_attention"]
@@ -66,6 +69,9 @@ class InfnetOptions:
         dropout: on the hidden layers of proxies, gates and heads.
         ablation: the paper's w/o1, w/o2, w/o3. Options of a part that is left out do nothing. Heads without task tokens
             read mean C~ + mean S~; heads without cross attention read T_i + mean C + mean S.
+        attention: how sequences are read; "auto" is "fused" where that works. See `infnet_rec.model.fused`.
+        checkpoint_blocks: the backward pass computes every block again instead of storing what is inside. Saves the
+            scores of long sequences where they are stored, which "fused" never does.
     """
 
     num_blocks: int = 2
@@ -80,6 +86,8 @@ class InfnetOptions:
     proxy_norm: ProxyNorm = "none"
     dropout: float = 0.0
     ablation: Ablation = "none"
+    attention: Attention = "auto"
+    checkpoint_blocks: bool = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -129,44 +137,6 @@ def plan_blocks(ablation: Ablation, num_blocks: int) -> tuple[tuple[Query, ...],
             queries = everyone
             inner = last = BlockPlan((), (), ("categorical", "sequence", "task"))
     return queries, (*[inner] * (num_blocks - 1), last)
-
-
-class CategoricalProxies(nn.Module):
-    """C~ = reshape(MLP(flatten C)).
-
-    Reference: INFNet, proxy tokens, phi_cat.
-    """
-
-    def __init__(self, num_features: int, width: int, options: InfnetOptions) -> None:
-        super().__init__()
-        self.num_proxies = options.num_categorical_proxies
-        self.mlp = Mlp(num_features * width, options.proxy_hidden, self.num_proxies * width, options.dropout)
-
-    def forward(self, tokens: Tokens) -> Tensor:
-        """[B, P, D]."""
-        return self.mlp(tokens.categorical_BMD.flatten(1)).unflatten(1, (self.num_proxies, -1))
-
-
-class SequenceProxies(nn.Module):
-    """S~: for each group of sequences, the sum (or mean) over its events of one shared linear projection.
-
-    A projection is linear, so the events are pooled first and projected once; its bias counts once for every event.
-
-    Reference: INFNet, proxy tokens, phi_seq.
-    """
-
-    def __init__(self, group_of_sequence: tuple[int, ...], width: int, pooling: Pooling) -> None:
-        super().__init__()
-        self.group_of_sequence = group_of_sequence
-        self.pooling = pooling
-        self.projection = Linear(width, width)
-
-    def forward(self, tokens: Tokens) -> Tensor:
-        """[B, G, D]; 0 for a group without events."""
-        sum_BGD, count_BG = pool_sequences(tokens.sequence_LD, tokens.lengths_FB, self.group_of_sequence)
-        count_BG1 = count_BG[..., None].to(sum_BGD.dtype)
-        proxy_BGD = sum_BGD @ self.projection.weight.t() + count_BG1 * self.projection.bias
-        return proxy_BGD if self.pooling == "sum" else proxy_BGD / count_BG1.clamp(min=1)
 
 
 class Block(nn.Module):
@@ -228,6 +198,7 @@ class Infnet(nn.Module):
         num_tasks: int,
         width: int,
         options: InfnetOptions,
+        precision: Precision = "fp32",
     ) -> None:
         """Builds the network; on the meta device too.
 
@@ -237,6 +208,7 @@ class Infnet(nn.Module):
             num_tasks: T, logits an example.
             width: D, of every token.
             options: everything else.
+            precision: of the matrix products. Parameters and logits are in float32 with "bf16" too.
 
         Raises:
             Fault: there is nothing to read or to predict, a group is empty, or the heads do not divide the width.
@@ -251,6 +223,9 @@ class Infnet(nn.Module):
             faults.append(f"num_heads is {options.num_heads}; it must divide width {width}: take one of {divisors}")
         _raise(faults)
         self.num_tasks, self.ablation = num_tasks, options.ablation
+        self.attention: Attention = options.attention
+        self.precision: Precision = precision
+        self.checkpoint_blocks = options.checkpoint_blocks
         queries, plans = plan_blocks(options.ablation, options.num_blocks)
         num_tokens = {
             "categorical_proxy": options.num_categorical_proxies,
@@ -258,7 +233,9 @@ class Infnet(nn.Module):
             "task_proxy": options.num_shared_tokens,
         }
         start = {
-            "categorical_proxy": lambda: CategoricalProxies(num_features, width, options),
+            "categorical_proxy": lambda: CategoricalProxies(
+                num_features, width, options.num_categorical_proxies, options.proxy_hidden, options.dropout
+            ),
             "sequence_proxy": lambda: SequenceProxies(group_of_sequence, width, options.pooling),
             "task_proxy": lambda: LearnedTokens(options.num_shared_tokens, width),
             "task": lambda: LearnedTokens(num_tasks, width),
@@ -268,15 +245,25 @@ class Infnet(nn.Module):
         self.heads = TaskHeads(num_tasks, width, options.head_hidden, options.dropout)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """logits_BT."""
-        query_BPD = {name: start(tokens) for name, start in self.start.items()}
-        sets: dict[str, TokenSet] = {
-            "categorical": DenseTokens(tokens.categorical_BMD),
-            "sequence": tile_sequences(tokens.sequence_LD, tokens.lengths_FB),
-        }
-        for block in self.blocks:
-            query_BPD, sets = block(query_BPD, sets)
-        return self.heads(self._read_out(query_BPD, sets))
+        """logits_BT.
+
+        Raises:
+            Fault: lengths and tokens do not fit, or the tokens are where "fused" attention does not work.
+        """
+        with computing_in(self.precision, tokens.sequence_LD.device):
+            sets: dict[str, TokenSet] = {
+                "categorical": DenseTokens(narrowed(tokens.categorical_BMD)),
+                "sequence": lay_out_sequences(narrowed(tokens.sequence_LD), tokens.lengths_FB, self.attention),
+            }
+            # Proxies pool the tokens as they were looked up: sums over long histories need float32.
+            query_BPD = {name: start(tokens) for name, start in self.start.items()}
+            for block in self.blocks:
+                if self.checkpoint_blocks and torch.is_grad_enabled():
+                    query_BPD, sets = checkpoint(block, query_BPD, sets, use_reentrant=False)
+                else:
+                    query_BPD, sets = block(query_BPD, sets)
+            logits_BT = self.heads(self._read_out(query_BPD, sets))
+        return logits_BT if self.precision == "fp32" else widened(logits_BT)
 
     def _read_out(self, query_BPD: Mapping[str, Tensor], sets: Mapping[str, TokenSet]) -> Tensor:
         """The token that each task's head reads, [B, T, D]."""

@@ -1,0 +1,78 @@
+"""The first proxies of the categorical and the sequence tokens.
+
+Shapes: B examples, M categorical tokens, F sequences, G groups of them, L sequence tokens of the whole batch,
+P proxies, D width.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from infnet_rec.model.attention import per_token
+from infnet_rec.model.heads import Linear, Mlp
+from infnet_rec.model.tokens import Tokens
+
+Pooling = Literal["sum", "mean"]
+
+
+class CategoricalProxies(nn.Module):
+    """C~ = reshape(MLP(flatten C)).
+
+    Reference: INFNet, proxy tokens, phi_cat.
+    """
+
+    def __init__(self, num_features: int, width: int, num_proxies: int, hidden: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.num_proxies = num_proxies
+        self.mlp = Mlp(num_features * width, hidden, num_proxies * width, dropout)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """[B, P, D]."""
+        return self.mlp(tokens.categorical_BMD.flatten(1)).unflatten(1, (self.num_proxies, -1))
+
+
+class SequenceProxies(nn.Module):
+    """S~: for each group of sequences, the sum (or mean) over its events of one shared linear projection.
+
+    A projection is linear, so the events are pooled first and projected once; its bias counts once for every event.
+
+    Reference: INFNet, proxy tokens, phi_seq.
+    """
+
+    def __init__(self, group_of_sequence: tuple[int, ...], width: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.group_of_sequence = group_of_sequence
+        self.pooling = pooling
+        self.projection = Linear(width, width)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """[B, G, D]; 0 for a group without events."""
+        sum_BGD, count_BG = pool_sequences(tokens.sequence_LD, tokens.lengths_FB, self.group_of_sequence)
+        count_BG1 = count_BG[..., None].to(sum_BGD.dtype)
+        proxy_BGD = sum_BGD @ self.projection.weight.t() + count_BG1 * self.projection.bias
+        return proxy_BGD if self.pooling == "sum" else proxy_BGD / count_BG1.clamp(min=1)
+
+
+def pool_sequences(token_LD: Tensor, lengths_FB: Tensor, group_of_sequence: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Adds up the events of each group of sequences.
+
+    Args:
+        token_LD: feature-major tokens, as in `Tokens.sequence_LD`.
+        lengths_FB: number of events of each sequence in each example; sums to L.
+        group_of_sequence: for each sequence, the index of its group, 0 .. G - 1.
+
+    Returns:
+        sum_BGD: sums of tokens; 0 for a group without events.
+        count_BG: numbers of events.
+    """
+    num_examples, num_groups = lengths_FB.shape[1], max(group_of_sequence) + 1
+    # Made on the device out of Python numbers: no buffer to lose on the meta device, no copy to wait for.
+    group_F = torch.cat([lengths_FB.new_full((len(list(run)),), group) for group, run in groupby(group_of_sequence)])
+    slot_FB = torch.arange(num_examples, device=group_F.device) * num_groups + group_F[:, None]
+    slot_L = per_token(slot_FB, lengths_FB, token_LD.shape[0])
+    sum_XD = token_LD.new_zeros(num_examples * num_groups, token_LD.shape[1]).index_add(0, slot_L, token_LD)
+    count_GB = lengths_FB.new_zeros(num_groups, num_examples).index_add(0, group_F, lengths_FB)
+    return sum_XD.view(num_examples, num_groups, -1), count_GB.t()
