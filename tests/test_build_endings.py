@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -48,8 +48,8 @@ for line in sys.stdin:
             print("stopped by", type(error).__name__, file=sys.stderr, flush=True)
             os._exit(3)
         os._exit(0)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
+    print("pid", child, flush=True)
+    print("status", os.waitpid(child, 0)[1], flush=True)
 """
 
 
@@ -59,9 +59,11 @@ class Builder:
     def __init__(self, child: subprocess.Popen[str]) -> None:
         self._child = child
 
-    def _line(self) -> str:
+    def _number(self, of: str) -> int:
         assert self._child.stdout is not None
-        return self._child.stdout.readline().strip()
+        kind, number = self._child.stdout.readline().split()
+        assert kind == of, "a signal must not go to another process"
+        return int(number)
 
     def build(self, how: str, stop: signal.Signals | None = None, after_s: float = 0.0) -> tuple[int, float]:
         """The wait status and the seconds of one build, which gets a signal after some seconds."""
@@ -69,11 +71,12 @@ class Builder:
         self._child.stdin.write(how + "\n")
         self._child.stdin.flush()
         started_at = time.perf_counter()
-        number = int(self._line())
+        number = self._number("pid")
         if stop is not None:
             time.sleep(after_s)
-            os.kill(number, stop)  # not yet waited for is not yet gone, so the number is still its own or refused
-        return int(self._line()), time.perf_counter() - started_at
+            with suppress(ProcessLookupError):  # it was faster
+                os.kill(number, stop)
+        return self._number("status"), time.perf_counter() - started_at
 
 
 @pytest.fixture(scope="module")
