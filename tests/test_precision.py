@@ -4,6 +4,7 @@ Shapes: B examples, M categorical tokens, F sequences, L sequence tokens, T task
 """
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,31 @@ def test_two_ranks_train_in_bfloat16_to_nearly_the_losses_of_float32(ranks: Rank
         assert not np.array_equal(losses, exact)
         np.testing.assert_allclose(losses, exact, atol=3e-3, rtol=0)
         assert dtypes == {np.dtype(np.float32)}
+
+
+ONE_SIZE, TWO_SIZES = ((4, 6),), ((4, 6), (4, 3))
+
+
+@pytest.mark.parametrize(
+    ("backend", "sizes"),
+    [
+        ("aot_eager", ONE_SIZE),
+        pytest.param(
+            "inductor",
+            TWO_SIZES,
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(
+                    "INFNET_REC_SLOW" not in os.environ, reason="generates code for minutes; INFNET_REC_SLOW=1 runs it"
+                ),
+            ],
+        ),
+    ],
+)
+def test_a_compiled_tower_is_one_graph_with_the_same_gradients(backend: str, sizes: tuple) -> None:
+    """aot_eager captures and differentiates as inductor does, and runs the graph as it stands."""
+    plain, compiled = twins(SMALL, {})
+    compiled.compile(backend=backend, fullgraph=True)
+    for size in sizes:
+        tokens = make_tokens(torch.randint(0, 40, size), dtype=torch.float32)
+        torch.testing.assert_close(gradients(compiled, tokens), gradients(plain, tokens), rtol=1e-5, atol=1e-5)

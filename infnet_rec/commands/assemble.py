@@ -162,6 +162,8 @@ class Sharded:
 def shard_model(config: RunConfig, data: Data, world: World) -> Sharded:
     """Plans, allocates and initialises the model; the process group must be open."""
     model, sparse = meta_model(config, data), config.train.sparse
+    if config.model.compile:
+        model.tower.compile()
     fuse_sparse(model, sparse.optimizer, lr=sparse.lr)
     plan = make_plan(
         model,

@@ -50,7 +50,8 @@ class ModelConfig(StrictModel):
         width: of every token, and so of every embedding table; FBGEMM's kernels want a multiple of 4.
         table_std: standard deviation of the initial embeddings.
         attention: how sequences are read: "fused" by a kernel on a GPU, "eager" in plain torch, "auto" by the kernel
-            where it works. The first line of a run says which.
+            where it works. The first lines of a run say which.
+        compile: the tower by torch.compile, which takes a minute or two in the first steps.
     """
 
     name: Literal["infnet"] = "infnet"
@@ -70,6 +71,7 @@ class ModelConfig(StrictModel):
     ablation: Literal["none", "no_task_tokens", "no_gates", "no_cross_attention"] = "none"
     attention: Literal["auto", "eager", "fused"] = "auto"
     checkpoint_blocks: bool = False
+    compile: bool = False
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -60,14 +60,14 @@ def why_eager(attention: Attention, device: torch.device, width: int) -> str | N
 
 
 def _obstacle(device: torch.device, width: int, *, interpreted: bool) -> str | None:
+    if device.type != "cuda" and not interpreted:
+        return f"the device is {device.type}, and the kernel needs a GPU"
     if find_spec("triton") is None:
         return "Triton is not installed, and its kernel needs it"
     if width > MAX_WIDTH:
         return f"the width is {width}, and the kernel's is at most {MAX_WIDTH}"
     if interpreted:
         return None
-    if device.type != "cuda":
-        return f"the device is {device.type}, and the kernel needs a GPU"
     found = torch.cuda.get_device_capability(device)
     if found < MIN_CAPABILITY:
         return f"the GPU's compute capability is {found}, and the kernel needs {MIN_CAPABILITY}"
@@ -101,7 +101,7 @@ def lay_out_sequences(token_LD: Tensor, lengths_FB: Tensor, attention: Attention
             raise Fault(f'model.attention is "fused": {reason}; say "eager"')
     if reason is None:
         return fuse_sequences(token_LD, lengths_FB)
-    if attention == "auto":
+    if attention == "auto" and not torch.compiler.is_compiling():
         _log_once(f"attention is eager: {reason}")
     return tile_sequences(token_LD, lengths_FB)
 
@@ -128,7 +128,7 @@ class FusedTokens:
         gated_BRD = times_gate(query_BRD, self.gate_BD)
         # More queries than a kernel can hold come in portions, and each reads all tokens again.
         portions = gated_BRD.split(max_queries(self.token_LD), dim=1)
-        read_BRD = [_Attend.apply(portion, self.token_LD, self.start_X) for portion in portions]
+        read_BRD = [_attend(portion, self.token_LD, self.start_X) for portion in portions]
         return times_gate(read_BRD[0] if len(read_BRD) == 1 else torch.cat(read_BRD, dim=1), self.gate_BD)
 
     def gated(self, factor_BD: Tensor) -> Self:
@@ -153,6 +153,12 @@ def max_queries(token_LD: Tensor) -> int:
     if token_LD.element_size() == 2:
         return 64
     return max(16, 2048 // max(32, 1 << (token_LD.shape[1] - 1).bit_length()))
+
+
+@torch.compiler.disable
+def _attend(query_BRD: Tensor, token_LD: Tensor, start_X: Tensor) -> Tensor:
+    """The kernel is compiled already: torch.compile goes around it."""
+    return _Attend.apply(query_BRD, token_LD, start_X)
 
 
 class _Attend(torch.autograd.Function):
