@@ -24,7 +24,8 @@ class Ledger(TorchDispatchMode):
     Attributes:
         live_bytes: made since and not yet freed.
         peak_bytes: the most of that at any time.
-        moved_bytes: inputs read and outputs written, operator by operator, as if none stayed in a cache. Views are free.
+        moved_bytes: inputs read and outputs written, operator by operator, as if nothing stayed in a cache. Views are
+            free.
         flops: of matrix products and convolutions, by torch's own formulas.
     """
 

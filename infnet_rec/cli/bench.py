@@ -1,0 +1,48 @@
+"""The verbs of `infnet-rec bench`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infnet_rec.cli.options import SETTINGS, AsJson, Overrides
+
+bench = typer.Typer(
+    help="What this machine makes of the model: tower, lookups, whole steps.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=SETTINGS,
+)
+
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds of timing, of all forms in turn; medians are reported.")]
+
+
+@bench.command()
+def tower(
+    config: Annotated[Path | None, typer.Argument(help="A run's TOML file; a built-in shape without one.")] = None,
+    overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")] = None,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="Histories as long as in a real batch, in the place of full ones.")
+    ] = False,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Sweep length and width instead; a picture, and its points beside it."),
+    ] = None,
+    rounds: Rounds = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Time the tower against the paper's literal form: speed, memory, FLOPs, bytes, and the machine's limits.
+
+    Sizes are keys of the configuration: --set train.global_batch_size, data.sequence_length, model.width,
+    model.num_blocks. Nothing is read from a store but its schema, and the lengths of histories with --ragged.
+    """
+    from infnet_rec.commands import bench_tower as command
+
+    if sweep is not None:
+        result = command.bench_sweep(config, overrides or [], sweep, device=device, num_rounds=rounds)
+        print(json.dumps(result) if as_json else "\n".join(command.sweep_lines(result)))
+        return
+    result = command.bench_tower(config, overrides or [], device=device, ragged=ragged, num_rounds=rounds)
+    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
