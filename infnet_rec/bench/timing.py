@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from statistics import median
 
 import torch
 
@@ -12,15 +11,15 @@ MIN_ROUNDS = 3
 
 
 def alternate(
-    runs: Mapping[str, Callable[[], object]], device: torch.device, *, num_rounds: int, budget_s: float = BUDGET_S
+    runs: Mapping[str, Callable[[], object]], device: torch.device, *, num_rounds: int
 ) -> dict[str, list[float]]:
     """Runs everything in turn, round after round, so that a busy moment of the machine hits all alike.
 
     Args:
         runs: what to time, by name; each should have run once before.
         device: what to wait for.
-        num_rounds: of all runs. A short run is repeated within its round.
-        budget_s: after so long no further round begins, but for the first three.
+        num_rounds: of all runs. A short run is repeated within its round; after a minute no further round begins, but
+            for the first three.
 
     Returns:
         Seconds of one run, a value a round.
@@ -29,10 +28,21 @@ def alternate(
     taken_s: dict[str, list[float]] = {name: [] for name in runs}
     started_at = time.perf_counter()
     for round_number in range(num_rounds):
-        if round_number >= MIN_ROUNDS and time.perf_counter() - started_at > budget_s:
+        if round_number >= MIN_ROUNDS and time.perf_counter() - started_at > BUDGET_S:
             break
         for name, run in runs.items():
             taken_s[name].append(timed(run, device, repeats[name]))
+    return taken_s
+
+
+def alternate_together(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, *, num_rounds: int, repeats: int
+) -> dict[str, list[float]]:
+    """The same for runs that hold collectives: every rank runs everything equally often, whatever its clock says."""
+    taken_s: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(num_rounds):
+        for name, run in runs.items():
+            taken_s[name].append(timed(run, device, repeats))
     return taken_s
 
 
@@ -50,8 +60,3 @@ def wait(device: torch.device) -> None:
     """Waits until a GPU has done what it was told: a clock read earlier would measure the telling."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def middle(taken_s: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median of each."""
-    return {name: median(values) for name, values in taken_s.items()}

@@ -15,7 +15,7 @@ import typer
 from infnet_rec import __version__
 from infnet_rec.cli.bench import bench
 from infnet_rec.cli.data import data
-from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, leave
+from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, leave
 from infnet_rec.faults import Failure, Fault
 
 OTHER_RANKS_WAIT_S = 2.0
@@ -30,8 +30,6 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
-
-Ranks = Annotated[int, typer.Option(min=1, help="Processes to start on this machine, one a GPU or CPU share.")]
 
 
 @app.command(

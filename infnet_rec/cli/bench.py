@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from infnet_rec.cli.options import SETTINGS, AsJson, Overrides
+from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 
 bench = typer.Typer(
     help="What this machine makes of the model: tower, lookups, whole steps.",
@@ -45,4 +45,41 @@ def tower(
         print(json.dumps(result) if as_json else "\n".join(command.sweep_lines(result)))
         return
     result = command.bench_tower(config, overrides or [], device=device, ragged=ragged, num_rounds=rounds)
+    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+
+
+@bench.command()
+def embedding(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file; its first training batch is looked up.")],
+    overrides: Overrides = None,
+    ranks: Ranks = 1,
+    rounds: Rounds = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Time lookups of a real batch: each distinct id once, as training does, and every token on its own."""
+    overrides = overrides or []
+    if ranks > 1:
+        from infnet_rec.commands import local_ranks
+
+        local_ranks.check_ranks(config, overrides, ranks)
+        arguments = [str(config), *(f"--set={o}" for o in overrides), f"--rounds={rounds}"]
+        local_ranks.launch(["bench", "embedding", *arguments, *(["--json"] if as_json else [])], ranks)
+    from infnet_rec.commands import bench_embedding as command
+
+    result = command.bench_embedding(config, overrides, num_rounds=rounds)
+    if result is not None:
+        print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+
+
+@bench.command()
+def step(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
+    overrides: Overrides = None,
+    rounds: Rounds = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Time whole training steps on one rank: literal tower or ours, with each distinct id looked up once or not."""
+    from infnet_rec.commands import bench_step as command
+
+    result = command.bench_step(config, overrides or [], num_rounds=rounds)
     print(json.dumps(result) if as_json else "\n".join(command.lines(result)))

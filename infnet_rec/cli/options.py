@@ -11,6 +11,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable.")
 ]
+Ranks = Annotated[int, typer.Option(min=1, help="Processes to start on this machine, one a GPU or CPU share.")]
 
 
 def leave(code: int) -> NoReturn:
