@@ -99,6 +99,6 @@ def lines(result: JSON) -> list[str]:
     return [
         *text,
         "",
-        f"a thread reads batches ahead, {result['read_s'] * 1e3:,.1f} ms each with their distinct ids; charged in full to "
-        f"ours and not at all to the literal: {result['times_plain_with_reading']:.2f} times",
+        f"a thread reads batches ahead, {result['read_s'] * 1e3:,.1f} ms each with their distinct ids; charged in full "
+        f"to ours and not at all to the literal: {result['times_plain_with_reading']:.2f} times",
     ]
