@@ -5,7 +5,6 @@ Shapes: K unpooled tokens, X looked-up rows, D width, B examples.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_rec.bench.exchange import Exchange
-from infnet_rec.bench.timing import alternate_together
+from infnet_rec.bench.timing import alternate_together, middle
 
 REPEATS = 3
 
@@ -58,22 +57,22 @@ def measure_lookups(
     forwards: dict[str, Callable[[], object]] = {}
     trainings: dict[str, Callable[[], object]] = {}
     for name, lookup in lookups.items():
-        with Exchange(rank, world_size) as forward:
+        with Exchange(rank, world_size) as there:
             out = lookup.forward()
         gradient = torch.full_like(out, 1e-3)
-        with Exchange(rank, world_size) as backward:
+        with Exchange(rank, world_size) as back:
             out.backward(gradient)
         facts[name] = {
             "ids": lookup.ids.values().numel(),
             "tokens": lookup.num_tokens,
-            "forward_sent_bytes": forward.sent_bytes,
-            "backward_sent_bytes": backward.sent_bytes,
+            "forward_sent_bytes": there.sent_bytes,
+            "backward_sent_bytes": back.sent_bytes,
         }
         forwards[name] = lookup.forward
         trainings[name] = lambda lookup=lookup, gradient=gradient: lookup.forward().backward(gradient)
     with torch.no_grad():
-        forward_s = alternate_together(forwards, device, num_rounds=num_rounds, repeats=REPEATS)
-    training_s = alternate_together(trainings, device, num_rounds=num_rounds, repeats=REPEATS)
+        forward = alternate_together(forwards, device, num_rounds=num_rounds, repeats=REPEATS)
+    training = alternate_together(trainings, device, num_rounds=num_rounds, repeats=REPEATS)
     for name, fact in facts.items():
-        fact |= {"forward_s": median(forward_s[name]), "forward_backward_s": median(training_s[name])}
+        fact |= {"forward_s": middle(forward[name]).wall_s, "forward_backward_s": middle(training[name]).wall_s}
     return facts

@@ -5,7 +5,6 @@ Shapes: B examples, M categorical tokens, F sequences, L sequence tokens of the 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from infnet_rec.bench.ledger import Ledger
 from infnet_rec.bench.literal import LiteralInfnet
 from infnet_rec.bench.machine import free_bytes
-from infnet_rec.bench.timing import alternate, wait
+from infnet_rec.bench.timing import Taken, alternate, middle, wait
 from infnet_rec.faults import Failure
 from infnet_rec.model.infnet import Infnet, InfnetOptions
 from infnet_rec.model.tokens import Tokens
@@ -186,12 +185,12 @@ def measure_tower(
             clear(form, tokens)
             counted[name] = count(runs[name], device)
             clear(form, tokens)
-        taken_s = alternate(runs, device, num_rounds=num_rounds)
+        taken = alternate(runs, device, num_rounds=num_rounds)
         least_bytes = shape.token_bytes * (1 if kind == "forward" else 3)
         facts[kind] = {
             "least_bytes": least_bytes,
             "forms": {
-                name: facts_of(taken_s[name], counted[name], counted["eager"]["flops"], least_bytes, shape, limits)
+                name: facts_of(taken[name], counted[name], counted["eager"]["flops"], least_bytes, shape, limits)
                 for name in forms
             },
         }
@@ -216,7 +215,7 @@ def count(run: Callable[[], None], device: torch.device) -> dict[str, int]:
 
 
 def facts_of(
-    taken_s: list[float],
+    taken: list[Taken],
     counted: dict[str, int],
     least_flops: int,
     least_bytes: int,
@@ -229,11 +228,12 @@ def facts_of(
     read once; in training read again, and its gradient written) and multiply what the absorbed form multiplies,
     whichever takes longer. The achieved rates are each form's own bytes and FLOPs; a kernel's inside is not counted.
     """
-    s = median(taken_s)
+    s, processor_s = middle(taken)
     copy_rate, matmul_rate = limits["copy_bytes_per_s"], limits["matmul_flops_per_s"]["float32"]
     return {
         "ms": s * 1e3,
-        "ms_of_rounds": [value * 1e3 for value in taken_s],
+        "ms_of_rounds": [t.wall_s * 1e3 for t in taken],
+        "processor_ms": processor_s * 1e3,
         "examples_per_s": shape.batch_size / s,
         **counted,
         "flops_per_s": counted["flops"] / s,

@@ -55,7 +55,7 @@ def figure_of(points: Sequence[JSON], slopes: Sequence[JSON], machine: JSON) -> 
     figure = Figure(figsize=(PANEL_WIDTH_IN * len(widths), HEIGHT_IN), layout=layout)
     FigureCanvasAgg(figure)
     shape = points[0]["shape"]
-    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
+    threads = f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if machine["device"] == "cpu" else ""
     figure.suptitle(
         f"Forward and backward of the tower, batch {shape['batch_size']:,}, {shape['num_features']} features\n"
         f"{machine['name']}{threads}",

@@ -68,6 +68,7 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
     batch_size = config.train.global_batch_size
     for fact in facts.values():
         fact["examples_per_s"] = batch_size / fact["step_s"]
+        fact["times_plain_by_processor"] = facts[PLAIN]["processor_s"] / fact["processor_s"]
         fact["times_plain"] = facts[PLAIN]["step_s"] / fact["step_s"]
     events = sum(int(batch.lengths_FB.sum()) for batch in read) / NUM_BATCHES / batch_size
     return {
@@ -91,10 +92,11 @@ def lines(result: JSON) -> list[str]:
         f"{result['events_per_example']:.0f} events an example; one rank on {machine['name']} ({machine['device']}, "
         f"{machine['threads']} thread{'s' * (machine['threads'] > 1)})",
         "",
-        f"{'training step':<40}{'ms':>10}{'examples/s':>14}{'times':>9}",
+        f"{'training step':<40}{'ms':>10}{'examples/s':>14}{'times':>9}{'by processor time':>19}",
     ]
     for name, fact in result["steps"].items():
         cells = f"{fact['step_s'] * 1e3:>10,.1f}{fact['examples_per_s']:>14,.0f}{fact['times_plain']:>9.2f}"
+        cells += f"{fact['times_plain_by_processor']:>19.2f}"
         text.append(f"{name:<40}{cells}")
     return [
         *text,

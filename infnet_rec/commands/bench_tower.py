@@ -148,7 +148,7 @@ def lines(result: JSON) -> list[str]:
 def machine_line(machine: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
     """What it ran on."""
     rates = limits["matmul_flops_per_s"]
-    kind = f"{machine['threads']} threads" if machine["device"] == "cpu" else "GPU"
+    kind = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}" if machine["device"] == "cpu" else "GPU"
     return (
         f"{machine['name']}, {kind}: copies {limits['copy_bytes_per_s'] / 1e9:,.1f} GB/s, multiplies "
         f"{rates['float32'] / 1e9:,.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:,.0f} in bfloat16"
@@ -157,6 +157,7 @@ def machine_line(machine: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
 
 ROWS: tuple[tuple[str, str, float, str], ...] = (
     ("ms", "ms", 1, ",.1f"),
+    ("processor ms", "processor_ms", 1, ",.1f"),
     ("examples/s", "examples_per_s", 1, ",.0f"),
     ("peak memory, MiB", "peak_bytes", 2**20, ",.1f"),
     ("GFLOP", "flops", 1e9, ",.2f"),
@@ -187,7 +188,11 @@ def _verdict(result: JSON) -> list[str]:
             if name in forms:
                 faster = forms[name]["examples_per_s"] / literal["examples_per_s"]
                 memory = forms[name]["peak_bytes"] / literal["peak_bytes"]
-                text.append(f"{name}: {faster:.2f} times the literal's examples/s in {memory:.3f} of its memory")
+                processor = literal["processor_ms"] / forms[name]["processor_ms"]
+                text.append(
+                    f"{name}: {faster:.2f} times the literal's examples/s ({processor:.2f} by processor time) in "
+                    f"{memory:.3f} of its memory"
+                )
     return text
 
 
