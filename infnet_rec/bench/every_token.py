@@ -6,12 +6,13 @@ Shapes: F sequences, B examples, K unpooled tokens, D width.
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from infnet_rec.batch import Batch
+from infnet_rec.model.embeddings import TokenAssembly
 from infnet_rec.model.tokens import Tokens
 from infnet_rec.schema import Schema
 
@@ -46,24 +47,21 @@ def every_token(batch: Batch, schema: Schema) -> Batch:
     return replace(batch, sequences=ids, spread_K=batch.spread_K[:0])
 
 
-class TokenByTokenAssembly(nn.Module):
+class TokenByTokenAssembly(TokenAssembly):
     """In the place of `TokenAssembly`: what was looked up already stands in the order of the tokens."""
 
     def __init__(self, schema: Schema, width: int) -> None:
-        super().__init__()
-        self._bag = [feature.name for feature in schema.bag_features]
+        super().__init__(schema, width)
         self._readers = [reader.name for reader in (*schema.shared_features, *schema.sequences)]
-        self._num_shared = len(schema.shared_features)
-        self._width = width
 
     def forward(
-        self, bags: KeyedTensor, looked_up: dict[str, JaggedTensor], spread_K: Tensor, lengths_FB: Tensor
+        self, bags: KeyedTensor, distinct: dict[str, JaggedTensor], spread_K: Tensor, lengths_FB: Tensor
     ) -> Tokens:
-        """See `TokenAssembly.forward`; `spread_K` is not read."""
+        """See `TokenAssembly.forward`; here an id is not distinct, and `spread_K` is not read."""
         in_order = list(bags.keys()) == self._bag
         bag_BX: Tensor = bags.values() if in_order else KeyedTensor.regroup([bags], [self._bag])[0]
         bag_BMD = bag_BX.view(-1, len(self._bag), self._width)
-        tokens_KD = torch.cat([looked_up[name].values() for name in self._readers])
+        tokens_KD = torch.cat([distinct[name].values() for name in self._readers])
         batch_size = bag_BMD.shape[0]
         num_shared = self._num_shared * batch_size
         shared_BMD = tokens_KD[:num_shared].view(self._num_shared, batch_size, self._width).transpose(0, 1)

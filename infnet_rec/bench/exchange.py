@@ -35,8 +35,9 @@ class Exchange(TorchDispatchMode):
 
     def _sent_bytes(self, kind: str, args: tuple[Any, ...]) -> float:
         # Operators take their output first, where they have one.
-        given = list(_tensors(args[1] if len(args) > 1 and next(_tensors(args[1]), None) is not None else args[0]))
-        if kind == "alltoall_base_" and (splits := args[4]):
+        target, source, *rest = args
+        given = list(_tensors(source)) or list(_tensors(target))
+        if kind == "alltoall_base_" and (splits := rest[2]):
             return given[0].nbytes * (1 - splits[self.rank] / max(1, sum(splits)))
         return sum(tensor.nbytes for tensor in given) * (1 - 1 / self.world_size)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from infnet_rec.bench.tower import TowerShape, full_lengths, measure_tower
+from infnet_rec.bench.forms import TowerShape, full_lengths
+from infnet_rec.bench.tower import measure_tower
 from infnet_rec.model.infnet import InfnetOptions
 
 LENGTHS = (5, 10, 20, 40)

@@ -81,7 +81,9 @@ def _measure(config: RunConfig, data: Data, world: World, num_rounds: int) -> di
     own = measure_lookups(lookups, world.device, world.rank, world.world_size, num_rounds=num_rounds)
     # Collective: the ranks' shares of a batch differ in ids, and so in time and bytes.
     mean = mean_over_ranks(torch.tensor([[own[name][key] for key in MEASURED] for name in own], device=world.device))
-    facts = {name: dict(zip(MEASURED, row, strict=True)) for name, row in zip(own, mean.tolist(), strict=True)}
+    facts: dict[str, JSON] = {
+        name: dict[str, Any](zip(MEASURED, row, strict=True)) for name, row in zip(own, mean.tolist(), strict=True)
+    }
     return {name: _all_ranks(fact, world.world_size) for name, fact in facts.items()}
 
 

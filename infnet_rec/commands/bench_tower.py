@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from infnet_rec.bench.forms import TowerShape, full_lengths, ragged_lengths
 from infnet_rec.bench.machine import ceilings, describe
 from infnet_rec.bench.sweep import slopes, sweep
-from infnet_rec.bench.tower import TowerShape, full_lengths, measure_tower, ragged_lengths
+from infnet_rec.bench.tower import Precision, measure_tower
 from infnet_rec.commands import bench_plot
 from infnet_rec.commands.assemble import check_run, infnet_options, open_data
 from infnet_rec.commands.train import quieten, use_threads
@@ -46,8 +47,18 @@ def bench_tower(
     shape = _shape(config, config_path, ragged=ragged)
     _prepare(config)
     limits = ceilings(where)
-    result = measure_tower(shape, infnet_options(config), where, limits, num_rounds=num_rounds)
-    return {"bench": "tower", "machine": describe(where), "ceilings": limits, **_model(config), **result}
+    # Where a run has no such key, it computes in float32.
+    precision: Precision = getattr(config.train, "precision", "fp32")
+    options = infnet_options(config)
+    result = measure_tower(shape, options, where, limits, num_rounds=num_rounds, precision=precision)
+    return {
+        "bench": "tower",
+        "machine": describe(where),
+        "ceilings": limits,
+        "precision": precision,
+        **_model(config),
+        **result,
+    }
 
 
 def bench_sweep(
@@ -137,7 +148,8 @@ def lines(result: JSON) -> list[str]:
     text = [
         f"batch {shape['batch_size']:,}: {shape['num_features']} features, {shape['num_sequences']} sequences with "
         f"{shape['events_per_example']:,.0f} events an example (longest {shape['most_events_of_a_sequence']}), "
-        f"{shape['num_tasks']} tasks, width {shape['width']}, {result['model']['num_blocks']} blocks",
+        f"{shape['num_tasks']} tasks, width {shape['width']}, {result['model']['num_blocks']} blocks, "
+        f"{result['precision']}",
         machine_line(result["machine"], limits),
     ]
     for kind, title in (("forward", "forward"), ("forward_backward", "forward and backward")):
