@@ -49,6 +49,13 @@ class LiteralInfnet(Infnet):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
+        # Where towers have a precision of their own, the literal one keeps to it.
+        if getattr(self, "precision", "fp32") == "bf16":
+            with torch.autocast(tokens.sequence_LD.device.type, torch.bfloat16):
+                return self._logits(tokens).float()
+        return self._logits(tokens)
+
+    def _logits(self, tokens: Tokens) -> Tensor:
         event_BXD, present_BX1 = pad_sequences(tokens.sequence_LD, tokens.lengths_FB)
         num_sequences = tokens.lengths_FB.shape[0]
         query_BPD = {
