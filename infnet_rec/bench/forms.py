@@ -109,8 +109,10 @@ def make_forms(
     missing: dict[Form, str] = {}
     if not has_fused:
         missing["fused"] = "this version has no fused attention"
+    elif device.type != "cuda":
+        # Triton's interpreter would run it, thousands of times slower than it is.
+        missing["fused"] = "its kernel needs a GPU"
     else:
-        # Where its kernel does not run it says so when it is called.
         fused: Any = {"attention": "fused"}
         forms["fused"] = Infnet(**sizes, options=replace(options, **fused))
     for form in forms.values():
