@@ -37,7 +37,7 @@ With tokens X, queries Q, weights Wq, Wk, Wv and a gate G (one vector an example
 
 So no token is ever projected, gated or copied into keys and values: a handful of absorbed queries read the raw tokens,
 and all queries of a set read it together, once a block. A token costs 4 R D FLOPs in a block (R queries in all: 9 in
-the first block and 5 in the last) in the place of 4 D^2 for each of the three flows. Sequences are jagged: what costs
+the first block and 5 in the last) in the place of 4 D^2 for each flow. Sequences are jagged: what costs
 is the number of events, not the longest history. And a batch looks up each distinct id of a sequence table once.
 
 "literal" is those equations token by token, padded to the longest sequence, on the same weights
@@ -133,12 +133,17 @@ def tower_table(towers: JSON) -> str:
     """Forward and backward in every form."""
     first = next(iter(towers.values()))
     limits = first["ceilings"]
-    text = (
-        f"\n## Tower, forward and backward\n\nBatch {BATCH_SIZE:,}, 89 features, 28 sequences of {LENGTH} events (560 an"
-        " example), 3 tasks, 2 blocks, float32; "ragged": 0 to {LENGTH} events a sequence, 10 on average; medians of rounds in which the forms take turns. Peak memory is above"
-        " weights and inputs.\n\n" + machine(first) + f" It copies {limits['copy_bytes_per_s'] / 1e9:.1f} GB/s and"
-        f" multiplies {limits['matmul_flops_per_s']['float32'] / 1e9:.0f} GFLOP/s.\n\n"
-    )
+    text = f"""
+## Tower, forward and backward
+
+Batch {BATCH_SIZE:,}, 89 features, 28 sequences of {LENGTH} events (560 an example), 3 tasks, 2 blocks, float32. Where it
+says ragged, sequences have 0 to {LENGTH} events. Medians of rounds in which the forms take turns; peak memory is above
+weights and inputs.
+
+{machine(first)} It copies {limits["copy_bytes_per_s"] / 1e9:.1f} GB/s and multiplies
+{limits["matmul_flops_per_s"]["float32"] / 1e9:.0f} GFLOP/s.
+
+"""
     rows = []
     for title, tower in towers.items():
         forms = tower["passes"]["forward_backward"]["forms"]
@@ -193,8 +198,8 @@ def step_table(step: JSON) -> str:
         " most 560. The literal form pads to the longest sequence.\n\n" + machine(step) + "\n\n"
     )
     rest = (
-        f"\nReading a batch with its distinct ids takes {step['read_s'] * 1e3:.0f} ms in another thread; charged in full"
-        f" to ours and not at all to the literal: {step['times_plain_with_reading']:.2f} times.\n"
+        f"\nReading a batch with its distinct ids takes {step['read_s'] * 1e3:.0f} ms in another thread; charged in"
+        f" full to ours and not at all to the literal: {step['times_plain_with_reading']:.2f} times.\n"
     )
     return text + table(["tower and lookups", "ms", "examples/s", "times", "by processor time"], rows) + rest
 
