@@ -35,14 +35,15 @@ With tokens X, queries Q, weights Wq, Wk, Wv and a gate G (one vector an example
     softmax(A (X * G)^T) (X * G)     =  (softmax((A * G) X^T) X) * G
     sum over events of (x W + b)     =  (sum over events of x) W + n b
 
-So no token is ever projected, gated or copied into keys and values: a handful of absorbed queries read the raw tokens,
-and all queries of a set read it together, once a block. A token costs 4 R D FLOPs in a block (R queries in all: 9 in
-the first block and 5 in the last) in the place of 4 D^2 for each flow. Sequences are jagged: what costs
-is the number of events, not the longest history. And a batch looks up each distinct id of a sequence table once.
+So no token is ever projected or gated: a handful of absorbed queries read the raw tokens, and all queries of a set read
+it together, once a block. A sequence token costs 4 R D FLOPs in a block (R queries in all: 9 in the first block and 5
+in the last) in the place of 4 D^2 for each of three flows, or two. Sequences are jagged: what costs is the number of
+events, not the longest history. And a batch looks up each distinct id of a sequence table once.
 
 "literal" is those equations token by token, padded to the longest sequence, on the same weights
 ([`bench/literal.py`](../../infnet_rec/bench/literal.py)); logits and gradients agree to 1e-5. It leaves out, as ours
-does, what nothing reads after the last block.
+does, what nothing reads after the last block. "eager" is ours in plain torch, which lays the tokens out by example
+first; "fused" is ours with a kernel that reads them where they lie.
 """
 
 
@@ -136,8 +137,8 @@ def tower_table(towers: JSON) -> str:
     text = f"""
 ## Tower, forward and backward
 
-Batch {BATCH_SIZE:,}, 89 features, 28 sequences of {LENGTH} events (560 an example), 3 tasks, 2 blocks, float32. Where it
-says ragged, sequences have 0 to {LENGTH} events. Medians of rounds in which the forms take turns; peak memory is above
+Batch {BATCH_SIZE:,}, 89 features, 28 sequences of {LENGTH} events (560 an example), 3 tasks, 2 blocks, float32. Where
+it says ragged, sequences have 0 to {LENGTH} events. Medians of rounds in which the forms take turns; peak memory is above
 weights and inputs.
 
 {machine(first)} It copies {limits["copy_bytes_per_s"] / 1e9:.1f} GB/s and multiplies
@@ -195,7 +196,7 @@ def step_table(step: JSON) -> str:
     text = (
         f"\n## Whole training steps\n\n`configs/quickstart.toml` with batch {step['batch_size']:,}, one rank: lookups,"
         f" tower, loss, backward, fused and dense optimizer; {step['events_per_example']:.0f} events an example of at"
-        " most 560. The literal form pads to the longest sequence.\n\n" + machine(step) + "\n\n"
+        " most 560. The literal form pads every sequence to the longest of the batch.\n\n" + machine(step) + "\n\n"
     )
     rest = (
         f"\nReading a batch with its distinct ids takes {step['read_s'] * 1e3:.0f} ms in another thread; charged in"
