@@ -138,8 +138,8 @@ def tower_table(towers: JSON) -> str:
 ## Tower, forward and backward
 
 Batch {BATCH_SIZE:,}, 89 features, 28 sequences of {LENGTH} events (560 an example), 3 tasks, 2 blocks, float32. Where
-it says ragged, sequences have 0 to {LENGTH} events. Medians of rounds in which the forms take turns; peak memory is above
-weights and inputs.
+it says ragged, sequences have 0 to {LENGTH} events. Medians of rounds in which the forms take turns; peak memory is
+above weights and inputs.
 
 {machine(first)} It copies {limits["copy_bytes_per_s"] / 1e9:.1f} GB/s and multiplies
 {limits["matmul_flops_per_s"]["float32"] / 1e9:.0f} GFLOP/s.
