@@ -115,12 +115,12 @@ def lines(result: JSON) -> list[str]:
         f"{machine['name']} ({machine['device']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)} a rank)",
         f"sequences repeat an id {result['tokens_per_distinct_id']:.1f} times in a rank's batch",
         "",
-        f"{'':<34}{'ids':>9}{'lookups':>10}{'forward':>11}{'and backward':>14}{'MiB sent':>10}{'and back':>10}",
+        f"{'':<33}{'ids':>7}{'lookups':>10}{'forward':>11}{'and backward':>14}{'MiB sent':>10}{'and back':>10}",
     ]
     for name, fact in result["lookups"].items():
         sent = [fact[f"{kind}_bytes_between_ranks"] / 2**20 for kind in ("forward", "backward")]
         text.append(
-            f"{TITLES[name]:<34}{fact['ids']:>9,.0f}{fact['tokens']:>10,.0f}"
+            f"{TITLES[name]:<33}{fact['ids']:>7,.0f}{fact['tokens']:>10,.0f}"
             f"{fact['forward_tokens_per_s'] / 1e6:>9.2f} M{fact['forward_backward_tokens_per_s'] / 1e6:>12.2f} M"
             f"{sent[0]:>10.2f}{sent[1]:>10.2f}"
         )
