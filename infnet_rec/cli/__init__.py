@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 
 from infnet_rec import __version__
+from infnet_rec.cli.bench import bench
 from infnet_rec.cli.data import data
-from infnet_rec.cli.options import SETTINGS, AsJson, leave
+from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, leave
 from infnet_rec.faults import Failure, Fault
 
 OTHER_RANKS_WAIT_S = 2.0
@@ -28,11 +29,7 @@ app = typer.Typer(
     context_settings=SETTINGS,
 )
 app.add_typer(data, name="data")
-
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable.")
-]
-Ranks = Annotated[int, typer.Option(min=1, help="Processes to start on this machine, one a GPU or CPU share.")]
+app.add_typer(bench, name="bench")
 
 
 @app.command(

@@ -121,19 +121,24 @@ def infnet_options(config: RunConfig) -> InfnetOptions:
     return InfnetOptions(**{name: getattr(config.model, name) for name in names})
 
 
+def make_tower(config: RunConfig, schema: Schema, form: type[Infnet]) -> Infnet:
+    """INFNet in one of its forms: they have the same parameters."""
+    return form(
+        num_features=len(schema.features),
+        group_of_sequence=schema.group_of_sequence,
+        num_tasks=len(schema.tasks),
+        width=config.model.width,
+        options=infnet_options(config),
+        precision=config.train.precision,
+    )
+
+
 def meta_model(config: RunConfig, data: Data) -> RankingModel:
     """The whole model on the meta device: nothing is allocated."""
     schema, width = data.schema, config.model.width
     weights = tuple(config.train.loss.task_weights.get(name, 1.0) for name in data.task_names)
     with torch.device("meta"):
-        tower = Infnet(
-            num_features=len(schema.features),
-            group_of_sequence=schema.group_of_sequence,
-            num_tasks=len(schema.tasks),
-            width=width,
-            options=infnet_options(config),
-            precision=config.train.precision,
-        )
+        tower = make_tower(config, schema, Infnet)
         criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
     bags, events = make_bags(schema, width), make_events(schema, width)
     return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion)
@@ -161,7 +166,12 @@ class Sharded:
 
 def shard_model(config: RunConfig, data: Data, world: World) -> Sharded:
     """Plans, allocates and initialises the model; the process group must be open."""
-    model, sparse = meta_model(config, data), config.train.sparse
+    return shard(meta_model(config, data), config, world)
+
+
+def shard(model: RankingModel, config: RunConfig, world: World) -> Sharded:
+    """The same for a model that stands on the meta device."""
+    sparse = config.train.sparse
     if config.model.compile:
         model.tower.compile()
     fuse_sparse(model, sparse.optimizer, lr=sparse.lr)

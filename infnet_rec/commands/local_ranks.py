@@ -16,14 +16,19 @@ from infnet_rec.shard.world import place
 
 def check_before_launch(config_path: Path, overrides: Sequence[str], run_dir: Path | None, num_ranks: int) -> Path:
     """Finds every fault before a process is started, and names the run directory once for all ranks."""
+    run_dir = run_dir or default_run_dir(config_path)
+    refuse_used(run_dir)
+    check_ranks(config_path, overrides, num_ranks)
+    return run_dir
+
+
+def check_ranks(config_path: Path, overrides: Sequence[str], num_ranks: int) -> None:
+    """Finds every fault of a run on that many ranks of this machine."""
     if "WORLD_SIZE" in os.environ:
         raise Fault(f"--ranks {num_ranks}: is for a run of its own; under torchrun leave it out")
     config = load_config(config_path, overrides)
-    run_dir = run_dir or default_run_dir(config_path)
-    refuse_used(run_dir)
     world = replace(place(), world_size=num_ranks, local_world_size=num_ranks)
     check_run(config, open_data(config), world)
-    return run_dir
 
 
 def launch(arguments: Sequence[str], num_ranks: int) -> NoReturn:

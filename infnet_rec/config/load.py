@@ -23,11 +23,23 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         Fault: every fault at once.
     """
-    data = read_toml(path)
+    return make_config(read_toml(path), overrides, str(path))
+
+
+def make_config(data: dict[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
+    """Lays the overrides on what a file says and checks the whole once.
+
+    Args:
+        data: sections and their keys; changed.
+        overrides: see `load_config`.
+        source: where the data is from, for messages.
+
+    Raises:
+        Fault: every fault at once.
+    """
     for override in overrides:
         _lay(data, override)
-    source = f"{path}{' with --set ' + ' '.join(overrides) if overrides else ''}"
-    return check(RunConfig, data, source)
+    return check(RunConfig, data, f"{source}{' with --set ' + ' '.join(overrides) if overrides else ''}")
 
 
 def _lay(data: dict[str, Any], override: str) -> None:

@@ -1,0 +1,120 @@
+"""The verbs of `infnet-rec bench`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
+
+bench = typer.Typer(
+    help="What this machine makes of the model: tower, lookups, whole steps.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=SETTINGS,
+)
+
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds of timing, of all forms in turn; medians are reported.")]
+
+
+@bench.command(
+    epilog="""\b
+Example:
+  $ OMP_NUM_THREADS=1 infnet-rec bench tower
+  batch 1,024: 89 features, 28 sequences with 560 events an example (longest 20), 3 tasks, ...
+  AMD EPYC, 1 thread: copies 18.4 GB/s, multiplies 93 GFLOP/s in float32, 1 in bfloat16
+  ...
+  forward and backward           literal       eager       fused
+  ms                             1,799.5       500.1           -
+  processor ms                   1,797.7       500.0           -
+  examples/s                         569       2,048           -
+  peak memory, MiB                 584.0       224.8           -
+  ...
+  of the roofline                  2.05%       7.38%           -"""
+)
+def tower(
+    config: Annotated[Path | None, typer.Argument(help="A run's TOML file; a built-in shape without one.")] = None,
+    overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")] = None,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="Histories as long as in a real batch, in the place of full ones.")
+    ] = False,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Sweep length and width instead; a picture, and its points beside it."),
+    ] = None,
+    rounds: Rounds = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Time the tower against the paper's literal form: speed, memory, FLOPs, bytes, and the machine's limits.
+
+    Sizes are keys of the configuration: --set train.global_batch_size, data.sequence_length, model.width,
+    model.num_blocks. Nothing is read from a store but its schema, and the lengths of histories with --ragged.
+    """
+    from infnet_rec.commands import bench_tower as command
+
+    if sweep is not None:
+        result = command.bench_sweep(config, overrides or [], sweep, device=device, num_rounds=rounds)
+        print(json.dumps(result) if as_json else "\n".join(command.sweep_lines(result)))
+        return
+    result = command.bench_tower(config, overrides or [], device=device, ragged=ragged, num_rounds=rounds)
+    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+
+
+@bench.command(
+    epilog="""\b
+Example:
+  $ infnet-rec bench embedding configs/quickstart.toml --ranks 2
+  global batch 512, width 16, 2 ranks on AMD EPYC (cpu, 1 thread a rank)
+  sequences repeat an id 12.9 times in a rank's batch
+  ...
+                                       ids   lookups    forward  and backward  MiB sent  and back
+  sequences: each distinct id once   3,678    47,288     5.56 M        2.98 M      0.14      0.11
+  sequences: every token            47,288    47,288     3.70 M        2.35 M      1.70      1.45
+  features of their own tables      43,520    43,520     4.85 M        2.67 M      1.66      1.33"""
+)
+def embedding(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file; its first training batch is looked up.")],
+    overrides: Overrides = None,
+    ranks: Ranks = 1,
+    rounds: Rounds = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Time lookups of a real batch: each distinct id once, as training does, and every token on its own."""
+    overrides = overrides or []
+    if ranks > 1:
+        from infnet_rec.commands import local_ranks
+
+        local_ranks.check_ranks(config, overrides, ranks)
+        arguments = [str(config), *(f"--set={o}" for o in overrides), f"--rounds={rounds}"]
+        local_ranks.launch(["bench", "embedding", *arguments, *(["--json"] if as_json else [])], ranks)
+    from infnet_rec.commands import bench_embedding as command
+
+    result = command.bench_embedding(config, overrides, num_rounds=rounds)
+    if result is not None:
+        print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+
+
+@bench.command(
+    epilog="""\b
+Example:
+  $ OMP_NUM_THREADS=1 infnet-rec bench step configs/quickstart.toml --set train.global_batch_size=1024
+  ...
+  training step                                   ms    examples/s    times  by processor time
+  literal tower, every token looked up       1,712.8           598     1.00               1.00
+  literal tower, each distinct id once       1,678.1           610     1.02               1.04
+  our tower, every token looked up             126.1         8,122    13.59              13.60
+  ours                                         128.2         7,986    13.36              13.39"""
+)
+def step(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
+    overrides: Overrides = None,
+    rounds: Rounds = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Time whole training steps on one rank: literal tower or ours, with each distinct id looked up once or not."""
+    from infnet_rec.commands import bench_step as command
+
+    result = command.bench_step(config, overrides or [], num_rounds=rounds)
+    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
