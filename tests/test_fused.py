@@ -115,15 +115,16 @@ def test_an_example_without_tokens_reads_exactly_zero() -> None:
         assert not value[empty_B].any() and value[~empty_B].any()
 
 
-def test_scores_too_large_for_exp_do_not_overflow() -> None:
-    """The largest score may stand in any block; very negative ones stand beside it."""
-    token_LD = torch.zeros(50, 8)
-    token_LD[20], token_LD[3] = 300.0, -300.0
+@pytest.mark.parametrize(("usual", "first"), [(250.0, -300.0), (-300.0, -290.0)])
+def test_scores_too_large_for_exp_do_not_overflow(usual: float, first: float) -> None:
+    """The largest score may stand in any block; all may be far below 0, the score of a token that is not there."""
+    token_LD = torch.full((50, 8), usual)
+    token_LD[20], token_LD[3] = usual + 50.0, first
     inputs = (token_LD, torch.ones(1, 1, 8), torch.ones(1, 8))
 
     read_BRD, *grads = read("fused", inputs, torch.float32, torch.tensor([[50]]))
 
-    torch.testing.assert_close(read_BRD, torch.full((1, 1, 8), 300.0, dtype=torch.float64))
+    torch.testing.assert_close(read_BRD, token_LD[20].double().expand(1, 1, 8))
     assert all(torch.isfinite(grad).all() for grad in grads)
 
 
