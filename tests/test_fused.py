@@ -115,15 +115,16 @@ def test_an_example_without_tokens_reads_exactly_zero() -> None:
         assert not value[empty_B].any() and value[~empty_B].any()
 
 
-def test_scores_too_large_for_exp_do_not_overflow() -> None:
-    """The largest score may stand in any block; very negative ones stand beside it."""
-    token_LD = torch.zeros(50, 8)
-    token_LD[20], token_LD[3] = 300.0, -300.0
+@pytest.mark.parametrize(("usual", "first"), [(250.0, -300.0), (-300.0, -290.0)])
+def test_scores_too_large_for_exp_do_not_overflow(usual: float, first: float) -> None:
+    """The largest score may stand in any block; all may be far below 0, the score of a token that is not there."""
+    token_LD = torch.full((50, 8), usual)
+    token_LD[20], token_LD[3] = usual + 50.0, first
     inputs = (token_LD, torch.ones(1, 1, 8), torch.ones(1, 8))
 
     read_BRD, *grads = read("fused", inputs, torch.float32, torch.tensor([[50]]))
 
-    torch.testing.assert_close(read_BRD, torch.full((1, 1, 8), 300.0, dtype=torch.float64))
+    torch.testing.assert_close(read_BRD, token_LD[20].double().expand(1, 1, 8))
     assert all(torch.isfinite(grad).all() for grad in grads)
 
 
@@ -166,6 +167,7 @@ def test_the_network_in_bfloat16_is_near_the_papers_equations(attention: str) ->
     check_against_paper(options, BY_BEHAVIOUR, 0.03, torch.float32, device=DEVICE, precision="bf16")
 
 
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs on the CPU, under Triton's interpreter")
 def test_a_pipeline_trains_on_the_kernel(small_store: Path) -> None:
     """TorchRec traces the model, and the kernel is inside."""
     losses = {}
@@ -234,7 +236,7 @@ def test_queries_and_gates_that_do_not_fit_are_faults(lay_out, break_it, words) 
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize("attention", ["eager", "fused"])
+@pytest.mark.parametrize("lay_out", [fuse_sequences, tile_sequences])
 @pytest.mark.parametrize(
     ("token_LD", "lengths_FB", "words"),
     [
@@ -243,9 +245,9 @@ def test_queries_and_gates_that_do_not_fit_are_faults(lay_out, break_it, words) 
         (TOKEN_LD, TWO.to("meta"), ["meta", "cpu"]),
     ],
 )
-def test_lengths_that_do_not_fit_are_faults(attention, token_LD, lengths_FB, words) -> None:
+def test_lengths_that_do_not_fit_are_faults(lay_out, token_LD, lengths_FB, words) -> None:
     with pytest.raises(Fault) as caught:
-        lay_out_sequences(token_LD, lengths_FB, attention)
+        lay_out(token_LD, lengths_FB)
     assert all(word in str(caught.value) for word in words), caught.value
 
 

@@ -51,7 +51,8 @@ class ModelConfig(StrictModel):
         table_std: standard deviation of the initial embeddings.
         attention: how sequences are read: "fused" by a kernel on a GPU, "eager" in plain torch, "auto" by the kernel
             where it works. The first lines of a run say which.
-        compile: the tower by torch.compile, which takes a minute or two in the first steps.
+        compile: the tower by torch.compile. The first steps, and the first evaluation, take a minute or more each time
+            that nothing is in its cache; the steps after them are faster, and differ in the last bits.
     """
 
     name: Literal["infnet"] = "infnet"
@@ -157,7 +158,7 @@ class TrainConfig(StrictModel):
         seed: of initial weights, order and dropout.
         num_threads: CPU threads a rank; 0 shares the cores among the ranks of a machine.
         precision: of the matrix products of the tower, in training and evaluation; tables, dense parameters, optimizers
-            and losses are in fp32 whatever it is.
+            and losses are in fp32 whatever it is. A CPU without instructions for bf16 is several times slower with it.
     """
 
     global_batch_size: Count = 1024

@@ -12,9 +12,10 @@ Shapes: B examples, F sequences, L sequence tokens of the whole batch, R queries
 import functools
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -155,12 +156,6 @@ def max_queries(token_LD: Tensor) -> int:
     return max(16, 2048 // max(32, 1 << (token_LD.shape[1] - 1).bit_length()))
 
 
-@torch.compiler.disable
-def _attend(query_BRD: Tensor, token_LD: Tensor, start_X: Tensor) -> Tensor:
-    """The kernel is compiled already: torch.compile goes around it."""
-    return _Attend.apply(query_BRD, token_LD, start_X)
-
-
 class _Attend(torch.autograd.Function):
     """query_BRD, token_LD and start_X to read_BRD, in float32."""
 
@@ -177,7 +172,9 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator's types lose the names
+        ctx: Any, grad_read_BRD: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
         from infnet_rec.model import fused_kernels
 
         query_BRD, token_LD, start_X, read_BRD, norm_BR = ctx.saved_tensors
@@ -187,6 +184,10 @@ class _Attend(torch.autograd.Function):
             fused_kernels.attend_backward,
             (token_LD, start_X, query_BRD),
             (read_BRD, norm_BR),
-            (grads[0].contiguous(), grad_query_BRD, grad_token_LD),
+            (grad_read_BRD.contiguous(), grad_query_BRD, grad_token_LD),
         )
         return grad_query_BRD, grad_token_LD, None
+
+
+# The kernel is compiled already: torch.compile goes around it.
+_attend: Callable[[Tensor, Tensor, Tensor], Tensor] = cast(Any, torch.compiler.disable(_Attend.apply))
