@@ -146,7 +146,7 @@ class _Construction:
 
     def _encode(self, table: SideTables, num_rows: int) -> ColumnSpool:
         self.progress.stage(f"fitting the {table.side}s' features", len(table.features), " features")
-        for done, _ in enumerate(table.fit(self.connection), start=1):
+        for done, _ in enumerate(table.fit(self.connection, self.num_threads), start=1):
             self.progress.done(done)
         self.progress.stage(f"encoding the {table.side}s", num_rows, " rows")
         table.code(self.connection)

@@ -137,13 +137,17 @@ class SideTables:
             join=f"LEFT JOIN {self.side}_weight AS w ON w.key = r.key",
         )
 
-    def fit(self, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    def fit(self, connection: duckdb.DuckDBPyConnection, num_threads: int) -> Iterator[str]:
         """Fits every feature on the rows that training looks up; yields its name after each."""
-        for feature in self.features:
-            recipe = feature.recipe
+
+        def fitted(feature: SideFeature) -> Vocabulary:
             source = f"{self.side}_weight" if feature.source == OWN else f"side_{self.side}_{feature.source}"
             with faults_of(f"{self.side} feature {feature.name}"):
-                self.vocabularies[feature.name] = _fitted(connection, feature, recipe, source)
+                return _fitted(connection.cursor(), feature, feature.recipe, source)
+
+        vocabularies = in_order(fitted, self.features, num_threads)
+        for feature, vocabulary in zip(self.features, vocabularies, strict=True):
+            self.vocabularies[feature.name] = vocabulary
             yield feature.name
 
     def code(self, connection: duckdb.DuckDBPyConnection) -> None:
