@@ -4,10 +4,11 @@ import numpy as np
 import pyarrow as pa
 
 from infnet_rec.data.generate.draws import Draws, Flags, Floats, Ints, picked
-from infnet_rec.data.generate.facts import from_scores, large_facts
+from infnet_rec.data.generate.facts import large_facts
 from infnet_rec.data.generate.large_calendar import Calendar
 from infnet_rec.data.generate.large_catalogue import LEVELS, Catalogue
 from infnet_rec.data.generate.lines import float_text, joined_lines, number_lines
+from infnet_rec.data.generate.videos import statistics_of
 
 # Videos of the pool with an oddity (large_catalogue.py) have it in the column named here.
 NO_DATE, NO_SIZE, SMALLEST, LARGEST, LARGEST_MUSIC, NO_STATUS = 1, 2, 3, 4, 5, 6
@@ -74,27 +75,12 @@ def _music_ids(draws: Draws, video: Ints, catalogue: Catalogue, largest: Flags, 
 
 
 def statistic_table(catalogue: Catalogue, low: int, high: int) -> Floats:
-    """The statistics file for videos low..high-1, as columns in the order of the file.
-
-    A statistic is a mean over `counts` cells (day and scenario), hence a multiple of 1 / counts.
-    """
+    """The statistics file for videos low..high-1, as columns in the order of the file."""
     facts = large_facts().videos
     video = np.arange(low, high)
-    names: list[str] = facts["names"]
-    scores = catalogue.scores(Draws.at(catalogue.seed, "video", video), catalogue.ranks_of(video), len(names))
-    columns: dict[str, Floats] = {}
-    for name, quantiles in facts["statistics"].items():
-        values = from_scores(scores[:, names.index(name)], LEVELS, quantiles)
-        if name == "counts":
-            columns[name] = np.rint(values)
-        elif name == "play_progress":
-            columns[name] = values
-        else:
-            columns[name] = np.rint(values * columns["counts"]) / columns["counts"]
-    for name in columns:
-        events = name.removesuffix("_user_num") + "_cnt"
-        if name.endswith("_user_num") and events in columns:
-            columns[name] = np.minimum(columns[name], columns[events])
+    draws = Draws.at(catalogue.seed, "video", video)
+    scores = catalogue.scores(draws, catalogue.ranks_of(video), len(facts["names"]))
+    columns = statistics_of(scores, LEVELS, facts)
     return np.stack([video.astype(np.float64), *columns.values()], axis=1)
 
 

@@ -166,17 +166,13 @@ def basic_csv(seed: int, low: int, high: int, num_videos: int) -> bytes:
     return csv_lines(rows)
 
 
-def statistic_csv(seed: int, low: int, high: int) -> bytes:
-    """The lines of the statistics file for videos low..high-1, without the header.
+def statistics_of(scores: Floats, levels: Floats, facts: dict[str, Any]) -> dict[str, Floats]:
+    """The statistics of videos, by name in the order of the file, from a row of correlated scores each.
 
     A statistic is a mean over `counts` cells (day and scenario), hence a multiple of 1 / counts.
     """
-    facts = kuairand_facts().videos
-    videos = np.arange(low, high)
     names: list[str] = facts["names"]
-    scores = _scores(Draws.at(seed, "video", videos), len(names))
-    levels = normal_levels(facts["stat_levels"])
-    columns: dict[str, Any] = {}
+    columns: dict[str, Floats] = {}
     for name, quantiles in facts["statistics"].items():
         values = from_scores(scores[:, names.index(name)], levels, quantiles)
         if name == "counts":
@@ -189,5 +185,14 @@ def statistic_csv(seed: int, low: int, high: int) -> bytes:
         events = name.removesuffix("_user_num") + "_cnt"
         if name.endswith("_user_num") and events in columns:
             columns[name] = np.minimum(columns[name], columns[events])
+    return columns
+
+
+def statistic_csv(seed: int, low: int, high: int) -> bytes:
+    """The lines of the statistics file for videos low..high-1, without the header."""
+    facts = kuairand_facts().videos
+    videos = np.arange(low, high)
+    scores = _scores(Draws.at(seed, "video", videos), len(facts["names"]))
+    columns: dict[str, Any] = {**statistics_of(scores, normal_levels(facts["stat_levels"]), facts)}
     columns["counts"] = columns["counts"].astype(np.int64)
     return csv_lines(zip(videos.tolist(), *(c.tolist() for c in columns.values()), strict=True))
