@@ -22,7 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 import sharded_runs
 from handmade import Handmade, schema, write_store
 from infnet_rec.batch import Batch
-from infnet_rec.config.run import DataConfig
+from infnet_rec.config.data import DataConfig
 from infnet_rec.data import distinct as distinct_module
 from infnet_rec.data.check import ids_outside_tables
 from infnet_rec.data.distinct import Distinct

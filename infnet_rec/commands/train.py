@@ -24,7 +24,8 @@ from infnet_rec.commands.assemble import (
 )
 from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, num_cores, plan_json
 from infnet_rec.config.load import load_config
-from infnet_rec.config.run import DenseConfig, RunConfig, SparseConfig
+from infnet_rec.config.run import RunConfig
+from infnet_rec.config.train import DenseConfig, SparseConfig
 from infnet_rec.faults import Fault
 from infnet_rec.model.fused import why_eager
 from infnet_rec.shard.optim import count_dense

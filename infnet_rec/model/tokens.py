@@ -4,8 +4,11 @@ Shapes: B examples, M categorical tokens, F sequences, L sequence tokens of the 
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
+
+from infnet_rec.schema import Schema
 
 
 @dataclass(slots=True)
@@ -22,3 +25,42 @@ class Tokens:
     categorical_BMD: Tensor
     sequence_LD: Tensor
     lengths_FB: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """What stands where in `Tokens`: all that a model knows of the schema.
+
+    Attributes:
+        feature_names: of the M categorical tokens, in their order.
+        sequence_names: of the F sequences.
+        behaviour_of_sequence: for each sequence, the index of its behaviour. The sequences of one behaviour list the
+            same events, so their lengths agree.
+        group_of_sequence: for each sequence, the index of the proxy group that it belongs to.
+        target_of_sequence: for each sequence, the index of the categorical token that says the same of the candidate
+            item, such as its author for a sequence of authors; None where the profile has no such feature.
+        num_tasks: T.
+    """
+
+    feature_names: tuple[str, ...]
+    sequence_names: tuple[str, ...]
+    behaviour_of_sequence: tuple[int, ...]
+    group_of_sequence: tuple[int, ...]
+    target_of_sequence: tuple[int | None, ...]
+    num_tasks: int
+
+    @classmethod
+    def of(cls, schema: Schema) -> Self:
+        """The layout of the tokens that `TokenAssembly` makes for a schema."""
+        names = tuple(f.name for f in (*schema.bag_features, *schema.shared_features))
+        behaviours = schema.behaviours
+        return cls(
+            feature_names=names,
+            sequence_names=tuple(s.name for s in schema.sequences),
+            behaviour_of_sequence=tuple(behaviours.index(s.behaviour) for s in schema.sequences),
+            group_of_sequence=schema.group_of_sequence,
+            target_of_sequence=tuple(
+                names.index(s.attribute) if s.attribute in names else None for s in schema.sequences
+            ),
+            num_tasks=len(schema.tasks),
+        )

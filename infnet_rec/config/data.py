@@ -1,0 +1,32 @@
+"""Which examples a run sees."""
+
+from typing import Literal
+
+from infnet_rec.config.ranges import Count
+from infnet_rec.strict import StrictModel
+
+
+class DataConfig(StrictModel):
+    """Which examples, and how much of each.
+
+    Attributes:
+        store: folder that `infnet-rec data build` made, or the URL of one (s3://, gs://, https://...), which is fetched
+            once a machine.
+        profile: which of the store's profiles (features and histories) to use; "all" is always there.
+        sequence_length: newest events of each behaviour that an example sees.
+        sequence_groups: which sequences share a proxy token: those of one behaviour, none (one proxy a sequence), all.
+        read_ahead: batches gathered in advance.
+        loader_threads: batches gathered at the same time.
+        block_examples: neighbours in the store that stay together in the first shuffle, so that reads stay local on
+            disk.
+        buffer_blocks: blocks whose examples are then shuffled; 8 bytes an example, four buffers at a time.
+    """
+
+    store: str
+    profile: str = "all"
+    sequence_length: Count = 50
+    sequence_groups: Literal["behaviour", "sequence", "all"] = "behaviour"
+    read_ahead: Count = 4
+    loader_threads: Count = 1
+    block_examples: Count = 4_096
+    buffer_blocks: Count = 512

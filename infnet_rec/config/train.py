@@ -1,0 +1,103 @@
+"""How a run trains: loop, optimizers, loss."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from infnet_rec.config.ranges import Count, Fraction, NotNegative, Positive
+from infnet_rec.strict import StrictModel
+
+
+class ScheduleConfig(StrictModel):
+    """How a learning rate moves: up in a line for `warmup_steps`, then level or down a cosine.
+
+    Attributes:
+        kind: after the warm-up.
+        warmup_steps: steps until the full rate.
+        final_fraction: of the full rate, at the end of a cosine.
+    """
+
+    kind: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    final_fraction: Fraction = 0.0
+
+
+class SparseConfig(StrictModel):
+    """The optimizer of the tables, fused into the backward pass: only rows of the batch move.
+
+    Attributes:
+        optimizer: Adam has no kernel on CPU.
+        lr: learning rate after the warm-up.
+        schedule: of that rate. Adagrad slows down by itself, row by row; on top of it a cosine forgets late examples.
+        each_epoch: "keep" the tables, or start each epoch with "fresh" ones and fresh optimizer state while the dense
+            part goes on learning. Id tables overfit in their second epoch; this lets the rest have several.
+    """
+
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    lr: Positive = 0.02
+    schedule: ScheduleConfig = ScheduleConfig()
+    each_epoch: Literal["keep", "fresh"] = "keep"
+
+
+class DenseConfig(StrictModel):
+    """The optimizer of everything but the tables.
+
+    Attributes:
+        optimizer: decay is L2 for Adam and Adagrad, decoupled for AdamW.
+        lr: learning rate after the warm-up.
+        weight_decay: strength of the decay.
+        schedule: of the learning rate.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
+    """
+
+    optimizer: Literal["adam", "adamw", "adagrad"] = "adam"
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.0
+    schedule: ScheduleConfig = ScheduleConfig()
+    max_grad_norm: NotNegative = 10.0
+
+
+class LossConfig(StrictModel):
+    """sum_i lambda_i BCE_i.
+
+    Attributes:
+        weighting: "fixed" uses `task_weights`; "uncertainty" learns a factor for each task on top of them.
+        task_weights: lambda by task; tasks that are not named weigh 1.
+        embedding_l2: strength of the penalty that holds rare ids back, in examples (see `MultiTaskLoss`).
+    """
+
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    task_weights: dict[str, Positive] = Field(default_factory=dict)
+    embedding_l2: NotNegative = 0.0
+
+
+class TrainConfig(StrictModel):
+    """The loop.
+
+    Attributes:
+        global_batch_size: examples a step, over all ranks.
+        num_epochs: passes over the training split; may be a fraction.
+        order: "shuffled" anew each epoch, or by "time", oldest first, as a model in service would have met them.
+        eval_every_steps: steps between two evaluations on valid; 0 evaluates at the end of each epoch.
+        patience: evaluations without a better mean AUC before training stops; 0 never stops early.
+        log_every_steps: steps between two progress lines.
+        eval_batch_size: examples a step in evaluation, over all ranks; rounded up to a multiple of their number.
+        seed: of initial weights, order and dropout.
+        num_threads: CPU threads a rank; 0 shares the cores among the ranks of a machine.
+        precision: of the matrix products of the tower, in training and evaluation; tables, dense parameters, optimizers
+            and losses are in fp32 whatever it is. A CPU without instructions for bf16 is several times slower with it.
+    """
+
+    global_batch_size: Count = 1024
+    num_epochs: Positive = 1.0
+    order: Literal["shuffled", "time"] = "shuffled"
+    eval_every_steps: Annotated[int, Field(ge=0)] = 0
+    patience: Annotated[int, Field(ge=0)] = 5
+    log_every_steps: Count = 20
+    eval_batch_size: Count = 4096
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
+    num_threads: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    sparse: SparseConfig = SparseConfig()
+    dense: DenseConfig = DenseConfig()
+    loss: LossConfig = LossConfig()
