@@ -1,6 +1,7 @@
 """What goes wrong in ways that a person can mend.
 
-The command line turns a `Fault` into one message and exit code 2, a `Failure` into one message and exit code 1.
+The command line turns a `Fault` into one message and exit code 2, a `Failure` into one message and exit code 1, a
+`Refusal` into one message and exit code 3.
 Everything else is a bug or a failure of the machine and keeps its traceback.
 """
 
@@ -14,6 +15,10 @@ class Fault(ValueError):
 
 class Failure(Exception):
     """A run that failed for a reason that one line says, such as a loss that is not finite; exit code 1."""
+
+
+class Refusal(Exception):
+    """A question that was understood and whose answer is no, such as a plan that does not fit; exit code 3."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
