@@ -9,7 +9,14 @@ from infnet_rec.config.ranges import Count
 from infnet_rec.strict import StrictModel
 
 Sharding = Literal[
-    "auto", "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard"
+    "auto",
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
 ]
 Kernel = Literal["auto", "fused", "fused_uvm", "fused_uvm_caching"]
 

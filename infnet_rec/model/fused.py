@@ -41,15 +41,19 @@ MAX_WIDTH = 128
 MIN_CAPABILITY = (8, 0)
 
 log = logging.getLogger(__name__)
-_dry = ContextVar("_dry", default=False)
+_dry: ContextVar[list[int] | None] = ContextVar("_dry", default=None)
 
 
 @contextmanager
-def dry_run() -> Iterator[None]:
-    """Inside, any device will do for "fused", and its kernels write nothing: for counting what they allocate."""
-    token = _dry.set(True)
+def dry_run() -> Iterator[list[int]]:
+    """Inside, any device will do for "fused", and its kernels write nothing: for counting what they allocate.
+
+    The list that comes out holds, for each kernel that would have run, the bytes that it would have moved.
+    """
+    moved_bytes: list[int] = []
+    token = _dry.set(moved_bytes)
     try:
-        yield
+        yield moved_bytes
     finally:
         _dry.reset(token)
 
@@ -74,7 +78,7 @@ def why_eager(attention: Attention, device: torch.device, width: int) -> str | N
 
 
 def _obstacle(device: torch.device, width: int, *, interpreted: bool) -> str | None:
-    if _dry.get() and width <= MAX_WIDTH:
+    if _dry.get() is not None and width <= MAX_WIDTH:
         return None
     if device.type != "cuda" and not interpreted:
         return f"the device is {device.type}, and the kernel needs a GPU"
@@ -179,10 +183,12 @@ class _Attend(torch.autograd.Function):
         query_BRD = query_BRD.contiguous()
         read_BRD = torch.empty_like(query_BRD, dtype=torch.float32)
         norm_BR = read_BRD.new_empty(query_BRD.shape[:2])
-        if not _dry.get():
+        if (moved_bytes := _dry.get()) is None:
             from infnet_rec.model import fused_kernels
 
             fused_kernels.launch(fused_kernels.attend_forward, (token_LD, start_X, query_BRD), (read_BRD, norm_BR))
+        else:
+            moved_bytes.append(token_LD.nbytes + query_BRD.nbytes + read_BRD.nbytes)
         ctx.save_for_backward(query_BRD, token_LD, start_X, read_BRD, norm_BR)
         return read_BRD
 
@@ -194,7 +200,7 @@ class _Attend(torch.autograd.Function):
         query_BRD, token_LD, start_X, read_BRD, norm_BR = ctx.saved_tensors
         # Every token belongs to one example, so the kernel writes every row.
         grad_query_BRD, grad_token_LD = torch.empty_like(query_BRD), torch.empty_like(token_LD)
-        if not _dry.get():
+        if (moved_bytes := _dry.get()) is None:
             from infnet_rec.model import fused_kernels
 
             fused_kernels.launch(
@@ -203,6 +209,8 @@ class _Attend(torch.autograd.Function):
                 (read_BRD, norm_BR),
                 (grad_read_BRD.contiguous(), grad_query_BRD, grad_token_LD),
             )
+        else:
+            moved_bytes.append(2 * token_LD.nbytes + 3 * query_BRD.nbytes + read_BRD.nbytes)
         return grad_query_BRD, grad_token_LD, None
 
 

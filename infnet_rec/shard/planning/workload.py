@@ -129,7 +129,9 @@ def truncated_mean(lengths: JSON, sequence_length: int) -> float:
         return min(_on_line([(0, 0.0), *points], sequence_length), float(lengths["mean"]))
     shares, values = (0.0, 0.5, 0.95, 1.0), (0.0, lengths["p50"], lengths["p95"], lengths["max"])
     total = 0.0
-    for (u0, u1), (x0, x1) in zip(zip(shares, shares[1:], strict=False), zip(values, values[1:], strict=False), strict=True):
+    for (u0, u1), (x0, x1) in zip(
+        zip(shares, shares[1:], strict=False), zip(values, values[1:], strict=False), strict=True
+    ):
         low, high = min(x0, sequence_length), min(x1, sequence_length)
         # Within a stretch the lengths rise in a line up to the cut and stay there.
         below = 1.0 if x1 <= sequence_length or x1 == x0 else (high - low) / (x1 - x0)
