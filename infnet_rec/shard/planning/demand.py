@@ -87,11 +87,3 @@ class TableControl:
 FREE = TableControl()
 Controls = Mapping[str, TableControl]
 NO_CONTROLS: Controls = {}
-
-
-@dataclass(frozen=True, slots=True)
-class QuantisedComms:
-    """Bytes a value between ranks, forward and backward; 4 is fp32, 2 is fp16 or bf16."""
-
-    forward_bytes: float = 4.0
-    backward_bytes: float = 4.0

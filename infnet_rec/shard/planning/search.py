@@ -4,10 +4,14 @@ No process group, no GPU, no data. Every rank gets the same answer for the same 
 should ask, so that a difference between machines cannot matter.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import nn
+from torchrec.distributed.types import ModuleSharder
 
 from infnet_rec.shard.hardware import Cluster
-from infnet_rec.shard.planning.demand import NO_CONTROLS, Controls, QuantisedComms, Workload
+from infnet_rec.shard.planning.demand import NO_CONTROLS, Controls, Workload
 from infnet_rec.shard.planning.planned import Planned
 
 
@@ -17,7 +21,7 @@ def search_plan(
     workload: Workload,
     controls: Controls = NO_CONTROLS,
     *,
-    comms: QuantisedComms = QuantisedComms(),
+    sharders: Sequence[ModuleSharder[Any]] = (),
 ) -> Planned:
     """Plans the tables of a model.
 
@@ -27,7 +31,8 @@ def search_plan(
         cluster: to plan for.
         workload: what a step does.
         controls: what tables may do, by name.
-        comms: precision of what ranks exchange.
+        sharders: that will shard the model; what they say about quantised communication enters the estimates. None given
+            means plain ones.
 
     Returns:
         The plan with the least estimated time on its slowest rank that was found; the same for the same arguments.
