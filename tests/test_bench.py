@@ -23,7 +23,7 @@ from infnet_rec.bench.forms import (
     make_tokens,
     ragged_lengths,
 )
-from infnet_rec.bench.ledger import Ledger
+from infnet_rec.ledger import Ledger
 from infnet_rec.bench.literal import LiteralInfnet
 from infnet_rec.bench.sweep import fit, slopes
 from infnet_rec.bench.timing import alternate

@@ -15,6 +15,7 @@ SHOWN_FEATURES = 8
 SHOWN_COPY_LENGTHS = ("20", "50")
 SHOWN_TABLES = 5
 SHOWN_WIDTH = "64"
+SHOWN_SAMPLE_LENGTH = 50
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 # A feature is named in the text when one of its shares is at least this.
 REMARKABLE_SHARE = 0.0005
@@ -171,7 +172,21 @@ def _history_lines(report: JSON) -> list[str]:
         *aligned(rows),
         "(events before a training example, whole histories)",
         f"sequence tokens an example, by truncation length: {tokens} ({num_sequences} sequences)",
+        *_repeat_lines(report.get("repeats")),
     ]
+
+
+def _repeat_lines(repeats: JSON | None) -> list[str]:
+    """How often a batch names an id; a store of an older version does not know."""
+    if not repeats:
+        return []
+    parts = []
+    for sample in repeats["samples"]:
+        tokens = sum(table["num_tokens"] for table in sample["tables"].values())
+        distinct = sum(table["num_distinct"] for table in sample["tables"].values())
+        if sample["sequence_length"] == SHOWN_SAMPLE_LENGTH:
+            parts.append(f"{tokens / max(1, distinct):,.1f} in a batch of {sample['num_examples']:,}")
+    return [f"tokens for each distinct id, at {SHOWN_SAMPLE_LENGTH} events: {', '.join(parts)}; each is looked up once"]
 
 
 def _worst(feature: JSON, key: str) -> float:

@@ -21,10 +21,11 @@ from infnet_rec.data.publish import new_store
 from infnet_rec.data.quarantine import Quarantine
 from infnet_rec.data.raw import connect, faults_of, release
 from infnet_rec.data.recipe import Recipe
+from infnet_rec.data.repeats import measure_repeats
 from infnet_rec.data.sides import SideTables, sorted_keys
 from infnet_rec.data.sources import SIDES, RawFiles, open_raw
 from infnet_rec.data.spool import ColumnSpool
-from infnet_rec.data.store import SPLITS, hash_files, to_arrow, write_arrow
+from infnet_rec.data.store import SPLITS, Store, hash_files, to_arrow, write_arrow
 from infnet_rec.data.timeline import Bucketing, Timeline, count_users, fit_context, run_timeline
 from infnet_rec.data.vocab import Vocabulary, vocabulary_columns
 from infnet_rec.faults import Fault
@@ -85,8 +86,16 @@ def build(
             memory = memory_gib * PARTS_SHARE / (num_threads + 1)
             construction = _Construction(connection, recipe, work, num_threads, memory, progress)
             manifest = construction.run(files, Quarantine(max_bad_fraction))
-        (work / "store" / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        _write_manifest(work / "store", manifest)
+        progress.stage("counting repeated ids", 0, "")
+        if (repeats := measure_repeats(Store(work / "store"))) is not None:
+            manifest["repeats"] = repeats
+            _write_manifest(work / "store", manifest)
     return manifest
+
+
+def _write_manifest(store: Path, manifest: dict[str, Any]) -> None:
+    (store / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def store_stats(store: Store, progress: Callable[[int], None]) -> JSON:
         "periods": _periods(store, periods, tallies),
         "histories": histories,
         "tokens_per_example": {str(length): tokens[length]["train"] for length in LENGTHS},
+        "repeats": manifest.get("repeats"),
         "features": _features(store, sides, tallies),
         "tables": _tables(store),
         "memory": _memory(store),

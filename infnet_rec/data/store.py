@@ -111,11 +111,14 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Opens a store.
 
+        Args:
+            path: its folder; or its manifest alone, a JSON file, for those who only plan.
+
         Raises:
             Fault: there is no finished store, or another version of this package made it.
         """
         self.path = path
-        manifest = path / "manifest.json"
+        manifest = path if path.suffix == ".json" else path / "manifest.json"
         if not manifest.is_file():
             raise Fault(f"store {path}: holds no manifest.json; make a store with 'infnet-rec data build'")
         self.manifest: dict[str, Any] = read_json(manifest)

@@ -34,6 +34,9 @@ from infnet_rec.data.vocab import (
 BYTES_A_ROW = 400  # of a bucket in memory: DuckDB's sort, the columns as they come and as they go
 MAX_BUCKET_ROWS = 2_000_000
 
+# Truncation lengths whose mean is kept; between them it is nearly a straight line.
+KEPT_EVENTS = (5, 10, 20, 35, 50, 75, 100, 150, 200, 350, 500, 1000)
+
 Columns = dict[str, np.ndarray]
 
 
@@ -210,14 +213,21 @@ class Timeline:
             longer[: len(known)] += known
             self.lengths[behaviour.name] = longer
 
-    def history_lengths(self) -> dict[str, dict[str, float]]:
-        """Events before a training example, per behaviour, untruncated."""
+    def history_lengths(self) -> dict[str, dict[str, Any]]:
+        """Events before a training example, per behaviour; whole, and the mean when only the newest are kept."""
         found = {}
         for name, count in self.lengths.items():
             total, length = int(count.sum()), np.arange(len(count))
             at = [int(np.searchsorted(np.cumsum(count), total * share, side="left")) for share in (0.5, 0.95)]
             mean = float(count @ length / total) if total else 0.0
-            found[name] = {"mean": mean, "p50": at[0], "p95": at[1], "max": max(len(count) - 1, 0)}
+            kept = {str(n): float(count @ np.minimum(length, n) / total) if total else 0.0 for n in KEPT_EVENTS}
+            found[name] = {
+                "mean": mean,
+                "p50": at[0],
+                "p95": at[1],
+                "max": max(len(count) - 1, 0),
+                "mean_of_newest": kept,
+            }
         return found
 
 

@@ -12,7 +12,9 @@ Shapes: B examples, F sequences, L sequence tokens of the whole batch, R queries
 import functools
 import logging
 import os
-from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal, Self, cast
@@ -39,6 +41,17 @@ MAX_WIDTH = 128
 MIN_CAPABILITY = (8, 0)
 
 log = logging.getLogger(__name__)
+_dry = ContextVar("_dry", default=False)
+
+
+@contextmanager
+def dry_run() -> Iterator[None]:
+    """Inside, any device will do for "fused", and its kernels write nothing: for counting what they allocate."""
+    token = _dry.set(True)
+    try:
+        yield
+    finally:
+        _dry.reset(token)
 
 
 def why_eager(attention: Attention, device: torch.device, width: int) -> str | None:
@@ -61,6 +74,8 @@ def why_eager(attention: Attention, device: torch.device, width: int) -> str | N
 
 
 def _obstacle(device: torch.device, width: int, *, interpreted: bool) -> str | None:
+    if _dry.get() and width <= MAX_WIDTH:
+        return None
     if device.type != "cuda" and not interpreted:
         return f"the device is {device.type}, and the kernel needs a GPU"
     if find_spec("triton") is None:
@@ -161,12 +176,13 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query_BRD: Tensor, token_LD: Tensor, start_X: Tensor) -> Tensor:
-        from infnet_rec.model import fused_kernels
-
         query_BRD = query_BRD.contiguous()
         read_BRD = torch.empty_like(query_BRD, dtype=torch.float32)
         norm_BR = read_BRD.new_empty(query_BRD.shape[:2])
-        fused_kernels.launch(fused_kernels.attend_forward, (token_LD, start_X, query_BRD), (read_BRD, norm_BR))
+        if not _dry.get():
+            from infnet_rec.model import fused_kernels
+
+            fused_kernels.launch(fused_kernels.attend_forward, (token_LD, start_X, query_BRD), (read_BRD, norm_BR))
         ctx.save_for_backward(query_BRD, token_LD, start_X, read_BRD, norm_BR)
         return read_BRD
 
@@ -175,17 +191,18 @@ class _Attend(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator's types lose the names
         ctx: Any, grad_read_BRD: Tensor
     ) -> tuple[Tensor, Tensor, None]:
-        from infnet_rec.model import fused_kernels
-
         query_BRD, token_LD, start_X, read_BRD, norm_BR = ctx.saved_tensors
         # Every token belongs to one example, so the kernel writes every row.
         grad_query_BRD, grad_token_LD = torch.empty_like(query_BRD), torch.empty_like(token_LD)
-        fused_kernels.launch(
-            fused_kernels.attend_backward,
-            (token_LD, start_X, query_BRD),
-            (read_BRD, norm_BR),
-            (grad_read_BRD.contiguous(), grad_query_BRD, grad_token_LD),
-        )
+        if not _dry.get():
+            from infnet_rec.model import fused_kernels
+
+            fused_kernels.launch(
+                fused_kernels.attend_backward,
+                (token_LD, start_X, query_BRD),
+                (read_BRD, norm_BR),
+                (grad_read_BRD.contiguous(), grad_query_BRD, grad_token_LD),
+            )
         return grad_query_BRD, grad_token_LD, None
 
 

@@ -27,11 +27,12 @@ class Ledger(TorchDispatchMode):
         moved_bytes: inputs read and outputs written, operator by operator, as if nothing stayed in a cache. Views are
             free.
         flops: of matrix products and convolutions, by torch's own formulas.
+        num_operators: that read or wrote memory; on a GPU each is a kernel at least.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live_bytes = self.peak_bytes = self.moved_bytes = self.flops = 0
+        self.live_bytes = self.peak_bytes = self.moved_bytes = self.flops = self.num_operators = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -50,6 +51,7 @@ class Ledger(TorchDispatchMode):
         if any(is_new) or func._schema.is_mutable:
             written = [] if func._schema.name.split("::")[1] in NOT_WRITTEN else made
             self.moved_bytes += sum(map(_touched_bytes, [*given, *written]))
+            self.num_operators += 1
         return result
 
     def _meet(self, tensor: Tensor, *, counts: bool) -> bool:
