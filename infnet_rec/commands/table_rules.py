@@ -1,0 +1,170 @@
+"""A run's rules for its tables, to what the planner may do with each: pure, before any process group.
+
+Rules are laid one on the other, key by key, and what comes out is checked against the device that is planned for.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from infnet_rec.config.run import RunConfig
+from infnet_rec.config.sharding import ShardingConfig, TableRule
+from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.schema import Schema
+from infnet_rec.shard.planning.demand import Precision, QuantisedComms, Sharding, TableControl
+
+Device = Literal["cpu", "cuda"]
+COLUMN_WISE = ("column_wise", "table_column_wise", "grid_shard")
+# TorchRec's EmbeddingCollection has no such sharding.
+BAGS_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
+KEYS = ("sharding", "kernel", "cache_load_factor", "precision", "column_width")
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A table of the run, and what its collection implies."""
+
+    name: str
+    num_rows: int
+    in_bags: bool
+    averaged: bool
+
+
+def precisions_of(config: RunConfig, schema: Schema) -> dict[str, Precision]:
+    """Precision of the stored weights of the tables that a rule gives one; the others are fp32."""
+    merged = _merged(config.sharding, [table.name for table in _tables(schema)])
+    return {name: rule.precision for name, rule in merged.items() if rule.precision is not None}
+
+
+def comms_of(config: RunConfig) -> QuantisedComms:
+    """Bytes of a value that travels between ranks."""
+    num_bytes = 4.0 if config.sharding.communication == "fp32" else 2.0
+    return QuantisedComms(num_bytes, num_bytes)
+
+
+def controls_of(config: RunConfig, schema: Schema, device: Device) -> dict[str, TableControl]:
+    """What the planner may do with each table, by name; a table that nothing is said of is left out.
+
+    Args:
+        config: whose `sharding` section speaks.
+        schema: of the run, with its profile's features.
+        device: what is planned for.
+
+    Raises:
+        Fault: a rule fits no table, rules contradict one another, or ask for what the device or the table cannot do.
+    """
+    sharding = config.sharding
+    _check_device(sharding, device)
+    tables = _tables(schema)
+    merged = _merged(sharding, [table.name for table in tables])
+    controls = {}
+    for table in tables:
+        rule = merged[table.name]
+        way = _way(table, rule, sharding, device)
+        _check_way(table, way, config, device)
+        _check_keys(table, rule, way, device)
+        kernel = None if rule.kernel in (None, "auto") else rule.kernel
+        control = TableControl(
+            sharding_types=None if way is None else (way,),
+            kernels=None if kernel is None else (kernel,),
+            cache_load_factor=rule.cache_load_factor,
+            precision=rule.precision,
+            min_columns=rule.column_width,
+        )
+        if control != TableControl():
+            controls[table.name] = control
+    return controls
+
+
+def _tables(schema: Schema) -> list[_Named]:
+    averaged = {feature.table for feature in schema.bag_features if feature.max_values > 1}
+    return [
+        *(_Named(t.name, t.num_rows, in_bags=True, averaged=t.name in averaged) for t in schema.bag_tables),
+        *(_Named(t.name, t.num_rows, in_bags=False, averaged=False) for t in schema.sequence_tables),
+    ]
+
+
+def _merged(sharding: ShardingConfig, names: Iterable[str]) -> dict[str, TableRule]:
+    """One rule a table, made of all that fit it."""
+    names = list(names)
+    said: dict[str, dict[str, object]] = {name: {} for name in names}
+    for position, rule in enumerate(sharding.tables):
+        fitting = [name for name in names if fnmatchcase(name, rule.match)]
+        if not fitting:
+            raise Fault(
+                f"sharding.tables.{position}.match = {rule.match!r}: fits none of the run's {len(names)} tables"
+                f"{did_you_mean(rule.match, names)}; name one, or use a pattern such as {names[0][:3]}*"
+            )
+        for name in fitting:
+            said[name] |= {key: value for key in KEYS if (value := getattr(rule, key)) is not None}
+    return {name: TableRule.model_construct(match=name, **keys) for name, keys in said.items()}  # pyright: ignore[reportArgumentType]
+
+
+def _way(table: _Named, rule: TableRule, sharding: ShardingConfig, device: Device) -> Sharding | None:
+    """The one sharding that a table may have; None leaves it to the search."""
+    if rule.sharding is not None:
+        return None if rule.sharding == "auto" else rule.sharding
+    if table.num_rows <= sharding.data_parallel_max_rows and (table.in_bags or device == "cuda"):
+        # A kernel that a rule asks for would not fit a copied table, and the rule is the more particular.
+        if rule.kernel in (None, "auto"):
+            return "data_parallel"
+    if isinstance(sharding.row_wise_min_rows, int):
+        return "row_wise" if table.num_rows >= sharding.row_wise_min_rows else "table_wise"
+    return None
+
+
+def _check_device(sharding: ShardingConfig, device: Device) -> None:
+    if device == "cuda":
+        return
+    if sharding.communication == "bf16":
+        raise Fault(
+            "sharding.communication = 'bf16': is for GPUs; on CPU TorchRec would quietly take fp16 for it, so say 'fp16'"
+        )
+    if sharding.replica_groups > 1:
+        raise Fault(
+            f"sharding.replica_groups = {sharding.replica_groups}: TorchRec's DMPCollection runs on GPUs only; leave it "
+            "at 1 on CPU"
+        )
+
+
+def _check_way(table: _Named, way: Sharding | None, config: RunConfig, device: Device) -> None:
+    """Refuses a sharding that this table cannot have."""
+    here = f"sharding.tables: {table.name}: sharding = {way!r}"
+    if way in BAGS_ONLY and not table.in_bags:
+        raise Fault(f"{here}: a table that sequences read cannot be sharded so; use row_wise or table_wise")
+    if way == "grid_shard" and table.averaged:
+        raise Fault(
+            f"{here}: the table's feature averages several values, and TorchRec would return their sum; use row_wise"
+        )
+    if way != "data_parallel":
+        return
+    if device == "cpu" and not table.in_bags:
+        raise Fault(f"{here}: a table that sequences read cannot be copied on CPU; use row_wise or table_wise")
+    if config.train.sparse.optimizer == "adam":
+        raise Fault(
+            f"{here} with train.sparse.optimizer = 'adam': a copied table would be moved in steps that do not read its "
+            "rows, unlike other tables; use another optimizer or another sharding"
+        )
+
+
+def _check_keys(table: _Named, rule: TableRule, way: Sharding | None, device: Device) -> None:
+    """Refuses keys that do not go together."""
+    here = f"sharding.tables: {table.name}"
+    in_host = rule.kernel in ("fused_uvm", "fused_uvm_caching")
+    if in_host and device == "cpu":
+        raise Fault(f"{here}: kernel = {rule.kernel!r} is for GPUs; on CPU all tables stand in the host's memory anyway")
+    if way == "data_parallel" and rule.kernel not in (None, "auto"):
+        raise Fault(f"{here}: sharding = 'data_parallel' has no kernel to choose; drop kernel = {rule.kernel!r}")
+    if way == "data_parallel" and rule.precision == "fp16":
+        raise Fault(f"{here}: sharding = 'data_parallel' keeps fp32 weights; drop precision = 'fp16' or shard the table")
+    if rule.cache_load_factor is not None and rule.kernel != "fused_uvm_caching":
+        raise Fault(
+            f"{here}: cache_load_factor = {rule.cache_load_factor} needs kernel = 'fused_uvm_caching', and it is "
+            f"{rule.kernel or 'auto'!r}"
+        )
+    if rule.column_width is not None and way not in COLUMN_WISE:
+        raise Fault(
+            f"{here}: column_width = {rule.column_width} needs a sharding that cuts columns ({', '.join(COLUMN_WISE)}), "
+            f"and it is {way or 'auto'!r}"
+        )
