@@ -23,12 +23,12 @@ from infnet_rec.bench.forms import (
     make_tokens,
     ragged_lengths,
 )
-from infnet_rec.ledger import Ledger
 from infnet_rec.bench.literal import LiteralInfnet
 from infnet_rec.bench.sweep import fit, slopes
 from infnet_rec.bench.timing import alternate
 from infnet_rec.bench.tower import clear, count, measure_tower, passes_of
 from infnet_rec.faults import Failure
+from infnet_rec.ledger import Ledger
 from infnet_rec.model.infnet import Infnet, InfnetOptions
 
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from infnet_rec.bench.forms import Form, TowerShape, check_logits, make_forms, make_tokens
-from infnet_rec.ledger import Ledger
 from infnet_rec.bench.machine import free_bytes
 from infnet_rec.bench.timing import Taken, alternate, middle, wait
 from infnet_rec.faults import Fault
+from infnet_rec.ledger import Ledger
 from infnet_rec.model.infnet import Infnet, InfnetOptions
 from infnet_rec.model.tokens import Tokens
 

@@ -153,11 +153,15 @@ def _check_keys(table: _Named, rule: TableRule, way: Sharding | None, device: De
     here = f"sharding.tables: {table.name}"
     in_host = rule.kernel in ("fused_uvm", "fused_uvm_caching")
     if in_host and device == "cpu":
-        raise Fault(f"{here}: kernel = {rule.kernel!r} is for GPUs; on CPU all tables stand in the host's memory anyway")
+        raise Fault(
+            f"{here}: kernel = {rule.kernel!r} is for GPUs; on CPU all tables stand in the host's memory anyway"
+        )
     if way == "data_parallel" and rule.kernel not in (None, "auto"):
         raise Fault(f"{here}: sharding = 'data_parallel' has no kernel to choose; drop kernel = {rule.kernel!r}")
     if way == "data_parallel" and rule.precision == "fp16":
-        raise Fault(f"{here}: sharding = 'data_parallel' keeps fp32 weights; drop precision = 'fp16' or shard the table")
+        raise Fault(
+            f"{here}: sharding = 'data_parallel' keeps fp32 weights; drop precision = 'fp16' or shard the table"
+        )
     if rule.cache_load_factor is not None and rule.kernel != "fused_uvm_caching":
         raise Fault(
             f"{here}: cache_load_factor = {rule.cache_load_factor} needs kernel = 'fused_uvm_caching', and it is "

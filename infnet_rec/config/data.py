@@ -1,5 +1,6 @@
 """Which examples a run sees."""
 
+from pathlib import Path
 from typing import Literal
 
 from infnet_rec.config.ranges import Count
@@ -12,6 +13,8 @@ class DataConfig(StrictModel):
     Attributes:
         store: folder that `infnet-rec data build` made, or the URL of one (s3://, gs://, https://...), which is fetched
             once a machine.
+        manifest: the manifest of such a store, a JSON file, which stands in for it in `infnet-rec plan` as long as the
+            store itself is not there; nothing else reads it.
         profile: which of the store's profiles (features and histories) to use; "all" is always there.
         sequence_length: newest events of each behaviour that an example sees.
         sequence_groups: which sequences share a proxy token: those of one behaviour, none (one proxy a sequence), all.
@@ -23,6 +26,7 @@ class DataConfig(StrictModel):
     """
 
     store: str
+    manifest: Path | None = None
     profile: str = "all"
     sequence_length: Count = 50
     sequence_groups: Literal["behaviour", "sequence", "all"] = "behaviour"

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import fsspec
 
-from infnet_rec.data.store import HASH_CHUNK_BYTES, STORE_VERSION
+from infnet_rec.data.store import HASH_CHUNK_BYTES, STORE_VERSION, Store
 from infnet_rec.faults import Fault
 
 MANIFEST = "manifest.json"
@@ -63,6 +63,18 @@ def local_store(url_or_path: str, cache_folder: Path | None = None, progress: Pr
             _write(partial / MANIFEST, text)
             partial.rename(place)
     return place
+
+
+def read_manifest(url_or_path: str) -> dict[str, Any]:
+    """A store's manifest alone, wherever the store lies.
+
+    Raises:
+        Fault: there is no store, or no driver for the URL.
+    """
+    if is_url(url_or_path):
+        remote = _Remote.connect(url_or_path)
+        return _checked_manifest(remote, remote.read(MANIFEST))
+    return Store(Path(url_or_path)).manifest
 
 
 def is_url(text: str) -> bool:

@@ -12,9 +12,9 @@ Shapes: B examples, F sequences, L sequence tokens of the whole batch, R queries
 import functools
 import logging
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal, Self, cast

@@ -7,6 +7,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from infnet_rec.data.repeats import distinct_ids
@@ -129,9 +130,7 @@ def truncated_mean(lengths: JSON, sequence_length: int) -> float:
         return min(_on_line([(0, 0.0), *points], sequence_length), float(lengths["mean"]))
     shares, values = (0.0, 0.5, 0.95, 1.0), (0.0, lengths["p50"], lengths["p95"], lengths["max"])
     total = 0.0
-    for (u0, u1), (x0, x1) in zip(
-        zip(shares, shares[1:], strict=False), zip(values, values[1:], strict=False), strict=True
-    ):
+    for (u0, u1), (x0, x1) in zip(pairwise(shares), pairwise(values), strict=True):
         low, high = min(x0, sequence_length), min(x1, sequence_length)
         # Within a stretch the lengths rise in a line up to the cut and stay there.
         below = 1.0 if x1 <= sequence_length or x1 == x0 else (high - low) / (x1 - x0)
