@@ -9,7 +9,14 @@ from infnet_rec.config.ranges import Count
 from infnet_rec.strict import StrictModel
 
 Sharding = Literal[
-    "auto", "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard"
+    "auto",
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
 ]
 Kernel = Literal["auto", "fused", "fused_uvm", "fused_uvm_caching"]
 
@@ -73,3 +80,8 @@ class ShardingConfig(StrictModel):
     communication: Literal["fp32", "fp16", "bf16"] = "fp32"
     replica_groups: Count = 1
     tables: tuple[TableRule, ...] = ()
+
+    def for_scoring(self) -> Self:
+        """What scoring a trained model keeps of it: the tables' precisions. It may run on other ranks and devices."""
+        rules = [TableRule(match=rule.match, precision=rule.precision) for rule in self.tables if rule.precision]
+        return type(self)(tables=tuple(rules))

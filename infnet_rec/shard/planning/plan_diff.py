@@ -84,7 +84,9 @@ def plan_diff(before: PlanFile, after: PlanFile) -> PlanDiff:
 def lines(diff: PlanDiff) -> list[str]:
     """The difference for people."""
     text = [f"made for different things: {phrase}" for phrase in diff.made_for]
-    if not diff.tables and all(r.hbm_bytes[0] == r.hbm_bytes[1] and r.host_bytes[0] == r.host_bytes[1] for r in diff.ranks):
+    if not diff.tables and all(
+        r.hbm_bytes[0] == r.hbm_bytes[1] and r.host_bytes[0] == r.host_bytes[1] for r in diff.ranks
+    ):
         return [*text, f"the same plan: all {diff.num_unmoved} tables stand where they stood"]
     text.append(f"{len(diff.tables)} of {len(diff.tables) + diff.num_unmoved} tables moved")
     if diff.tables:
@@ -100,7 +102,9 @@ def lines(diff: PlanDiff) -> list[str]:
     if len(diff.tables) > MAX_LINES:
         text.append(f"... and {len(diff.tables) - MAX_LINES} more, which change less")
     text += ["", f"{'rank':>4}{'HBM MiB':>12}{'gains':>11}{'host MiB':>12}{'gains':>11}{'ms':>10}{'gains':>9}"]
-    most = sorted(diff.ranks, key=lambda r: -abs(sum(r.hbm_bytes[1:]) + r.host_bytes[1] - r.hbm_bytes[0] - r.host_bytes[0]))
+    most = sorted(
+        diff.ranks, key=lambda r: -abs(sum(r.hbm_bytes[1:]) + r.host_bytes[1] - r.hbm_bytes[0] - r.host_bytes[0])
+    )
     text += [
         f"{r.rank:>4}{r.hbm_bytes[1] / MIB:>12.2f}{(r.hbm_bytes[1] - r.hbm_bytes[0]) / MIB:>+11.2f}"
         f"{r.host_bytes[1] / MIB:>12.2f}{(r.host_bytes[1] - r.host_bytes[0]) / MIB:>+11.2f}"

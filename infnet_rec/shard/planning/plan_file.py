@@ -90,7 +90,7 @@ class PlanFile(StrictModel):
         lines += [" },", ' "tables": [']
         for position, table in enumerate(data["tables"]):
             shards = table.pop("shards")
-            lines += [f"  {json.dumps(table)[:-1]}, \"shards\": [", *_each(shards, "   ")]
+            lines += [f'  {json.dumps(table)[:-1]}, "shards": [', *_each(shards, "   ")]
             lines.append("  ]}" + "," * (position + 1 < len(data["tables"])))
         return "\n".join([*lines, " ],", ' "ranks": [', *_each(data["ranks"], "  "), " ]", "}"]) + "\n"
 
@@ -164,7 +164,9 @@ def _table(table: TablePlan, plan: ShardingPlan) -> PlannedTable:
     if params is not None:
         cache = Cache(
             load_factor=params.load_factor,
-            algorithm=None if params.algorithm is None else ("lru" if params.algorithm == CacheAlgorithm.LRU else "lfu"),
+            algorithm=None
+            if params.algorithm is None
+            else ("lru" if params.algorithm == CacheAlgorithm.LRU else "lfu"),
             precision=None if params.precision is None else ("fp16" if params.precision == DataType.FP16 else "fp32"),
             prefetch_pipeline=params.prefetch_pipeline,
             reserved_memory=params.reserved_memory,
