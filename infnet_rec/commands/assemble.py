@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.distributed.types import ShardingPlan
 
 from infnet_rec.commands.fetch import fetched
+from infnet_rec.commands.table_rules import precisions_of
+from infnet_rec.commands.training_plan import check_plan, training_plan
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.check import ids_outside_tables
 from infnet_rec.data.loader import BatchReader, Loader
@@ -24,7 +25,7 @@ from infnet_rec.model.ranking import MultiTaskLoss, RankingModel
 from infnet_rec.schema import Schema
 from infnet_rec.shard.optim import Optimizers, check_sparse, fuse_sparse
 from infnet_rec.shard.parallelize import initialise_tables, parallelize
-from infnet_rec.shard.plan import make_plan
+from infnet_rec.shard.planning.plan_file import PlanFile
 from infnet_rec.shard.world import World, check_gpus
 from infnet_rec.train.evaluate import Evaluation
 
@@ -68,8 +69,8 @@ def check_run(config: RunConfig, data: Data, world: World) -> None:
     """Refuses, before any process group, what would fail later.
 
     Raises:
-        Fault: the batch does not divide or is larger than its split, or the device lacks the optimizer or the fused
-            attention.
+        Fault: the batch does not divide or is larger than its split, the device lacks the optimizer or the fused
+            attention, or tables cannot be kept as the configuration says.
     """
     check_gpus(world)
     check_divides("train.global_batch_size", config.train.global_batch_size, world.world_size)
@@ -77,6 +78,7 @@ def check_run(config: RunConfig, data: Data, world: World) -> None:
     check_sparse(config.train.sparse.optimizer, world.device)
     why_eager(config.model.attention, world.device, config.model.width)
     infnet_options(config)
+    check_plan(meta_model(config, data), config, data.schema, world)
 
 
 def train_order(config: RunConfig, data: Data) -> TrainOrder:
@@ -140,7 +142,8 @@ def meta_model(config: RunConfig, data: Data) -> RankingModel:
     with torch.device("meta"):
         tower = make_tower(config, schema, Infnet)
         criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
-    bags, events = make_bags(schema, width), make_events(schema, width)
+    half = [name for name, precision in precisions_of(config, schema).items() if precision == "fp16"]
+    bags, events = make_bags(schema, width, half), make_events(schema, width, half)
     return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion)
 
 
@@ -149,7 +152,7 @@ class Sharded:
     """A sharded model with its optimizers and the pipeline that runs it."""
 
     model: DistributedModelParallel
-    plan: ShardingPlan
+    plan: PlanFile
     optimizers: Optimizers
     pipeline: TrainPipelineSparseDist
     seed: int
@@ -166,26 +169,33 @@ class Sharded:
 
 def shard_model(config: RunConfig, data: Data, world: World) -> Sharded:
     """Plans, allocates and initialises the model; the process group must be open."""
-    return shard(meta_model(config, data), config, world)
+    return shard(meta_model(config, data), config, data, world)
 
 
-def shard(model: RankingModel, config: RunConfig, world: World) -> Sharded:
+def shard(model: RankingModel, config: RunConfig, data: Data, world: World) -> Sharded:
     """The same for a model that stands on the meta device."""
-    sparse = config.train.sparse
+    sparse, dense, seed = config.train.sparse, config.train.dense, config.train.seed
     if config.model.compile:
         model.tower.compile()
     fuse_sparse(model, sparse.optimizer, lr=sparse.lr)
-    plan = make_plan(
+    plan = training_plan(model, config, data.store, data.schema, world)
+    sharded = parallelize(
         model,
+        plan.sharding_plan(),
         world,
-        local_batch_size=config.train.global_batch_size // world.world_size,
-        row_wise_min_rows=config.sharding.row_wise_min_rows,
+        seed=seed,
+        table_std=config.model.table_std,
+        communication=config.sharding.communication,
+        replica_groups=config.sharding.replica_groups,
     )
-    seed = config.train.seed
-    sharded = parallelize(model, plan, world, seed=seed, table_std=config.model.table_std)
-    dense = config.train.dense
     optimizers = Optimizers(
-        sharded, dense.optimizer, lr=dense.lr, weight_decay=dense.weight_decay, max_grad_norm=dense.max_grad_norm
+        sharded,
+        dense.optimizer,
+        lr=dense.lr,
+        weight_decay=dense.weight_decay,
+        max_grad_norm=dense.max_grad_norm,
+        sparse=sparse.optimizer,
+        sparse_lr=sparse.lr,
     )
     # Dropout draws differ between ranks, as the examples do.
     torch.manual_seed(seed * 100_003 + world.rank)

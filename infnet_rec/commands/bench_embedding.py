@@ -70,8 +70,8 @@ def make_model(config: RunConfig, data: Data, dedup: Dedup) -> RankingModel:
 def _measure(config: RunConfig, data: Data, world: World, num_rounds: int) -> dict[str, JSON]:
     batch: Batch = next(train_loader(config, data, world).batches(0, 1)).to(world.device)
     plain = every_token(batch, data.schema)
-    distinct = _parts(shard(make_model(config, data, "distinct"), config, world).model.module)
-    tokens = _parts(shard(make_model(config, data, "every_token"), config, world).model.module)
+    distinct = _parts(shard(make_model(config, data, "distinct"), config, data, world).model.module)
+    tokens = _parts(shard(make_model(config, data, "every_token"), config, data, world).model.module)
     num_tokens = batch.spread_K.numel()
     lookups = {
         "distinct": Lookup(distinct.events, batch.sequences, batch.spread_K, num_tokens),

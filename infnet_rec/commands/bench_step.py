@@ -56,7 +56,7 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
             model = make_model(config, data, dedup)
             with torch.device("meta"):
                 model.tower = make_tower(config, data.schema, tower)
-            sharded[name] = shard(model, config, world)
+            sharded[name] = shard(model, config, data, world)
             sharded[name].model.train()
         facts = measure_steps(
             {name: part.pipeline for name, part in sharded.items()},

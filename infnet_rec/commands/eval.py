@@ -38,7 +38,12 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
         config = config.model_copy(update={"data": config.data.model_copy(update={"store": str(store)})})
     # Scoring updates nothing: SGD keeps no state and runs on every device, whatever the run was trained with.
     sparse = config.train.sparse.model_copy(update={"optimizer": "sgd"})
-    config = config.model_copy(update={"train": config.train.model_copy(update={"sparse": sparse})})
+    config = config.model_copy(
+        update={
+            "train": config.train.model_copy(update={"sparse": sparse}),
+            "sharding": config.sharding.for_scoring(),
+        }
+    )
     data, world = open_data(config), place()
     check_gpus(world)
     trained_on = read_json(run_dir / "environment.json")["store"]

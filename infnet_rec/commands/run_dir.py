@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchrec.distributed.types import ShardingPlan
 
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault
@@ -83,21 +82,3 @@ def _git_commit() -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     found = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
     return found.stdout.strip()
-
-
-def plan_json(plan: ShardingPlan, world: World) -> dict[str, Any]:
-    """Where every table lives."""
-    tables = {}
-    for collection, parameters in plan.plan.items():
-        for table, sharding in parameters.items():  # pyright: ignore[reportAttributeAccessIssue]
-            shards = sharding.sharding_spec.shards if sharding.sharding_spec else []
-            tables[table] = {
-                "collection": collection,
-                "sharding_type": sharding.sharding_type,
-                "compute_kernel": sharding.compute_kernel,
-                "shards": [
-                    {"rank": s.placement.rank(), "offsets": list(s.shard_offsets), "sizes": list(s.shard_sizes)}
-                    for s in shards
-                ],
-            }
-    return {"world_size": world.world_size, "tables": tables}

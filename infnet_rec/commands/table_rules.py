@@ -12,7 +12,7 @@ from infnet_rec.config.run import RunConfig
 from infnet_rec.config.sharding import ShardingConfig, TableRule
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.schema import Schema
-from infnet_rec.shard.planning.demand import Precision, QuantisedComms, Sharding, TableControl
+from infnet_rec.shard.planning.demand import Precision, Sharding, TableControl
 
 Device = Literal["cpu", "cuda"]
 COLUMN_WISE = ("column_wise", "table_column_wise", "grid_shard")
@@ -35,12 +35,6 @@ def precisions_of(config: RunConfig, schema: Schema) -> dict[str, Precision]:
     """Precision of the stored weights of the tables that a rule gives one; the others are fp32."""
     merged = _merged(config.sharding, [table.name for table in _tables(schema)])
     return {name: rule.precision for name, rule in merged.items() if rule.precision is not None}
-
-
-def comms_of(config: RunConfig) -> QuantisedComms:
-    """Bytes of a value that travels between ranks."""
-    num_bytes = 4.0 if config.sharding.communication == "fp32" else 2.0
-    return QuantisedComms(num_bytes, num_bytes)
 
 
 def controls_of(config: RunConfig, schema: Schema, device: Device) -> dict[str, TableControl]:
@@ -105,10 +99,10 @@ def _way(table: _Named, rule: TableRule, sharding: ShardingConfig, device: Devic
     """The one sharding that a table may have; None leaves it to the search."""
     if rule.sharding is not None:
         return None if rule.sharding == "auto" else rule.sharding
-    if table.num_rows <= sharding.data_parallel_max_rows and (table.in_bags or device == "cuda"):
-        # A kernel that a rule asks for would not fit a copied table, and the rule is the more particular.
-        if rule.kernel in (None, "auto"):
-            return "data_parallel"
+    # What a rule asks for and a copied table has not is the more particular wish.
+    free = rule.kernel in (None, "auto") and rule.precision != "fp16"
+    if table.num_rows <= sharding.data_parallel_max_rows and free and (table.in_bags or device == "cuda"):
+        return "data_parallel"
     if isinstance(sharding.row_wise_min_rows, int):
         return "row_wise" if table.num_rows >= sharding.row_wise_min_rows else "table_wise"
     return None
@@ -119,12 +113,12 @@ def _check_device(sharding: ShardingConfig, device: Device) -> None:
         return
     if sharding.communication == "bf16":
         raise Fault(
-            "sharding.communication = 'bf16': is for GPUs; on CPU TorchRec would quietly take fp16 for it, so say 'fp16'"
+            "sharding.communication = 'bf16': is for GPUs; on CPU TorchRec would quietly take fp16 for it: say 'fp16'"
         )
     if sharding.replica_groups > 1:
         raise Fault(
-            f"sharding.replica_groups = {sharding.replica_groups}: TorchRec's DMPCollection runs on GPUs only; leave it "
-            "at 1 on CPU"
+            f"sharding.replica_groups = {sharding.replica_groups}: TorchRec's DMPCollection runs on GPUs only; leave "
+            "it at 1 on CPU"
         )
 
 
@@ -169,6 +163,6 @@ def _check_keys(table: _Named, rule: TableRule, way: Sharding | None, device: De
         )
     if rule.column_width is not None and way not in COLUMN_WISE:
         raise Fault(
-            f"{here}: column_width = {rule.column_width} needs a sharding that cuts columns ({', '.join(COLUMN_WISE)}), "
-            f"and it is {way or 'auto'!r}"
+            f"{here}: column_width = {rule.column_width} needs a sharding that cuts columns "
+            f"({', '.join(COLUMN_WISE)}), and it is {way or 'auto'!r}"
         )

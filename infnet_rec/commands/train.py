@@ -22,13 +22,14 @@ from infnet_rec.commands.assemble import (
     shard_model,
     train_loader,
 )
-from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, num_cores, plan_json
+from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, num_cores
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.train import DenseConfig, SparseConfig
 from infnet_rec.faults import Fault
 from infnet_rec.model.fused import why_eager
 from infnet_rec.shard.optim import count_dense
+from infnet_rec.shard.planning.plan_file import write_plan
 from infnet_rec.shard.world import World, joined, place
 from infnet_rec.train.checkpoint import BEST
 from infnet_rec.train.evaluate import final_metrics
@@ -80,7 +81,7 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
     num_dense = count_dense(sharded.model)
     if world.is_first:
         write_json(run_dir / "environment.json", environment(world, data.store))
-        write_json(run_dir / "plan.json", plan_json(sharded.plan, world))
+        write_plan(run_dir / "plan.json", sharded.plan)
     ranks = f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type})"
     report.say(
         f"{data.store.num_examples('train'):,} training examples, {pace.num_steps:,} steps of "

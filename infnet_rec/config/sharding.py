@@ -80,3 +80,8 @@ class ShardingConfig(StrictModel):
     communication: Literal["fp32", "fp16", "bf16"] = "fp32"
     replica_groups: Count = 1
     tables: tuple[TableRule, ...] = ()
+
+    def for_scoring(self) -> Self:
+        """What scoring a trained model keeps of it: the tables' precisions. It may run on other ranks and devices."""
+        rules = [TableRule(match=rule.match, precision=rule.precision) for rule in self.tables if rule.precision]
+        return type(self)(tables=tuple(rules))

@@ -3,10 +3,12 @@
 Shapes: B examples, M features, F sequences, K unpooled tokens, L sequence tokens, D width.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
@@ -15,11 +17,11 @@ from infnet_rec.model.tokens import Tokens
 from infnet_rec.schema import Schema
 
 
-def make_bags(schema: Schema, width: int) -> EmbeddingBagCollection:
+def make_bags(schema: Schema, width: int, half: Collection[str] = ()) -> EmbeddingBagCollection:
     """One table a feature that shares none, on the meta device: nothing is allocated before sharding.
 
     Tables of features with several values average them; the others have one value an example, and sum it, which spares
-    the division.
+    the division. Tables named in `half` keep their weights in fp16; what is looked up is fp32.
 
     Raises:
         Fault: every feature shares its table with a sequence, so there is nothing to hold.
@@ -35,6 +37,7 @@ def make_bags(schema: Schema, width: int) -> EmbeddingBagCollection:
                 num_embeddings=table.num_rows,
                 feature_names=[f.name for f in schema.bag_features if f.table == table.name],
                 pooling=PoolingType.MEAN if table.name in averaged else PoolingType.SUM,
+                data_type=DataType.FP16 if table.name in half else DataType.FP32,
             )
             for table in schema.bag_tables
         ],
@@ -42,8 +45,10 @@ def make_bags(schema: Schema, width: int) -> EmbeddingBagCollection:
     )
 
 
-def make_events(schema: Schema, width: int) -> EmbeddingCollection:
+def make_events(schema: Schema, width: int, half: Collection[str] = ()) -> EmbeddingCollection:
     """The tables that sequences read, on the meta device; a table is its own only feature (see `Batch.sequences`).
+
+    Tables named in `half` keep their weights in fp16; what is looked up is fp32.
 
     Raises:
         Fault: the schema has no sequences.
@@ -57,6 +62,7 @@ def make_events(schema: Schema, width: int) -> EmbeddingCollection:
                 embedding_dim=width,
                 num_embeddings=table.num_rows,
                 feature_names=[table.name],
+                data_type=DataType.FP16 if table.name in half else DataType.FP32,
             )
             for table in schema.sequence_tables
         ],

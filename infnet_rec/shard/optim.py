@@ -1,14 +1,17 @@
 """Optimizers: fused into the backward pass for tables, ordinary for the dense tower."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torchrec.optim
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torch.distributed.tensor import DTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.shards_wrapper import LocalShardsWrapper
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -31,6 +34,15 @@ DENSE: dict[DenseName, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
 }
 ON_CPU: tuple[SparseName, ...] = ("rowwise_adagrad", "adagrad", "sgd")
+# The same updates for tables that every rank holds whole, whose gradients DDP averages; eps as in fbgemm's kernels.
+# There is none for Adam: fbgemm's moves the rows of a batch only, torch's would move all.
+COPIED: dict[SparseName, Callable[..., torch.optim.Optimizer]] = {
+    "rowwise_adagrad": partial(torchrec.optim.RowWiseAdagrad, eps=1e-8),
+    "adagrad": partial(torch.optim.Adagrad, eps=1e-8),
+    "sgd": torch.optim.SGD,
+}
+# Parameters of `RankingModel`'s collections, by the first part of their names.
+TABLES = ("bags.", "events.")
 
 
 def check_sparse(name: SparseName, device: torch.device) -> None:
@@ -57,7 +69,15 @@ class Optimizers:
     """The fused and the dense optimizer of a sharded model, and their learning rates."""
 
     def __init__(
-        self, model: DistributedModelParallel, name: DenseName, *, lr: float, weight_decay: float, max_grad_norm: float
+        self,
+        model: DistributedModelParallel,
+        name: DenseName,
+        *,
+        lr: float,
+        weight_decay: float,
+        max_grad_norm: float,
+        sparse: SparseName,
+        sparse_lr: float,
     ) -> None:
         """Wraps both.
 
@@ -67,8 +87,12 @@ class Optimizers:
             lr: its initial learning rate.
             weight_decay: L2 for Adam and Adagrad, decoupled for AdamW.
             max_grad_norm: the dense gradient is scaled down to this norm; 0 leaves it alone.
+            sparse: the optimizer that is fused into the sharded tables. TorchRec fuses none into data-parallel ones,
+                and would leave them to the dense optimizer: they get the same one here, and neither decay nor clipping.
+            sparse_lr: their initial learning rate.
         """
         params = dict(in_backward_optimizer_filter(model.named_parameters()))
+        copied = {key: params.pop(key) for key in list(params) if key.startswith(TABLES)}
         dense: KeyedOptimizer = KeyedOptimizerWrapper(
             params, lambda p: DENSE[name](p, lr=lr, weight_decay=weight_decay)
         )
@@ -76,27 +100,45 @@ class Optimizers:
         if max_grad_norm > 0:
             dense = GradientClippingOptimizer(dense, clipping=GradientClipping.NORM, max_gradient=max_grad_norm)
         self._sparse = model.fused_optimizer
-        self.combined = CombinedOptimizer([("sparse", self._sparse), ("dense", dense)])
+        self._copied: KeyedOptimizer | None = None
+        parts: list[KeyedOptimizer | tuple[str, KeyedOptimizer]] = [("sparse", self._sparse), ("dense", dense)]
+        if copied:
+            self._copied = KeyedOptimizerWrapper(copied, lambda p: COPIED[sparse](p, lr=sparse_lr))
+            parts.append(("copied", self._copied))
+        self.combined = CombinedOptimizer(parts)
 
     def forget_sparse(self) -> None:
-        """Sets the fused optimizer's state to zero, as at the start."""
+        """Sets the state of the tables' optimizers to zero, as at the start."""
         for name, value in self._sparse.state_dict()["state"].items():
             for state in value.values() if isinstance(value, dict) else ():
-                assert isinstance(state, ShardedTensor), (name, type(state))
-                for shard in state.local_shards():
-                    shard.tensor.zero_()
+                for part in _local_parts(name, state):
+                    part.zero_()
+        for value in self._copied.state.values() if self._copied else ():
+            for state in value.values():
+                state.zero_()
 
     def set_lr(self, *, sparse: float, dense: float) -> None:
         """Sets both learning rates for the next step.
 
         Call before the pipeline's `progress`: it begins with `zero_grad`, which hands the sparse rate to the kernels.
         """
-        for optimizer, lr in ((self._sparse, sparse), (self._dense, dense)):
-            groups: Any = optimizer.param_groups
+        for optimizer, lr in ((self._sparse, sparse), (self._copied, sparse), (self._dense, dense)):
+            groups: Any = optimizer.param_groups if optimizer else ()
             for group in groups:
                 group["lr"] = lr
 
 
+def _local_parts(name: str, state: Any) -> list[Tensor]:
+    """What this rank has of one state of one table."""
+    if isinstance(state, DTensor):
+        parts = state.to_local()
+        assert isinstance(parts, LocalShardsWrapper), (name, type(parts))
+        return parts.local_shards()
+    assert isinstance(state, ShardedTensor), (name, type(state))
+    return [shard.tensor for shard in state.local_shards()]
+
+
 def count_dense(model: nn.Module) -> int:
     """Trainable values outside the tables."""
-    return sum(p.numel() for _, p in in_backward_optimizer_filter(model.named_parameters()))
+    params = in_backward_optimizer_filter(model.named_parameters())
+    return sum(p.numel() for name, p in params if not name.startswith(TABLES))

@@ -12,19 +12,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torch.distributed.tensor import DTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel, DMPCollection
+from torchrec.distributed.shards_wrapper import LocalShardsWrapper
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import UNSEEN_ID
-from infnet_rec.shard.plan import make_sharders
+from infnet_rec.shard.optim import TABLES
+from infnet_rec.shard.plan import Communication, make_sharders
 from infnet_rec.shard.world import World
 
 INIT_CHUNK_ROWS = 16_384
 
 
 def parallelize(
-    model: RankingModel, plan: ShardingPlan, world: World, *, seed: int, table_std: float
+    model: RankingModel,
+    plan: ShardingPlan,
+    world: World,
+    *,
+    seed: int,
+    table_std: float,
+    communication: Communication = "fp32",
+    replica_groups: int = 1,
 ) -> DistributedModelParallel:
     """Shards a model that stands on the meta device and gives it its initial weights.
 
@@ -34,6 +44,8 @@ def parallelize(
         world: all ranks; their process group is open.
         seed: of all initial weights.
         table_std: standard deviation of the embeddings.
+        communication: precision of what ranks exchange.
+        replica_groups: groups of ranks that each hold all tables; the plan is that of one group.
     """
     for part in (model.assembly, model.tower, model.criterion):
         part.to_empty(device="cpu")
@@ -41,14 +53,29 @@ def parallelize(
     for part in (model.assembly, model.tower, model.criterion):
         part.to(world.device)
     assert dist.group.WORLD is not None
-    sharded = DistributedModelParallel(
-        model,
-        env=ShardingEnv.from_process_group(dist.group.WORLD),
-        plan=plan,
-        sharders=make_sharders(),
-        device=world.device,
-        init_data_parallel=False,
-    )
+    sharders = make_sharders(communication, world.device)
+    if replica_groups == 1:
+        sharded = DistributedModelParallel(
+            model,
+            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            plan=plan,
+            sharders=sharders,
+            device=world.device,
+            init_data_parallel=False,
+        )
+    else:
+        # It renames the plan's ranks in place. The training pipeline averages the groups' tables after every step.
+        sharded = DMPCollection(
+            model,
+            device=world.device,
+            plan=plan,
+            world_size=world.world_size,
+            sharding_group_size=world.world_size // replica_groups,
+            global_pg=dist.group.WORLD,
+            node_group_size=world.local_world_size // replica_groups,
+            sharders=sharders,
+            init_data_parallel=False,
+        )
     initialise_tables(sharded, seed=seed, std=table_std)
     sharded.init_data_parallel()
     return sharded
@@ -93,12 +120,19 @@ class TableShard(NamedTuple):
 
 
 def local_shards(sharded: nn.Module) -> Iterator[TableShard]:
-    """Every table shard on this rank."""
+    """Every table shard on this rank; of a data-parallel table that is the whole."""
     for name, value in sharded.state_dict().items():
         if isinstance(value, ShardedTensor):
             for shard in value.local_shards():
                 row, column = shard.metadata.shard_offsets
                 yield TableShard(name, shard.tensor, row, column, *value.size())
+        elif isinstance(value, DTensor):
+            parts = value.to_local()
+            assert isinstance(parts, LocalShardsWrapper), (name, type(parts))
+            for part, (row, column) in zip(parts.local_shards(), parts.local_offsets(), strict=True):
+                yield TableShard(name, part, row, column, *value.size())
+        elif name.startswith(TABLES):
+            yield TableShard(name, value, 0, 0, *value.size())
 
 
 def _fill(shard: TableShard, *, key: int, std: float) -> None:

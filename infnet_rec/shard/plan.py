@@ -1,58 +1,67 @@
-"""Which table lives where.
+"""From one rank's plan to every rank's: what the planner and the sharded model must agree on."""
 
-One or two candidates a table, chosen by a policy on its size, keep TorchRec's planner fast: almost all of its time goes
-into enumerating shardings that nobody wants.
-"""
-
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
+from torchrec.distributed.types import ModuleSharder
 
-from infnet_rec.model.ranking import RankingModel
+from infnet_rec.faults import Fault
+from infnet_rec.shard.hardware import Cluster, Hardware
 from infnet_rec.shard.world import World
 
-
-def make_sharders() -> list[ModuleSharder[Any]]:
-    """How each kind of collection is sharded."""
-    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+Communication = Literal["fp32", "fp16", "bf16"]
+CPU = torch.device("cpu")
 
 
-def make_plan(model: RankingModel, world: World, *, local_batch_size: int, row_wise_min_rows: int) -> ShardingPlan:
-    """Plans on every rank and takes rank 0's answer.
+def make_sharders(
+    communication: Communication = "fp32", device: torch.device = CPU
+) -> list[ModuleSharder[Any]]:
+    """How each kind of collection is sharded.
 
     Args:
-        model: on the meta device, with its fused optimizers attached so that their state is counted.
-        world: all ranks.
-        local_batch_size: examples a rank and step.
-        row_wise_min_rows: tables of at least so many rows are spread over all ranks by row, smaller ones live whole on
-            one rank. On CPU TorchRec shards bags by table only.
+        communication: precision in which embeddings and their gradients travel between ranks. TorchRec takes fp16 for
+            bf16 on a CPU, so ask for what you mean.
+        device: of the ranks.
     """
-    on_cpu = world.device.type == "cpu"
-    constraints = {}
-    for collection, configs in (
-        ("bags", model.bags.embedding_bag_configs()),
-        ("events", model.events.embedding_configs()),
-    ):
-        for config in configs:
-            spread = config.num_embeddings >= row_wise_min_rows and not (on_cpu and collection == "bags")
-            kind = ShardingType.ROW_WISE if spread else ShardingType.TABLE_WISE
-            constraints[config.name] = ParameterConstraints(
-                sharding_types=[kind.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
-            )
-    # Unless told, TorchRec takes a GPU for one of 32 GB.
-    hbm = None if on_cpu else torch.cuda.get_device_properties(world.device).total_memory
-    topology = Topology(
-        world_size=world.world_size,
-        local_world_size=world.local_world_size,
-        compute_device=world.device.type,
-        hbm_cap=hbm,
-    )
-    planner = EmbeddingShardingPlanner(topology=topology, batch_size=local_batch_size, constraints=constraints)
-    assert dist.group.WORLD is not None
-    return planner.collective_plan(model, make_sharders(), dist.group.WORLD)
+    kind = CommType(communication)
+    codecs = get_qcomm_codecs_registry(QCommsConfig(forward_precision=kind, backward_precision=kind), device=device)
+    return [
+        EmbeddingBagCollectionSharder(qcomm_codecs_registry=codecs),
+        EmbeddingCollectionSharder(qcomm_codecs_registry=codecs),
+    ]
+
+
+def cluster_of(hardware: Hardware, world: World) -> Cluster:
+    """The ranks of this run on such nodes.
+
+    Raises:
+        Fault: the ranks are not spread evenly over the nodes.
+    """
+    if world.world_size % world.local_world_size:
+        raise Fault(
+            f"{world.world_size} ranks with {world.local_world_size} on this machine: plans need as many on every "
+            "machine; start them evenly"
+        )
+    return Cluster(hardware, world.world_size // world.local_world_size, world.local_world_size)
+
+
+def group_cluster(cluster: Cluster, replica_groups: int) -> Cluster:
+    """What one replica group has: TorchRec deals the ranks of every node out to the groups in turn.
+
+    Raises:
+        Fault: the groups do not divide the ranks of a node.
+    """
+    if replica_groups == 1:
+        return cluster
+    if cluster.ranks_per_node % replica_groups:
+        raise Fault(
+            f"sharding.replica_groups = {replica_groups}: must divide the {cluster.ranks_per_node} ranks of a node, "
+            "which are dealt out to the groups in turn"
+        )
+    hardware = cluster.hardware
+    share = {key: getattr(hardware, key) / replica_groups for key in ("host_memory_gib", "host_memory_gb_per_s")}
+    ranks_per_node = cluster.ranks_per_node // replica_groups
+    return Cluster(hardware.model_copy(update=share), cluster.num_nodes, ranks_per_node)

@@ -1,7 +1,7 @@
 """Which rank this process is, and the process group it belongs to."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from infnet_rec.faults import Fault
+from infnet_rec.faults import Failure, Fault, Refusal
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 
@@ -72,3 +72,30 @@ def joined(world: World) -> Iterator[World]:
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     yield world
     dist.destroy_process_group()
+
+
+def from_first_rank(world: World, make: Callable[[], str]) -> str:
+    """Runs `make` on rank 0 and gives all ranks what it returns, or what it raises: no rank is left waiting.
+
+    Raises:
+        Fault: on every rank, where rank 0 met one; likewise `Refusal` and `Failure`.
+        Failure: on the other ranks, where rank 0 met anything else.
+    """
+    # What happened on rank 0, and the text that belongs to it.
+    answer = ["", ""]
+    error: Exception | None = None
+    if world.is_first:
+        try:
+            answer = ["made", make()]
+        except Exception as raised:
+            error = raised
+            kind = next((kind for kind in (Fault, Refusal, Failure) if isinstance(raised, kind)), None)
+            answer = [kind.__name__, str(raised)] if kind else ["", f"rank 0: {type(raised).__name__}: {raised}"]
+    # Collective: the other ranks wait here for as long as rank 0 takes, so it comes here whatever happens.
+    dist.broadcast_object_list(answer, src=0)
+    if error is not None:
+        raise error
+    outcome, text = answer
+    if outcome != "made":
+        raise {"Fault": Fault, "Refusal": Refusal}.get(outcome, Failure)(text)
+    return text

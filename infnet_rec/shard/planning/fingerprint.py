@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import Field
 from torch import nn
-from torchrec.modules.embedding_configs import DataType
+from torchrec.modules.embedding_configs import DataType, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from infnet_rec.shard.hardware import Cluster
@@ -19,6 +19,8 @@ from infnet_rec.strict import StrictModel
 FBGEMM = ("fbgemm-gpu", "fbgemm-gpu-cpu")
 MAX_DIFFERENCES = 5
 Count = Annotated[int, Field(ge=1)]
+Pooling = Literal["sum", "mean", "none"]
+POOLING: dict[PoolingType, Pooling] = {PoolingType.SUM: "sum", PoolingType.MEAN: "mean", PoolingType.NONE: "none"}
 
 
 class TablePrint(StrictModel):
@@ -29,7 +31,7 @@ class TablePrint(StrictModel):
     num_rows: Count
     width: Count
     precision: Precision
-    pooling: Literal["sum", "mean", "none"]
+    pooling: Pooling
 
 
 class WorldPrint(StrictModel):
@@ -125,9 +127,9 @@ def _world(world: WorldPrint) -> str:
 def _tables(model: nn.Module) -> Iterator[TablePrint]:
     for collection, module in model.named_children():
         if isinstance(module, EmbeddingBagCollection):
-            configs = [(config, config.pooling.value.lower()) for config in module.embedding_bag_configs()]
+            configs = [(config, POOLING[config.pooling]) for config in module.embedding_bag_configs()]
         elif isinstance(module, EmbeddingCollection):
-            configs = [(config, "none") for config in module.embedding_configs()]
+            configs = [(config, POOLING[PoolingType.NONE]) for config in module.embedding_configs()]
         else:
             continue
         for config, pooling in configs:

@@ -1,0 +1,136 @@
+"""The plan that a run trains under: the file that its configuration names, or one that rank 0 makes."""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from infnet_rec.commands.table_rules import controls_of
+from infnet_rec.config.run import RunConfig
+from infnet_rec.data.store import Store
+from infnet_rec.faults import Fault
+from infnet_rec.schema import Schema
+from infnet_rec.shard.hardware import Cluster, load_hardware
+from infnet_rec.shard.plan import cluster_of, group_cluster, make_sharders
+from infnet_rec.shard.planning.demand import TableControl, Workload
+from infnet_rec.shard.planning.fingerprint import fingerprint_of
+from infnet_rec.shard.planning.plan_file import PlanFile, check_made_for, plan_file, read_plan
+from infnet_rec.shard.planning.search import search_plan
+from infnet_rec.shard.planning.workload import traffic_of
+from infnet_rec.shard.this_machine import hardware_here
+from infnet_rec.shard.world import World, from_first_rank
+from infnet_rec.strict import check
+
+# Of a rank's memory, for all that is no table: dense part, activations, allocator, libraries.
+RESERVED_FRACTION = 0.15
+
+
+def training_plan(model: nn.Module, config: RunConfig, store: Store, schema: Schema, world: World) -> PlanFile:
+    """The same plan on every rank; the process group is open.
+
+    Args:
+        model: on the meta device, with its fused optimizers attached.
+        config: of the run; `check_plan` has passed it.
+        store: whose manifest says how often tables are read.
+        schema: of the run.
+        world: all ranks.
+
+    Raises:
+        Fault: on every rank, what rank 0 found.
+        Refusal: likewise: the tables do not fit.
+    """
+    text = from_first_rank(world, lambda: _decide(model, config, store, schema, world).text())
+    return check(PlanFile, json.loads(text), "the plan of rank 0")
+
+
+def check_plan(model: nn.Module, config: RunConfig, schema: Schema, world: World) -> None:
+    """Refuses, before any process group, rules and a plan's file that this run cannot follow.
+
+    Args:
+        model: on the meta device.
+        config: of the run.
+        schema: of the run.
+        world: all ranks.
+
+    Raises:
+        Fault: a rule that cannot be kept here, or a plan that was made for something else or against the rules.
+    """
+    cluster = _cluster(config, world)
+    group_cluster(cluster, config.sharding.replica_groups)
+    controls = controls_of(config, schema, cluster.hardware.device)
+    if config.sharding.plan is not None:
+        _checked(config.sharding.plan, model, config, cluster, controls)
+
+
+def _decide(model: nn.Module, config: RunConfig, store: Store, schema: Schema, world: World) -> PlanFile:
+    cluster, sharding = _cluster(config, world), config.sharding
+    controls = controls_of(config, schema, cluster.hardware.device)
+    if sharding.plan is not None:
+        return _checked(sharding.plan, model, config, cluster, controls)
+    group = group_cluster(cluster, sharding.replica_groups)
+    local_batch_size = config.train.global_batch_size // world.world_size
+    planned = search_plan(
+        model,
+        group,
+        workload_of(config, store, schema, group),
+        controls,
+        sharders=make_sharders(sharding.communication, world.device),
+    )
+    here = fingerprint_of(model, cluster, replica_groups=sharding.replica_groups)
+    return plan_file(planned, here, local_batch_size=local_batch_size)
+
+
+def workload_of(config: RunConfig, store: Store, schema: Schema, group: Cluster) -> Workload:
+    """What a rank of a group does in a step, as far as training needs to know it to place tables."""
+    ranks = group.world_size * config.sharding.replica_groups
+    local_batch_size = config.train.global_batch_size // ranks
+    traffic = traffic_of(
+        store.manifest,
+        schema,
+        width=config.model.width,
+        sequence_length=config.data.sequence_length,
+        local_batch_size=local_batch_size,
+        world_size=group.world_size,
+    )
+    return Workload(
+        local_batch_size=local_batch_size,
+        traffic=traffic,
+        reserved_hbm_bytes=int(group.hbm_bytes * RESERVED_FRACTION),
+        reserved_host_bytes=int(group.host_memory_bytes * RESERVED_FRACTION),
+    )
+
+
+def _cluster(config: RunConfig, world: World) -> Cluster:
+    """The ranks of this run on the hardware that was named, or that is here."""
+    name = config.sharding.hardware
+    hardware = hardware_here(world.device) if name is None else load_hardware(name)
+    if hardware.device != world.device.type:
+        raise Fault(
+            f"sharding.hardware = {name!r}: computes on {hardware.device}, and this rank on {world.device.type}; name "
+            "what the run stands on, or leave it out"
+        )
+    return cluster_of(hardware, world)
+
+
+def _checked(
+    path: Path, model: nn.Module, config: RunConfig, cluster: Cluster, controls: dict[str, TableControl]
+) -> PlanFile:
+    """Reads a plan and refuses what is not for this run."""
+    plan, source = read_plan(path), f"sharding.plan = {str(path)!r}"
+    check_made_for(plan, fingerprint_of(model, cluster, replica_groups=config.sharding.replica_groups), source)
+    for table in plan.tables:
+        control = controls.get(table.name, TableControl())
+        for key, has, allowed in (
+            ("sharding", table.sharding, control.sharding_types),
+            ("kernel", table.kernel, control.kernels),
+        ):
+            if allowed is not None and has not in allowed:
+                raise Fault(
+                    f"{source}: gives {table.name} {key} {has!r}, and the configuration's sharding section asks for "
+                    f"{' or '.join(map(repr, allowed))}; plan again with this configuration, or change it"
+                )
+        wanted = control.cache_load_factor
+        has_factor = table.cache.load_factor if table.cache else None
+        if wanted is not None and has_factor != wanted:
+            raise Fault(f"{source}: gives {table.name} cache_load_factor {has_factor}, and the configuration {wanted}")
+    return plan
