@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -117,11 +117,20 @@ class Store:
         Raises:
             Fault: there is no finished store, or another version of this package made it.
         """
-        self.path = path
         manifest = path if path.suffix == ".json" else path / "manifest.json"
         if not manifest.is_file():
             raise Fault(f"store {path}: holds no manifest.json; make a store with 'infnet-rec data build'")
-        self.manifest: dict[str, Any] = read_json(manifest)
+        self._take(path, read_json(manifest))
+
+    @classmethod
+    def of_manifest(cls, path: Path, manifest: dict[str, Any]) -> Self:
+        """A store that lies elsewhere, for those who need no more than its manifest; see `__init__`."""
+        store = cls.__new__(cls)
+        store._take(path, manifest)
+        return store
+
+    def _take(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
         version = self.manifest.get("store_version")
         if version != STORE_VERSION:
             raise Fault(

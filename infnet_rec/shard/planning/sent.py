@@ -1,11 +1,11 @@
 """Bytes that ranks send one another in a step, all ranks together, by what they are.
 
-W ranks, B examples a rank. An id goes to where its row is, its embedding comes back in the forward pass and the gradient
-goes there again in the backward pass. What stays on its rank is not counted.
+W ranks, B examples a rank. An id goes to where its row is, its embedding comes back in the forward pass and the
+gradient goes there again in the backward pass. What stays on its rank is not counted.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from infnet_rec.shard.hardware import Cluster
 from infnet_rec.shard.planning.demand import QuantisedComms, TableTraffic
@@ -35,6 +35,10 @@ class Sent:
     @property
     def total_bytes(self) -> float:
         return self.id_bytes + self.embedding_bytes + self.gradient_bytes + self.dense_bytes
+
+    def times(self, number: int) -> "Sent":
+        """So many groups of ranks that do the same."""
+        return Sent(*(number * getattr(self, f.name) for f in fields(self)))
 
 
 def sent_bytes(

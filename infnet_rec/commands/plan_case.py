@@ -1,0 +1,215 @@
+"""One run on one cluster: from a configuration to a plan, its memory and its time. No process group, GPU or data."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from infnet_rec.commands.assemble import Data, meta_model
+from infnet_rec.commands.table_rules import comms_of, controls_of
+from infnet_rec.config.run import RunConfig
+from infnet_rec.data.cache import is_url, read_manifest
+from infnet_rec.data.order import check_divides
+from infnet_rec.data.store import Store
+from infnet_rec.faults import Fault
+from infnet_rec.model.ranking import RankingModel
+from infnet_rec.schema import Schema
+from infnet_rec.shard.hardware import Cluster
+from infnet_rec.shard.optim import fuse_sparse
+from infnet_rec.shard.plan import group_cluster
+from infnet_rec.shard.planning.demand import Workload
+from infnet_rec.shard.planning.dense import DenseMemory, dense_memory, host_bytes
+from infnet_rec.shard.planning.fingerprint import fingerprint_of
+from infnet_rec.shard.planning.plan_file import PlanFile, plan_file
+from infnet_rec.shard.planning.planned import Planned
+from infnet_rec.shard.planning.search import search_plan
+from infnet_rec.shard.planning.sent import Sent, sent_bytes
+from infnet_rec.shard.planning.step_time import StepTime, step_time
+from infnet_rec.shard.planning.tower_cost import TowerCost, tower_cost
+from infnet_rec.shard.planning.workload import JSON, BatchShape, batch_shape, traffic_of
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What stands for the data.
+
+    Attributes:
+        path: of the store or the manifest.
+        manifest: what it says.
+        is_store: whether it is that of a store, and not one that stands in for it.
+        store: for those who want its schema; nothing but the manifest is ever read.
+    """
+
+    path: str
+    manifest: JSON
+    is_store: bool
+    store: Store
+
+
+def open_source(config: RunConfig) -> Source:
+    """The manifest of the run's store; where there is none yet, the one that the configuration names.
+
+    Raises:
+        Fault: neither is there.
+    """
+    name, stand_in = config.data.store, config.data.manifest
+    if is_url(name):
+        # A store behind a URL is not fetched for this; without `data.manifest` only its manifest is.
+        if stand_in is None:
+            return Source(name, manifest := read_manifest(name), True, Store.of_manifest(Path(name), manifest))
+    elif (Path(name) / "manifest.json").is_file():
+        store = Store(Path(name))
+        return Source(name, store.manifest, True, store)
+    if stand_in is None:
+        raise Fault(
+            f"data.store = {name!r}: holds no manifest.json; build the store with 'infnet-rec data build', or name a "
+            "manifest that stands in for it with --set data.manifest=FILE"
+        )
+    store = Store(stand_in)
+    return Source(str(stand_in), store.manifest, False, store)
+
+
+class Case:
+    """A run on a cluster; what is asked for is worked out once.
+
+    Raises:
+        Fault: the batch does not divide by the ranks, or a profile, a feature or a rule for tables is at fault.
+    """
+
+    def __init__(self, config: RunConfig, source: Source, cluster: Cluster) -> None:
+        check_divides("train.global_batch_size", config.train.global_batch_size, cluster.world_size)
+        self.config, self.source, self.cluster = config, source, cluster
+        self.schema: Schema = source.store.profile_schema(config.data.profile).with_grouping(
+            config.data.sequence_groups
+        )
+        self.controls = controls_of(config, self.schema, cluster.hardware.device)
+        # With replica groups, tables are spread over the ranks of a group; every group has all of them.
+        self.group = group_cluster(cluster, config.sharding.replica_groups)
+        self.comms = comms_of(config)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether ranks compute on GPUs."""
+        return self.cluster.hardware.device == "cuda"
+
+    @property
+    def local_batch_size(self) -> int:
+        """Examples a rank and step."""
+        return self.config.train.global_batch_size // self.cluster.world_size
+
+    @cached_property
+    def model(self) -> RankingModel:
+        """On the meta device, with the optimizers of its tables."""
+        model = meta_model(self.config, Data(self.source.store, self.schema))
+        sparse = self.config.train.sparse
+        fuse_sparse(model, sparse.optimizer, lr=sparse.lr)
+        return model
+
+    @cached_property
+    def shape(self) -> BatchShape:
+        """What a rank's batch holds."""
+        return batch_shape(
+            self.source.manifest,
+            self.schema,
+            sequence_length=self.config.data.sequence_length,
+            local_batch_size=self.local_batch_size,
+        )
+
+    @cached_property
+    def tower(self) -> TowerCost:
+        """What the model above the tables costs."""
+        return tower_cost(self.model, self.schema, self.shape, width=self.config.model.width, on_gpu=self.on_gpu)
+
+    @cached_property
+    def dense(self) -> DenseMemory:
+        """Bytes of a rank that no table takes, on its device."""
+        return dense_memory(
+            self.model,
+            self.schema,
+            self.shape,
+            self.tower,
+            width=self.config.model.width,
+            optimizer=self.config.train.dense.optimizer,
+            on_gpu=self.on_gpu,
+        )
+
+    @cached_property
+    def host_bytes(self) -> int:
+        """Bytes of a rank in the host's memory, beside tables and what `dense` puts there on a CPU."""
+        data = self.config.data
+        return host_bytes(
+            self.schema,
+            self.shape,
+            on_gpu=self.on_gpu,
+            read_ahead=data.read_ahead,
+            num_threads=data.loader_threads,
+        )
+
+    @cached_property
+    def workload(self) -> Workload:
+        """What the search has to know of a step."""
+        traffic = traffic_of(
+            self.source.manifest,
+            self.schema,
+            width=self.config.model.width,
+            sequence_length=self.config.data.sequence_length,
+            local_batch_size=self.local_batch_size,
+            world_size=self.group.world_size,
+        )
+        dense = self.dense.total_bytes
+        return Workload(
+            local_batch_size=self.local_batch_size,
+            traffic=traffic,
+            reserved_hbm_bytes=dense if self.on_gpu else 0,
+            reserved_host_bytes=self.host_bytes + (0 if self.on_gpu else dense),
+        )
+
+    @cached_property
+    def planned(self) -> Planned:
+        """The plan.
+
+        Raises:
+            DoesNotFit: there is none.
+        """
+        return search_plan(self.model, self.group, self.workload, self.controls, comms=self.comms)
+
+    @cached_property
+    def step(self) -> StepTime:
+        """The critical rank's step."""
+        times = self.planned.critical.times
+        return step_time(self.cluster, times, self.tower, self.dense, self.config.train.precision)
+
+    @cached_property
+    def sent(self) -> Sent:
+        """What ranks send one another in a step, all replica groups together."""
+        groups = self.cluster.world_size // self.group.world_size
+        one = sent_bytes(
+            self.planned.tables,
+            self.workload.traffic,
+            self.group,
+            local_batch_size=self.local_batch_size,
+            dense_gradient_bytes=self.dense.gradient_bytes,
+            comms=self.comms,
+        )
+        return one.times(groups)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the training split."""
+        return self.source.store.num_examples("train") // self.config.train.global_batch_size
+
+    @property
+    def rank_hours_per_epoch(self) -> float:
+        """Hours that all ranks together work for one pass, at the estimated time a step."""
+        return self.steps_per_epoch * self.step.total_ms * self.cluster.world_size / 3_600_000
+
+    @property
+    def price_per_epoch(self) -> float | None:
+        """Of all nodes for that time; None where nobody set a price."""
+        price = self.cluster.price_per_hour
+        return None if price is None else price * self.steps_per_epoch * self.step.total_ms / 3_600_000
+
+    def file(self) -> PlanFile:
+        """The plan as it is written."""
+        groups = self.config.sharding.replica_groups
+        here = fingerprint_of(self.model, self.cluster, replica_groups=groups)
+        return plan_file(self.planned, here, local_batch_size=self.local_batch_size)
