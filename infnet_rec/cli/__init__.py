@@ -16,7 +16,9 @@ from infnet_rec import __version__
 from infnet_rec.cli.bench import bench
 from infnet_rec.cli.data import data
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, leave
-from infnet_rec.faults import Failure, Fault
+from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
+from infnet_rec.cli.plan import plan
+from infnet_rec.faults import Failure, Fault, Refusal
 
 OTHER_RANKS_WAIT_S = 2.0
 app = typer.Typer(
@@ -30,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
+app.command(epilog=PLAN_EPILOG)(plan)
 
 
 @app.command(
@@ -141,6 +144,8 @@ def _answer() -> None:
         _complain(2, f"fault: {fault}")
     except Failure as failure:
         _complain(1, f"failed: {failure}")
+    except Refusal as refusal:
+        _complain(3, f"no: {refusal}")
 
 
 def main() -> None:

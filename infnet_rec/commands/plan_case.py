@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from infnet_rec.commands.assemble import Data, meta_model
-from infnet_rec.commands.table_rules import comms_of, controls_of
+from infnet_rec.commands.table_rules import controls_of
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.cache import is_url, read_manifest
 from infnet_rec.data.order import check_divides
@@ -15,7 +15,7 @@ from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import Schema
 from infnet_rec.shard.hardware import Cluster
 from infnet_rec.shard.optim import fuse_sparse
-from infnet_rec.shard.plan import group_cluster
+from infnet_rec.shard.plan import group_cluster, make_sharders
 from infnet_rec.shard.planning.demand import Workload
 from infnet_rec.shard.planning.dense import DenseMemory, dense_memory, host_bytes
 from infnet_rec.shard.planning.fingerprint import fingerprint_of
@@ -84,7 +84,6 @@ class Case:
         self.controls = controls_of(config, self.schema, cluster.hardware.device)
         # With replica groups, tables are spread over the ranks of a group; every group has all of them.
         self.group = group_cluster(cluster, config.sharding.replica_groups)
-        self.comms = comms_of(config)
 
     @property
     def on_gpu(self) -> bool:
@@ -170,7 +169,8 @@ class Case:
         Raises:
             DoesNotFit: there is none.
         """
-        return search_plan(self.model, self.group, self.workload, self.controls, comms=self.comms)
+        sharders = make_sharders(self.config.sharding.communication)
+        return search_plan(self.model, self.group, self.workload, self.controls, sharders=sharders)
 
     @cached_property
     def step(self) -> StepTime:
@@ -188,7 +188,7 @@ class Case:
             self.group,
             local_batch_size=self.local_batch_size,
             dense_gradient_bytes=self.dense.gradient_bytes,
-            comms=self.comms,
+            value_bytes=4 if self.config.sharding.communication == "fp32" else 2,
         )
         return one.times(groups)
 

@@ -112,8 +112,9 @@ def _table_lines(result: JSON) -> list[str]:
     left = {0, 3, 4}
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(r, widths, strict=True)))
-        .rstrip()
+        "  ".join(
+            c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(r, widths, strict=True))
+        ).rstrip()
         for r in rows
     ]
 

@@ -16,9 +16,7 @@ Communication = Literal["fp32", "fp16", "bf16"]
 CPU = torch.device("cpu")
 
 
-def make_sharders(
-    communication: Communication = "fp32", device: torch.device = CPU
-) -> list[ModuleSharder[Any]]:
+def make_sharders(communication: Communication = "fp32", device: torch.device = CPU) -> list[ModuleSharder[Any]]:
     """How each kind of collection is sharded.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from infnet_rec.shard.hardware import Cluster
-from infnet_rec.shard.planning.demand import QuantisedComms, TableTraffic
+from infnet_rec.shard.planning.demand import TableTraffic
 from infnet_rec.shard.planning.planned import TablePlan
 from infnet_rec.shard.planning.step_time import all_reduce_bytes
 
@@ -48,7 +48,7 @@ def sent_bytes(
     *,
     local_batch_size: int,
     dense_gradient_bytes: int,
-    comms: QuantisedComms,
+    value_bytes: float,
 ) -> Sent:
     """Adds up a step.
 
@@ -58,7 +58,7 @@ def sent_bytes(
         cluster: all ranks.
         local_batch_size: B.
         dense_gradient_bytes: of the dense part.
-        comms: bytes of a value that travels.
+        value_bytes: of a number of an embedding or its gradient as it travels.
     """
     world = cluster.world_size
     dense = world * all_reduce_bytes(world, dense_gradient_bytes)
@@ -70,7 +70,7 @@ def sent_bytes(
         lookups = traffic[table.name].mean_lookups
         id_bytes += _id_bytes(table, lookups, cluster, local_batch_size)
         values += _values(table, lookups, cluster, local_batch_size)
-    return Sent(id_bytes, values * comms.forward_bytes, values * comms.backward_bytes, dense)
+    return Sent(id_bytes, values * value_bytes, values * value_bytes, dense)
 
 
 def _id_bytes(table: TablePlan, lookups: tuple[float, ...], cluster: Cluster, local_batch_size: int) -> float:

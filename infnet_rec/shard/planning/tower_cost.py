@@ -24,7 +24,7 @@ from infnet_rec.schema import Schema
 from infnet_rec.shard.planning.workload import BatchShape
 
 # Enough for rare events to be there in their proportion, few enough for a tenth of a second.
-TRIAL_EXAMPLES = (24, 48)
+TRIAL_EXAMPLES = (16, 32)
 
 
 @dataclass(frozen=True, slots=True)

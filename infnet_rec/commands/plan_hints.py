@@ -1,0 +1,258 @@
+"""What else would fit, each answer found by planning it: other batches, other clusters, tables kept in another way."""
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infnet_rec.commands.plan_case import Case, Source
+from infnet_rec.config.load import load_config
+from infnet_rec.faults import Fault
+from infnet_rec.shard.hardware import Cluster, Hardware
+from infnet_rec.shard.planning.planned import DoesNotFit
+
+GIB = 2**30
+# Tables that hold so much of all bytes are the large ones.
+LARGE_SHARE = 0.9
+CACHED_PART = 0.1
+# Larger clusters are not looked for.
+MAX_GROWTH = 64
+MIN_LOCAL_BATCH = 16
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """A command line, from which others are made.
+
+    Attributes:
+        config_path: the run's file.
+        overrides: laid on it.
+        source: the manifest; the same for every variation.
+        hardware_name: as it was given.
+        cluster: what is asked about.
+    """
+
+    config_path: Path
+    overrides: tuple[str, ...]
+    source: Source
+    hardware_name: str
+    cluster: Cluster
+
+    def case(self) -> Case:
+        """What it asks."""
+        return Case(load_config(self.config_path, self.overrides), self.source, self.cluster)
+
+    def changed(self, *overrides: str, cluster: Cluster | None = None) -> "Inquiry":
+        """Another command line; an override takes the place of an earlier one of its key."""
+        keys = {override.partition("=")[0] for override in overrides}
+        kept = tuple(o for o in self.overrides if o.partition("=")[0].strip() not in keys)
+        return Inquiry(self.config_path, (*kept, *overrides), self.source, self.hardware_name, cluster or self.cluster)
+
+    @property
+    def command(self) -> str:
+        """To type."""
+        words = ["infnet-rec", "plan", str(self.config_path), "-j", self.cluster.name, "--hardware", self.hardware_name]
+        return shlex.join([*words, *(word for override in self.overrides for word in ("--set", override))])
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Another command line whose plan fits."""
+
+    question: str
+    answer: str
+    inquiry: Inquiry
+    case: Case
+
+    def to_json(self) -> JSON:
+        """For people and scripts."""
+        return {
+            "question": self.question,
+            "answer": self.answer,
+            "command": self.inquiry.command,
+            "found": found(self.case),
+        }
+
+
+def found(case: Case) -> JSON:
+    """The numbers that plans are compared by."""
+    return {
+        "cluster": case.cluster.name,
+        "step_ms": case.step.total_ms,
+        "examples_per_s": case.config.train.global_batch_size / case.step.total_ms * 1e3,
+        "fullest_gib": fullest_gib(case),
+        "rank_hours": case.rank_hours_per_epoch,
+        "price": case.price_per_epoch,
+        "currency": case.cluster.hardware.currency,
+    }
+
+
+def fullest_gib(case: Case) -> float:
+    """What the fullest rank uses of the memory that its device works in."""
+    ranks = case.planned.ranks
+    if case.on_gpu:
+        return (case.cluster.hbm_bytes - min(load.hbm_free_bytes for load in ranks)) / GIB
+    return (case.cluster.host_memory_bytes - min(load.host_free_bytes for load in ranks)) / GIB
+
+
+def fits(case: Case) -> bool:
+    """Whether there is a plan; what no table takes is looked at first, because that needs no search."""
+    if case.on_gpu and case.dense.total_bytes >= case.cluster.hbm_bytes:
+        return False
+    try:
+        _ = case.planned
+    except DoesNotFit:
+        return False
+    return True
+
+
+def hints(inquiry: Inquiry, case: Case) -> list[JSON]:
+    """Answers to the usual questions about a plan that fits."""
+    makers: list[Callable[[], Change | JSON | None]] = [
+        lambda: largest_batch(inquiry, case),
+        lambda: smallest_cluster(inquiry, case),
+        lambda: in_host_memory(inquiry, case),
+        lambda: in_half_precision(inquiry, case),
+    ]
+    answers = [make() for make in makers]
+    return [answer.to_json() if isinstance(answer, Change) else answer for answer in answers if answer is not None]
+
+
+def largest_batch(inquiry: Inquiry, case: Case) -> Change | None:
+    """The largest local batch, of powers of two and halfway between, that fits on the same ranks."""
+    question = "largest local batch"
+    sizes = _grid(case.source.store.num_examples("train") // case.cluster.world_size)
+    free = _free_bytes(case)
+    per_example = 1.1 * case.dense.working_bytes / case.local_batch_size
+    guess = case.local_batch_size + free / max(1.0, per_example)
+    place = max(0, sum(size <= guess for size in sizes) - 1)
+    best = None
+    while 0 <= place < len(sizes):
+        change = with_batch(inquiry, question, sizes[place])
+        if change is None:
+            if best is not None:
+                break
+            place -= 1
+            continue
+        if best is not None and sizes[place] < best.case.local_batch_size:
+            break
+        best = change
+        place += 1
+    return best
+
+
+def smallest_cluster(inquiry: Inquiry, case: Case) -> Change | None:
+    """The fewest ranks of this hardware that take the same global batch."""
+    question = "smallest cluster, same global batch"
+    device_bytes = case.cluster.hbm_bytes if case.on_gpu else case.cluster.host_memory_bytes
+    needed = sum(t.hbm_bytes + t.host_bytes for t in case.planned.tables)
+    for cluster in clusters(case.cluster.hardware, up_to=case.cluster.world_size):
+        if cluster.world_size * device_bytes < needed and case.on_gpu and not _uses_host(case):
+            continue
+        change = attempt(inquiry.changed(cluster=cluster), question, cluster.name)
+        if change is not None:
+            return change
+    return None
+
+
+def in_host_memory(inquiry: Inquiry, case: Case) -> Change | JSON | None:
+    """The large tables in the host's memory, a part of their rows cached in HBM; GPUs only."""
+    if not case.on_gpu:
+        return None
+    question = f"{_listed(large_tables(case))} in host memory, {CACHED_PART:.0%} cached"
+    return attempt(inquiry.changed(cached(case)), question, "fits") or _no(question)
+
+
+def in_half_precision(inquiry: Inquiry, case: Case) -> Change | JSON | None:
+    """The large tables in fp16."""
+    question = f"{_listed(large_tables(case))} in fp16"
+    return attempt(inquiry.changed(halved(case)), question, "fits") or _no(question)
+
+
+def cached(case: Case) -> str:
+    """The override that moves the large tables to the host's memory."""
+    names = large_tables(case)
+    rules = [{"match": n, "kernel": "fused_uvm_caching", "cache_load_factor": CACHED_PART} for n in names]
+    return tables_override(case, rules)
+
+
+def halved(case: Case) -> str:
+    """The override that keeps the large tables in fp16."""
+    return tables_override(case, [{"match": name, "precision": "fp16"} for name in large_tables(case)])
+
+
+def large_tables(case: Case) -> list[str]:
+    """The fewest tables that hold nearly all rows."""
+    tables = sorted((*case.schema.bag_tables, *case.schema.sequence_tables), key=lambda table: -table.num_rows)
+    wanted, held, names = LARGE_SHARE * sum(table.num_rows for table in tables), 0, []
+    for table in tables:
+        if held >= wanted:
+            break
+        names.append(table.name)
+        held += table.num_rows
+    return names
+
+
+def tables_override(case: Case, rules: Sequence[JSON]) -> str:
+    """The run's rules for tables and these after them, as one override; of two rules the later one counts."""
+    known = [rule.model_dump(exclude_none=True) for rule in case.config.sharding.tables]
+    inline = ", ".join(
+        "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in rule.items()) + "}"
+        for rule in [*known, *rules]
+    )
+    return f"sharding.tables=[{inline}]"
+
+
+def clusters(hardware: Hardware, *, up_to: int) -> Iterator[Cluster]:
+    """Growing clusters: powers of two within a node, then whole nodes."""
+    ranks = 1
+    while ranks < hardware.ranks_per_node:
+        if ranks <= up_to:
+            yield Cluster(hardware, 1, ranks)
+        ranks *= 2
+    for nodes in _grid(up_to // hardware.ranks_per_node):
+        yield Cluster(hardware, nodes, hardware.ranks_per_node)
+
+
+def _grid(up_to: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, ... as far as it goes."""
+    sizes = {size for power in range(40) for size in (1 << power, 3 << power) if size <= up_to}
+    return sorted(sizes)
+
+
+def with_batch(inquiry: Inquiry, question: str, local_batch_size: int) -> Change | None:
+    """The same with another batch, if that fits."""
+    world = inquiry.cluster.world_size
+    override = f"train.global_batch_size={local_batch_size * world}"
+    return attempt(inquiry.changed(override), question, f"{local_batch_size:,} ({local_batch_size * world:,} in all)")
+
+
+def attempt(inquiry: Inquiry, question: str, answer: str) -> Change | None:
+    """The change, if its plan fits."""
+    try:
+        case = inquiry.case()
+        return Change(question, answer, inquiry, case) if fits(case) else None
+    except Fault:
+        # Not every variation can be asked for: a batch may not divide, a rule may contradict another.
+        return None
+
+
+def _no(question: str) -> JSON:
+    return {"question": question, "answer": "does not fit", "command": None, "found": None}
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names) if len(names) <= most else f"the {len(names)} largest tables"
+
+
+def _uses_host(case: Case) -> bool:
+    return any(load.host.weight_bytes for load in case.planned.ranks)
+
+
+def _free_bytes(case: Case) -> int:
+    ranks = case.planned.ranks
+    return min(load.hbm_free_bytes if case.on_gpu else load.host_free_bytes for load in ranks)
