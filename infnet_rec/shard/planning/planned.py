@@ -1,14 +1,13 @@
 """A plan as numbers: what stands where, how many bytes it takes and how long it is expected to take."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torchrec.distributed.types import ShardingPlan
 
 from infnet_rec.faults import Refusal
 from infnet_rec.shard.hardware import Cluster
 from infnet_rec.shard.planning.demand import Collection, Kernel, Sharding
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +29,6 @@ class Memory:
     @property
     def total_bytes(self) -> int:
         return self.weight_bytes + self.optimizer_bytes + self.cache_bytes + self.buffer_bytes
-
-    def __add__(self, other: "Memory") -> "Memory":
-        return Memory(
-            self.weight_bytes + other.weight_bytes,
-            self.optimizer_bytes + other.optimizer_bytes,
-            self.cache_bytes + other.cache_bytes,
-            self.buffer_bytes + other.buffer_bytes,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +55,29 @@ class Times:
             + self.prefetch_ms
         )
 
-    def __add__(self, other: "Times") -> "Times":
-        return Times(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Times)))
+
+def sum_memory(parts: Iterable[Memory]) -> Memory:
+    """Part by part."""
+    listed = list(parts)
+    return Memory(
+        weight_bytes=sum(part.weight_bytes for part in listed),
+        optimizer_bytes=sum(part.optimizer_bytes for part in listed),
+        cache_bytes=sum(part.cache_bytes for part in listed),
+        buffer_bytes=sum(part.buffer_bytes for part in listed),
+    )
+
+
+def sum_times(parts: Iterable[Times]) -> Times:
+    """Part by part."""
+    listed = list(parts)
+    return Times(
+        forward_compute_ms=sum(part.forward_compute_ms for part in listed),
+        forward_comms_ms=sum(part.forward_comms_ms for part in listed),
+        backward_compute_ms=sum(part.backward_compute_ms for part in listed),
+        backward_comms_ms=sum(part.backward_comms_ms for part in listed),
+        prefetch_ms=sum(part.prefetch_ms for part in listed),
+        input_ms=sum(part.input_ms for part in listed),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +211,3 @@ class DoesNotFit(Refusal):
         self.missing_hbm_gib = missing_hbm_gib
         self.missing_host_gib = missing_host_gib
         self.blame = blame
-
-
-def gib(num_bytes: float) -> float:
-    """Bytes in GiB."""
-    return num_bytes / GIB

@@ -1,18 +1,30 @@
 """Which table goes where: `search_plan` is what to call.
 
-No process group, no GPU, no data. Every rank gets the same answer for the same question, but under training only rank 0
-should ask, so that a difference between machines cannot matter.
+No process group, no GPU, no data; the same answer for the same question. How it is fast: a shard of one shape is
+estimated once, candidates that another one makes pointless go before their shards are listed, and combinations are
+placed in the order of a bound on what they can reach, until no bound is better than what was found.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torchrec.distributed.planner.planners import to_sharding_plan
 from torchrec.distributed.types import ModuleSharder
 
 from infnet_rec.shard.hardware import Cluster
 from infnet_rec.shard.planning.demand import NO_CONTROLS, Controls, Workload
+from infnet_rec.shard.planning.menu import Menu
+from infnet_rec.shard.planning.outcome import rank_loads, refusal, table_plans
+from infnet_rec.shard.planning.placement import Placed, Placer
 from infnet_rec.shard.planning.planned import Planned
+from infnet_rec.shard.planning.question import Question
+
+# How much memory counts beside time, and how much of a rank one shard may fill. A later stage is entered only where
+# nothing of the ones before it found room.
+STAGES = ((0.0, 1.0), (0.0, 0.5), (0.1, 0.5), (1.0, 0.25), (10.0, 0.125), (1e6, 0.0))
+# Good enough: this much above the least bound.
+CLOSE = 1.002
 
 
 def search_plan(
@@ -31,15 +43,52 @@ def search_plan(
         cluster: to plan for.
         workload: what a step does.
         controls: what tables may do, by name.
-        sharders: that will shard the model; what they say about quantised communication enters the estimates. None given
-            means plain ones.
+        sharders: that will shard the model; what they say about quantised communication enters the estimates. None
+            given means plain ones.
 
     Returns:
-        The plan with the least estimated time on its slowest rank that was found; the same for the same arguments.
+        The plan with the least estimated time on its slowest rank that was found.
 
     Raises:
         Fault: a control names a table that the model has not, or asks for what the device or the collection cannot do
             or is known to be wrong; a table has no traffic.
         DoesNotFit: no placement within the memory was found (a `Refusal`: exit code 3).
     """
-    raise NotImplementedError
+    question = Question.of(model, cluster, workload, controls, sharders)
+    menu = Menu(question)
+    placer = Placer(question, menu)
+    best, num_tried = _fastest(menu, placer)
+    best = best or _roomiest(menu, placer)
+    options = placer.placed(best.picks, best.ranks)
+    plans = table_plans(question, options, [menu.candidates[n][pick].choice for n, pick in enumerate(best.picks)])
+    loads = rank_loads(question, plans)
+    if any(load.hbm_free_bytes < 0 or load.host_free_bytes < 0 for load in loads):
+        raise refusal(question, plans, loads)
+    plan = to_sharding_plan(options, question.topology)
+    return Planned(plan=plan, cluster=cluster, tables=plans, ranks=loads, num_tried=num_tried)
+
+
+def _fastest(menu: Menu, placer: Placer) -> tuple[Placed | None, int]:
+    """The best of those combinations that TorchRec's partitioner finds room for, and how many were placed."""
+    num_tried = 0
+    for bytes_weight, shard_share in STAGES:
+        proposals = menu.proposals(bytes_weight=bytes_weight, shard_share=shard_share)
+        best = None
+        for bound_ms, picks in proposals[: placer.budget(proposals[0][1]) if proposals else 0]:
+            if best and (bound_ms >= best.ms or best.ms <= CLOSE * proposals[0][0]):
+                break
+            num_tried += 1
+            placed = placer.by_time(picks)
+            if placed and (best is None or placed.ms < best.ms):
+                best = placed
+        if best:
+            return best, num_tried
+    return None, num_tried
+
+
+def _roomiest(menu: Menu, placer: Placer) -> Placed:
+    """Spread by memory alone; of two such placements, the one that lacks least."""
+    return min(
+        (placer.by_memory(picks) for picks in (menu.finest(), menu.smallest())),
+        key=placer.missing_bytes,
+    )

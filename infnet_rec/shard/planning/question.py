@@ -1,0 +1,53 @@
+"""One question to the planner, taken apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import nn
+from torchrec.distributed.planner.types import Storage, Topology
+from torchrec.distributed.types import ModuleSharder
+
+from infnet_rec.shard.hardware import Cluster
+from infnet_rec.shard.planning.demand import Controls, Workload
+from infnet_rec.shard.planning.estimate import Estimates
+from infnet_rec.shard.planning.tables import Table, plain_sharders, read_tables, sharder_data
+from infnet_rec.shard.planning.topology import to_topology
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """What is to be planned, for what, and what is known about it so far."""
+
+    tables: tuple[Table, ...]
+    cluster: Cluster
+    workload: Workload
+    topology: Topology
+    estimates: Estimates
+
+    @property
+    def room(self) -> Storage:
+        """What tables may take on a rank."""
+        return self.topology.devices[0].storage
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        cluster: Cluster,
+        workload: Workload,
+        controls: Controls,
+        sharders: Sequence[ModuleSharder[Any]],
+    ) -> Self:
+        """Reads the model; see `search_plan`."""
+        asked = list(sharders) or plain_sharders()
+        topology = to_topology(
+            cluster, reserved_hbm_bytes=workload.reserved_hbm_bytes, reserved_host_bytes=workload.reserved_host_bytes
+        )
+        return cls(
+            tables=read_tables(model, workload, controls, asked),
+            cluster=cluster,
+            workload=workload,
+            topology=topology,
+            estimates=Estimates(topology, workload, sharder_data(asked)),
+        )
