@@ -51,7 +51,7 @@ def train_steps(rank: int, world_size: int, store: str, overrides: list[str], nu
         "tables": tables_of(sharded),
         "dense": dense_of(sharded),
         "valid": {task: m.to_json() for task, m in valid.items()},
-        "plan": {table: p.sharding_type for part in sharded.plan.plan.values() for table, p in part.items()},
+        "plan": {table.name: table.sharding for table in sharded.plan.tables},
     }
 
 

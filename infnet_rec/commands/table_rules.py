@@ -18,6 +18,8 @@ Device = Literal["cpu", "cuda"]
 COLUMN_WISE = ("column_wise", "table_column_wise", "grid_shard")
 # TorchRec's EmbeddingCollection has no such sharding.
 BAGS_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
+# What only means something with the other key: a later rule that replaces that one drops it.
+DETAILS = {"sharding": "column_width", "kernel": "cache_load_factor"}
 KEYS = ("sharding", "kernel", "cache_load_factor", "precision", "column_width")
 
 
@@ -91,6 +93,9 @@ def _merged(sharding: ShardingConfig, names: Iterable[str]) -> dict[str, TableRu
                 f"{did_you_mean(rule.match, names)}; name one, or use a pattern such as {names[0][:3]}*"
             )
         for name in fitting:
+            for key, detail in DETAILS.items():
+                if getattr(rule, key) is not None:
+                    said[name].pop(detail, None)
             said[name] |= {key: value for key in KEYS if (value := getattr(rule, key)) is not None}
     return {name: TableRule.model_construct(match=name, **keys) for name, keys in said.items()}  # pyright: ignore[reportArgumentType]
 
