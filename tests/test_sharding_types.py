@@ -1,7 +1,6 @@
 """Every way of sharding trains the same model as no sharding at all."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ TOLERANCE = {"atol": 1e-5, "rtol": 0}
 
 def rules(bags: str, events: str, *more: str, columns: int = 0) -> str:
     """The configuration's rules: one sharding for the tables of features, one for those of sequences."""
-    width = f", column_width={columns}" if columns else ""
+    width = f", min_columns={columns}" if columns else ""
     cut = {"column_wise", "table_column_wise", "grid_shard"}
     either = [
         f"{{match='*', sharding='{bags}'{width if bags in cut else ''}}}",
