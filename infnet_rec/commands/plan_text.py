@@ -154,7 +154,7 @@ def _step_lines(result: JSON) -> list[str]:
 
 def cost(epoch: JSON) -> str:
     """Hours, and money where a price is set."""
-    text = f"{epoch['hours']:.2f} h, {epoch['rank_hours']:,.1f} rank hours"
+    text = f"{epoch['hours']:.2f} h, {epoch['rank_hours']:,.2f} rank hours"
     return text if epoch["price"] is None else f"{text}, {epoch['price']:,.0f} {epoch['currency']}"
 
 
@@ -168,7 +168,7 @@ def hint_lines(hints: Sequence[JSON]) -> list[str]:
         cells = (
             ["-", "-", "-"]
             if found is None
-            else [f"{found['step_ms']:.2f}", f"{found['fullest_gib']:.1f} GiB", f"{found['rank_hours']:,.1f}"]
+            else [f"{found['step_ms']:.2f}", f"{found['fullest_gib']:.1f} GiB", f"{found['rank_hours']:,.2f}"]
         )
         rows.append([hint["question"], hint["answer"], *cells])
     return aligned(rows, 2)
