@@ -101,12 +101,22 @@ def _sensible(table: Table, cluster: Cluster) -> tuple[Sharding, ...]:
     if cluster.world_size == 1:
         return ("table_wise",)
     pointless: set[Sharding] = set()
-    if table.num_rows < cluster.world_size:
+    if not _spreads(table.num_rows, cluster.world_size, cluster.hardware.device):
         pointless.add("row_wise")
-    if cluster.num_nodes == 1 or table.num_rows < cluster.ranks_per_node:
-        # On one node it is the same as row_wise.
+    # On one node it is the same as row_wise.
+    if cluster.num_nodes == 1 or not _spreads(table.num_rows, cluster.ranks_per_node, cluster.hardware.device):
         pointless.add("table_row_wise")
     return tuple(kind for kind in BY_DEFAULT[cluster.hardware.device, table.collection] if kind not in pointless)
+
+
+def _spreads(num_rows: int, num_ranks: int, device: str) -> bool:
+    """Whether enough ranks get rows for TorchRec's estimate, which shares the work among all of them, to mean something.
+
+    TorchRec cuts blocks of equal size, so the last ranks may get none: 10 rows on 8 ranks are 5 blocks of 2. On a CPU
+    FBGEMM cannot look up a group of tables none of which has a row.
+    """
+    num_blocks = math.ceil(num_rows / math.ceil(num_rows / num_ranks))
+    return num_blocks == num_ranks if device == "cpu" else num_blocks * 4 >= num_ranks
 
 
 def check_control(table: Table, cluster: Cluster) -> None:
