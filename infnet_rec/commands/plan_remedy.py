@@ -24,6 +24,8 @@ from infnet_rec.shard.planning.planned import DoesNotFit
 
 GIB = 2**30
 SHOWN_BLAMED = 5
+# A table below this part of the largest is not to blame.
+BLAME_SHARE = 0.05
 
 JSON = dict[str, Any]
 
@@ -64,7 +66,7 @@ def refuse(inquiry: Inquiry, case: Case, reason: DoesNotFit) -> PlanRefused:
             "worst_gib": missing[worst] + over,
             "capacity_gib": _capacity(case, kind) / GIB,
             "not_tables_gib": _reserved(case, kind) / GIB,
-            "blame": [{"table": name, "weights_gib": _table_gib(case, name)} for name in reason.blame],
+            "blame": [{"table": name, "weights_gib": _table_gib(case, name)} for name in _blamed(case, reason)],
         },
         "changes": [change.to_json() for change in changes],
         "remedy": changes[0].inquiry.command if changes else None,
@@ -123,8 +125,7 @@ def lines(facts: JSON) -> list[str]:
         f"{missing['capacity_gib']:.1f}, of which {missing['not_tables_gib']:.2f} go to what is no table"
     )
     working = dense["activation_bytes"] + dense["lookup_bytes"] + dense["exchange_bytes"] + dense["input_bytes"]
-    if working / GIB > missing["worst_gib"]:
-        lacking += f" (its {facts['batch']['local_batch_size']:,} examples take {working / GIB:.2f})"
+    lacking += f" (its {facts['batch']['local_batch_size']:,} examples take {working / GIB:.2f})"
     if (num_ranks := len(missing["gib_by_rank"])) > 1:
         lacking += f"; {num_ranks} ranks lack some"
     text = [*heading(facts), "", lacking]
@@ -143,6 +144,12 @@ def lines(facts: JSON) -> list[str]:
         "the cheapest of these, by rank hours an epoch:",
         facts["remedy"],
     ]
+
+
+def _blamed(case: Case, reason: DoesNotFit) -> list[str]:
+    """Without those that could as well not be there."""
+    least = BLAME_SHARE * max(_table_gib(case, name) for name in reason.blame) if reason.blame else 0.0
+    return [name for name in reason.blame if _table_gib(case, name) >= least]
 
 
 def _capacity(case: Case, kind: str) -> int:

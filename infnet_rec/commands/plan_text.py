@@ -12,7 +12,6 @@ SHOWN_RANKS = 16
 SHOWN_TABLES = 8
 GIB = 2**30
 STEP_WORDS = {
-    "input_wait_ms": "batches (read ahead)",
     "lookup_ms": "look-ups and updates of tables",
     "exchange_ms": "embeddings between ranks",
     "tower_ms": "tower, forward and backward",
@@ -41,17 +40,19 @@ def heading(result: JSON) -> list[str]:
     cluster, model, batch, manifest = (result[name] for name in ("cluster", "model", "batch", "manifest"))
     nodes = f"{cluster['name']} {cluster['hardware']['name']}"
     where = manifest["path"] + ("" if manifest["is_store"] else ", which stands in for a store that is not there")
-    if batch["repeats_are_measured"]:
-        repeats = f"a batch repeats an id {batch['tokens_per_distinct_id']:,.1f} times, which spares a rank "
-        repeats += f"{size(batch['exchange_bytes_saved'])} each way"
-    else:
-        repeats = "how often a batch repeats an id is not known: none is assumed to, up to the rows of its table"
+    repeats = (
+        f"a rank's batch has {batch['sequence_tokens']:,.0f} of them of {batch['distinct_ids']:,.0f} distinct ids, each "
+        f"looked up once: saves {size(batch['exchange_bytes_saved'])} of embeddings"
+    )
+    if not batch["repeats_are_measured"]:
+        repeats = "how often a batch repeats an id is not known, so none is taken to, up to the rows of its table"
     return [
         f"{manifest['name']} on {nodes}: {result['verdict']}",
         f"{model['num_tables']} tables with {model['num_rows']:,} rows of width {model['width']}, "
         f"{model['sparse_optimizer']}; {model['num_dense_parameters']:,} dense parameters, {model['precision']}",
         f"batch {batch['global_batch_size']:,}, {batch['local_batch_size']:,} a rank with "
-        f"{batch['events_per_example']:,.0f} sequence tokens an example; {repeats}",
+        f"{batch['events_per_example']:,.0f} sequence tokens an example",
+        repeats,
         f"sizes and lengths: {where}",
     ]
 
@@ -141,7 +142,9 @@ def _step_lines(result: JSON) -> list[str]:
     rows.append(["in all, estimated", f"{step['total_ms']:.2f}"])
     return [
         *aligned(rows),
-        f"{step['examples_per_s']:,.0f} examples/s; an epoch of {epoch['num_steps']:,} steps takes {cost(epoch)}",
+        f"{step['examples_per_s']:,.0f} examples/s, if every rank's loader reads "
+        f"{step['examples_per_s'] / result['cluster']['world_size']:,.0f} of them",
+        f"an epoch of {epoch['num_steps']:,} steps takes {cost(epoch)}",
         f"imbalance of tables: the slowest rank takes {step['imbalance']:.3f} times the mean",
         f"between ranks: {size(sent['total_bytes'])} a step (ids {size(sent['id_bytes'])}, embeddings "
         f"{size(sent['embedding_bytes'])}, their gradients {size(sent['gradient_bytes'])}, dense gradients "
@@ -151,7 +154,7 @@ def _step_lines(result: JSON) -> list[str]:
 
 def cost(epoch: JSON) -> str:
     """Hours, and money where a price is set."""
-    text = f"{epoch['hours']:.2f} h, {epoch['rank_hours']:,.1f} rank hours"
+    text = f"{epoch['hours']:.2f} h, {epoch['rank_hours']:,.2f} rank hours"
     return text if epoch["price"] is None else f"{text}, {epoch['price']:,.0f} {epoch['currency']}"
 
 
@@ -165,7 +168,7 @@ def hint_lines(hints: Sequence[JSON]) -> list[str]:
         cells = (
             ["-", "-", "-"]
             if found is None
-            else [f"{found['step_ms']:.2f}", f"{found['fullest_gib']:.1f} GiB", f"{found['rank_hours']:,.1f}"]
+            else [f"{found['step_ms']:.2f}", f"{found['fullest_gib']:.1f} GiB", f"{found['rank_hours']:,.2f}"]
         )
         rows.append([hint["question"], hint["answer"], *cells])
     return aligned(rows, 2)

@@ -35,7 +35,7 @@ BYTES_A_ROW = 400  # of a bucket in memory: DuckDB's sort, the columns as they c
 MAX_BUCKET_ROWS = 2_000_000
 
 # Truncation lengths whose mean is kept; between them it is nearly a straight line.
-KEPT_EVENTS = (5, 10, 20, 35, 50, 75, 100, 150, 200, 350, 500, 1000)
+KEPT_EVENTS = (5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 350, 500, 1000)
 
 Columns = dict[str, np.ndarray]
 

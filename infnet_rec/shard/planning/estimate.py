@@ -130,6 +130,7 @@ class Estimates:
             shards=shards,
             cache_params=cache,
             is_pooled=table.collection == "bags",
+            output_dtype=DataType.FP32,
         )
 
     def _option(self, table: Table, choice: Choice, size: Size) -> ShardingOption:
