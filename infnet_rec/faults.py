@@ -1,11 +1,15 @@
 """What goes wrong in ways that a person can mend.
 
 The command line turns a `Fault` into one message and exit code 2, a `Failure` into one message and exit code 1.
+An `Interrupted` run was asked to stop and can be continued: one message and exit code 75.
 Everything else is a bug or a failure of the machine and keeps its traceback.
 """
 
 import difflib
 from collections.abc import Iterable
+
+# EX_TEMPFAIL of sysexits.h, "try again later": what schedulers are told to put back into the queue.
+TRY_AGAIN = 75
 
 
 class Fault(ValueError):
@@ -14,6 +18,15 @@ class Fault(ValueError):
 
 class Failure(Exception):
     """A run that failed for a reason that one line says, such as a loss that is not finite; exit code 1."""
+
+
+class Interrupted(Exception):
+    """A run that a signal ended; what it did until `step` is saved."""
+
+    def __init__(self, step: int) -> None:
+        """Ends after this many steps."""
+        super().__init__(f"stopped at step {step}")
+        self.step = step
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from infnet_rec.data.store import as_numpy, read_arrow, write_arrow
 from infnet_rec.faults import Failure, Fault
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.world import joined
+from infnet_rec.train.guard import Guard
 from infnet_rec.train.loop import LearningRates, Pace, Training
 from infnet_rec.train.metrics import TaskMetrics
 from infnet_rec.train.report import Report
@@ -64,6 +66,7 @@ def training(store: Path, folder: Path, pace: Pace, aucs: list[float], lr: float
         rates=LearningRates(constant, constant),
         pace=pace,
         report=Report(None, pace.num_steps),
+        guard=Guard(data.task_names, 0, 1, "stop", 0, lambda bad: "kept", str, SimpleNamespace(wanted=False)),
         best=folder / "best",
         renew_tables=lambda *, epoch: renewed.append(epoch),
     )

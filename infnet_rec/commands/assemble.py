@@ -27,6 +27,7 @@ from infnet_rec.shard.parallelize import initialise_tables, parallelize
 from infnet_rec.shard.plan import make_plan
 from infnet_rec.shard.world import World, check_gpus
 from infnet_rec.train.evaluate import Evaluation
+from infnet_rec.train.guard import GuardedForward
 
 RENEWAL_SEEDS = 1_000_003  # apart from the seeds that people give
 
@@ -151,6 +152,7 @@ class Sharded:
     model: DistributedModelParallel
     plan: ShardingPlan
     optimizers: Optimizers
+    forward: GuardedForward
     pipeline: TrainPipelineSparseDist
     seed: int
     table_std: float
@@ -189,5 +191,8 @@ def shard(model: RankingModel, config: RunConfig, world: World) -> Sharded:
     )
     # Dropout draws differ between ranks, as the examples do.
     torch.manual_seed(seed * 100_003 + world.rank)
-    pipeline = TrainPipelineSparseDist(sharded, optimizers.combined, world.device, execute_all_batches=True)
-    return Sharded(sharded, plan, optimizers, pipeline, seed, config.model.table_std)
+    forward = GuardedForward(sharded, config.train.on_nonfinite)
+    pipeline = TrainPipelineSparseDist(
+        sharded, optimizers.combined, world.device, execute_all_batches=True, custom_model_fwd=forward
+    )
+    return Sharded(sharded, plan, optimizers, forward, pipeline, seed, config.model.table_std)

@@ -9,6 +9,8 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from infnet_rec.commands.assemble import (
     open_data,
     shard_model,
     train_loader,
+    train_order,
 )
 from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, num_cores, plan_json
 from infnet_rec.config.load import load_config
@@ -29,12 +32,16 @@ from infnet_rec.config.train import DenseConfig, SparseConfig
 from infnet_rec.faults import Fault
 from infnet_rec.model.fused import why_eager
 from infnet_rec.shard.optim import count_dense
-from infnet_rec.shard.world import World, joined, place
+from infnet_rec.shard.watch import Watch, watching
+from infnet_rec.shard.world import World, joined, make_deterministic, place
+from infnet_rec.train.bad_batch import BadBatches
 from infnet_rec.train.checkpoint import BEST
 from infnet_rec.train.evaluate import final_metrics
+from infnet_rec.train.guard import Guard
 from infnet_rec.train.loop import LearningRates, Pace, Training
 from infnet_rec.train.report import Report, clock, write_json
 from infnet_rec.train.schedule import Schedule
+from infnet_rec.train.stop import StopSignal
 
 
 def train(config_path: Path, overrides: Sequence[str], run_dir: Path | None) -> dict[str, Any] | None:
@@ -64,15 +71,33 @@ def train(config_path: Path, overrides: Sequence[str], run_dir: Path | None) -> 
     if world.is_first:
         create_run_dir(run_dir)
         write_json(run_dir / "config.json", config.model_dump(mode="json"))
-    with joined(world):
-        return run(config, data, world, run_dir)
+    if config.train.deterministic:
+        make_deterministic()
+    patience_s = config.train.collective_timeout_s
+    # The watch speaks first, and knows the rank; the group's own timeout is there in case it cannot.
+    with (
+        StopSignal(speaks=world.is_first) as stop,
+        joined(world, timedelta(seconds=patience_s * 1.5 + 30)),
+        watching(world, patience_s) as watch,
+    ):
+        return run(config, data, world, run_dir, Attendants(stop, watch))
 
 
-def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class Attendants:
+    """What looks after a run from outside: who hears signals, and who watches the other ranks."""
+
+    stop: StopSignal
+    watch: Watch
+
+
+def run(
+    config: RunConfig, data: Data, world: World, run_dir: Path, attendants: Attendants
+) -> dict[str, Any] | None:
     """Trains and tests; the process group is open and the run directory is there."""
     started_at = time.perf_counter()
     settings = config.train
-    pace = pace_of(config, data)
+    pace, checkpoints = pace_of(config, data), run_dir / "checkpoints"
     report = Report(run_dir if world.is_first else None, pace.num_steps)
     sharded = shard_model(config, data, world)
     tables = data.schema.bag_tables + data.schema.sequence_tables
@@ -91,20 +116,34 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
     report.say(
         f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
     )
+    loader = train_loader(config, data, world)
+    guard = Guard(
+        data.task_names,
+        world.rank,
+        world.world_size,
+        settings.on_nonfinite,
+        settings.max_skipped,
+        BadBatches(data.store, train_order(config, data), world.world_size, checkpoints if world.is_first else None),
+        report.say,
+        attendants.stop,
+    )
     training = Training(
         model=sharded.model,
         pipeline=sharded.pipeline,
         optimizers=sharded.optimizers,
-        loader=train_loader(config, data, world),
+        loader=loader,
         valid=evaluation(config, data, world, "valid"),
         task_names=data.task_names,
         rates=LearningRates(schedule_of(settings.sparse, pace), schedule_of(settings.dense, pace)),
         pace=pace,
         report=report,
-        best=run_dir / "checkpoints" / BEST,
+        guard=guard,
+        best=checkpoints / BEST,
         renew_tables=sharded.renew_tables,
     )
+    attendants.watch.follow(lambda: f"step {guard.step + 1}, batch {sharded.forward.num_calls} of this process")
     trained = training.run()
+    attendants.watch.follow(lambda: None)
     predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
     if predictions is None:
         return None

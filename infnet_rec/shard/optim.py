@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 import torchrec.optim
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -73,10 +73,19 @@ class Optimizers:
             params, lambda p: DENSE[name](p, lr=lr, weight_decay=weight_decay)
         )
         self._dense = dense
-        if max_grad_norm > 0:
-            dense = GradientClippingOptimizer(dense, clipping=GradientClipping.NORM, max_gradient=max_grad_norm)
+        # Without a limit the norm is still taken: it is how a gradient that is not finite is noticed.
+        clipping = GradientClipping.NORM if max_grad_norm > 0 else GradientClipping.NONE
+        clipped = GradientClippingOptimizer(
+            dense, clipping=clipping, max_gradient=max_grad_norm, track_grad_norm=True
+        )
+        self._clipped = clipped
         self._sparse = model.fused_optimizer
-        self.combined = CombinedOptimizer([("sparse", self._sparse), ("dense", dense)])
+        self.combined = CombinedOptimizer([("sparse", self._sparse), ("dense", clipped)])
+
+    @property
+    def gradient_norm(self) -> Tensor | None:
+        """Norm of the last step's dense gradient before clipping, the same on all ranks; None where it had none."""
+        return self._clipped.last_total_grad_norm
 
     def forget_sparse(self) -> None:
         """Sets the fused optimizer's state to zero, as at the start."""

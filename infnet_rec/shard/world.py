@@ -57,18 +57,34 @@ def check_gpus(world: World) -> None:
         )
 
 
+def make_deterministic() -> None:
+    """The same bits from the same numbers, in this process from here on; before anything is computed.
+
+    FBGEMM's backward kernels ask the same switch, and then add a row's gradients in one order.
+    """
+    # cuBLAS reads it when it is first used; with this much it has one way to add.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's signature
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it looks for bugs, and costs a pass over all memory
+    torch.backends.cudnn.benchmark = False
+
+
 @contextmanager
-def joined(world: World) -> Iterator[World]:
+def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[World]:
     """The process group of all ranks (nccl on GPUs, gloo elsewhere), left when the block ends.
 
     When the block fails, the group is not waited for: the launcher ends the other ranks.
+
+    Args:
+        world: where this process stands.
+        timeout: how long a collective may wait; `watch.py` speaks earlier, where it can.
     """
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     if world.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     yield world
     dist.destroy_process_group()

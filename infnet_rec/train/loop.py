@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infnet_rec.data.loader import Loader
-from infnet_rec.faults import Failure
+from infnet_rec.faults import Interrupted
 from infnet_rec.train.checkpoint import load_weights, save_weights
 from infnet_rec.train.evaluate import Evaluation
-from infnet_rec.train.metrics import TaskMetrics, mean_over_ranks
+from infnet_rec.train.guard import Guard
+from infnet_rec.train.metrics import TaskMetrics
 from infnet_rec.train.report import Report
 from infnet_rec.train.schedule import Schedule
 
@@ -97,6 +97,10 @@ class RenewsTables(Protocol):
 class SetsRates(Protocol):
     """Optimizers whose learning rates the loop moves."""
 
+    @property
+    def gradient_norm(self) -> Tensor | None:
+        """Of the last step's dense gradient."""
+
     def set_lr(self, *, sparse: float, dense: float) -> None:
         """Sets both rates for the next step."""
 
@@ -116,6 +120,7 @@ class Training:
         rates: learning rates.
         pace: how long, and how often what.
         report: whom to tell.
+        guard: looks at every step's losses.
         best: folder of the best weights.
         renew_tables: called where an epoch begins with fresh tables.
     """
@@ -129,6 +134,7 @@ class Training:
     rates: LearningRates
     pace: Pace
     report: Report
+    guard: Guard
     best: Path
     renew_tables: RenewsTables
 
@@ -142,6 +148,8 @@ class Training:
             if pace.fresh_tables and step and step % pace.steps_per_epoch == 0:
                 self.renew_tables(epoch=step // pace.steps_per_epoch)
             step = self._stretch(step, pace.next_stop(step))
+            if self.guard.stop_agreed:
+                raise Interrupted(step)
             if not pace.evaluates_at(step):
                 continue
             metrics = self.valid.metrics(self.model, self.pipeline)
@@ -166,22 +174,20 @@ class Training:
         The pipeline works on several batches at once. It gets an iterator that ends at `stop`, so it is empty when
         evaluation borrows it.
         """
-        pace, report = self.pace, self.report
+        pace, report, guard = self.pace, self.report, self.guard
         batches = self.loader.batches(step, stop - step)
-        losses: list[Tensor] = []
+        guard.resumed(step)
         report.training_resumed()
-        while step < stop:
+        while step < stop and not guard.stop_agreed:
             rates = self.rates.at(step)
             self.optimizers.set_lr(**rates)
-            losses.append(self.pipeline.progress(batches).loss_T)
+            guard.step_done(self.pipeline.progress(batches).loss_T, self.optimizers.gradient_norm)
             step += 1
             report.step_done(pace.global_batch_size)
-            if step % pace.log_every_steps == 0 or step == stop:
-                loss_T = mean_over_ranks(torch.stack(losses).mean(0)).tolist()
-                if not all(math.isfinite(loss) for loss in loss_T):
-                    raise Failure(f"the loss is not finite at step {step} ({loss_T}); lower the learning rates")
-                by_task = dict(zip(self.task_names, loss_T, strict=True))
-                report.progress(step, step / pace.steps_per_epoch, by_task, rates)
-                losses.clear()
+            logs = step % pace.log_every_steps == 0 or step == stop
+            if logs or guard.is_due:
+                guard.look()
+            if logs:
+                report.progress(step, step / pace.steps_per_epoch, guard.mean_losses(), rates)
         report.training_paused()
         return step
