@@ -21,12 +21,7 @@ class Failure(Exception):
 
 
 class Interrupted(Exception):
-    """A run that a signal ended; what it did until `step` is saved."""
-
-    def __init__(self, step: int) -> None:
-        """Ends after this many steps."""
-        super().__init__(f"stopped at step {step}")
-        self.step = step
+    """A run that a signal ended; what it did is saved. The message says how to go on; exit code 75."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """The command line. Only names are imported here: help answers at once, a verb imports what it needs.
 
-Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 understood, and the answer is no.
+Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 understood, and the answer is no,
+75 stopped by a signal with its work saved: run it again.
 """
 
 import json
@@ -16,7 +17,7 @@ from infnet_rec import __version__
 from infnet_rec.cli.bench import bench
 from infnet_rec.cli.data import data
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, leave
-from infnet_rec.faults import Failure, Fault
+from infnet_rec.faults import TRY_AGAIN, Failure, Fault, Interrupted
 
 OTHER_RANKS_WAIT_S = 2.0
 app = typer.Typer(
@@ -124,13 +125,14 @@ def root(
     """Train INFNet, the task-aware ranking network, on sharded embeddings."""
 
 
-def _complain(code: int, text: str) -> None:
+def _complain(code: int, text: str, *, one_speaks: bool = False) -> None:
     """Says it once: under torchrun every rank finds most faults, and a rank that failed first ends the others."""
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(OTHER_RANKS_WAIT_S)
         text = f"rank {rank}: {text}"
-    print(f"infnet-rec: {text}", file=sys.stderr, flush=True)
+    if rank == "0" or not one_speaks:
+        print(f"infnet-rec: {text}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -141,6 +143,8 @@ def _answer() -> None:
         _complain(2, f"fault: {fault}")
     except Failure as failure:
         _complain(1, f"failed: {failure}")
+    except Interrupted as stopped:
+        _complain(TRY_AGAIN, str(stopped), one_speaks=True)
 
 
 def main() -> None:

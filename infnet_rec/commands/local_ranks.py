@@ -32,7 +32,7 @@ def check_ranks(config_path: Path, overrides: Sequence[str], num_ranks: int) -> 
 
 
 def launch(arguments: Sequence[str], num_ranks: int) -> NoReturn:
-    """Becomes torchrun with `infnet-rec ARGUMENTS` as that many ranks; signals and exit code are torchrun's own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    """Becomes torchrun with `infnet-rec ARGUMENTS` as that many ranks; see `shard/torchrun.py` for signals."""
+    command = [sys.executable, "-m", "infnet_rec.shard.torchrun", "--standalone", f"--nproc-per-node={num_ranks}"]
     environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // num_ranks)), **os.environ}
     os.execve(sys.executable, [*command, "-m", "infnet_rec.cli", *arguments], environment)

@@ -29,7 +29,7 @@ from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environ
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.train import DenseConfig, SparseConfig
-from infnet_rec.faults import Fault
+from infnet_rec.faults import Fault, Interrupted
 from infnet_rec.model.fused import why_eager
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.watch import Watch, watching
@@ -80,7 +80,10 @@ def train(config_path: Path, overrides: Sequence[str], run_dir: Path | None) -> 
         joined(world, timedelta(seconds=patience_s * 1.5 + 30)),
         watching(world, patience_s) as watch,
     ):
-        return run(config, data, world, run_dir, Attendants(stop, watch))
+        try:
+            return run(config, data, world, run_dir, Attendants(stop, watch))
+        except Interrupted as stopped:
+            raise Interrupted(f"{stopped}; the same command with --run-dir {run_dir} goes on from there") from stopped
 
 
 @dataclass(frozen=True, slots=True)

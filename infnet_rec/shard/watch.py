@@ -175,7 +175,7 @@ def stands() -> tuple[str, bool]:
 
 def _place(frame: FrameType) -> str:
     path = Path(*Path(frame.f_code.co_filename).parts[-CUT:])
-    return f"{frame.f_code.co_name} ({path}:{frame.f_lineno})"
+    return f"{frame.f_code.co_qualname} ({path}:{frame.f_lineno})"
 
 
 def _end(world: World, text: str) -> None:
@@ -183,6 +183,9 @@ def _end(world: World, text: str) -> None:
     if world.rank:
         time.sleep(OTHERS_WAIT_S)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        get_error_handler().record_exception(Failure(text))
+        try:
+            raise Failure(text)
+        except Failure as failure:
+            get_error_handler().record_exception(failure)
     print(f"infnet-rec: failed: rank {world.rank}: {text}", file=sys.stderr, flush=True)
     os._exit(1)

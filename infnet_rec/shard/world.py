@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from infnet_rec.faults import Fault
+from infnet_rec.faults import Failure, Fault, Interrupted
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 
@@ -73,7 +73,7 @@ def make_deterministic() -> None:
 def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[World]:
     """The process group of all ranks (nccl on GPUs, gloo elsewhere), left when the block ends.
 
-    When the block fails, the group is not waited for: the launcher ends the other ranks.
+    When the block fails on one rank, the group is not waited for: the launcher ends the other ranks.
 
     Args:
         world: where this process stands.
@@ -86,5 +86,10 @@ def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[Wo
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout)
-    yield world
+    try:
+        yield world
+    except (Failure, Interrupted):
+        # All ranks are here, having agreed on it; a group that is still open would abort the process at its end.
+        dist.destroy_process_group()
+        raise
     dist.destroy_process_group()

@@ -4,7 +4,7 @@ It does not know how the model was sharded, nor how many ranks there are.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from infnet_rec.batch import Batch
 from infnet_rec.data.loader import Loader
 from infnet_rec.faults import Interrupted
 from infnet_rec.train.checkpoint import load_weights, save_weights
@@ -87,6 +88,30 @@ def mean_auc(metrics: Mapping[str, TaskMetrics]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
+class _Feed:
+    """Batches for the pipeline, which can be ended early; what the pipeline has taken it still trains on."""
+
+    def __init__(self, batches: Iterator[Batch], step: int) -> None:
+        """The first batch is that of `step`, counted from 0."""
+        self._batches: Iterator[Batch] | None = batches
+        self._step = step
+
+    def __iter__(self) -> "_Feed":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            raise StopIteration
+        batch = next(self._batches)
+        self._step += 1
+        return batch
+
+    def end(self) -> int:
+        """Gives no more; returns how many steps are done when all that was given is trained on."""
+        self._batches = None
+        return self._step
+
+
 class RenewsTables(Protocol):
     """What gives every table new weights; see `Pace.fresh_tables`."""
 
@@ -149,7 +174,7 @@ class Training:
                 self.renew_tables(epoch=step // pace.steps_per_epoch)
             step = self._stretch(step, pace.next_stop(step))
             if self.guard.stop_agreed:
-                raise Interrupted(step)
+                raise Interrupted(f"stopped at step {step} of {pace.num_steps}")
             if not pace.evaluates_at(step):
                 continue
             metrics = self.valid.metrics(self.model, self.pipeline)
@@ -175,10 +200,10 @@ class Training:
         evaluation borrows it.
         """
         pace, report, guard = self.pace, self.report, self.guard
-        batches = self.loader.batches(step, stop - step)
+        batches = _Feed(self.loader.batches(step, stop - step), step)
         guard.resumed(step)
         report.training_resumed()
-        while step < stop and not guard.stop_agreed:
+        while step < stop:
             rates = self.rates.at(step)
             self.optimizers.set_lr(**rates)
             guard.step_done(self.pipeline.progress(batches).loss_T, self.optimizers.gradient_norm)
@@ -187,6 +212,8 @@ class Training:
             logs = step % pace.log_every_steps == 0 or step == stop
             if logs or guard.is_due:
                 guard.look()
+            if guard.stop_agreed:
+                stop = batches.end()
             if logs:
                 report.progress(step, step / pace.steps_per_epoch, guard.mean_losses(), rates)
         report.training_paused()
