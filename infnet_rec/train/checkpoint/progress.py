@@ -1,0 +1,90 @@
+"""What the loop must remember beside weights and optimizers.
+
+The position in the data is `step`: a global batch is a function of the seed and the step. So are the learning rates.
+
+Shapes: T tasks.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from infnet_rec.train.metrics import TaskMetrics
+
+
+@dataclass(slots=True)
+class Spent:
+    """Time and examples so far, over all the processes that the run has had."""
+
+    elapsed_s: float = 0.0
+    train_s: float = 0.0
+    train_examples: int = 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: updates done.
+        best_step: where the mean AUC on valid was best.
+        best_auc: that AUC; -inf when it could not be judged.
+        best_valid: all metrics there; empty before the first evaluation.
+        evaluations_since_best: what early stopping counts.
+        judged: mean AUC and metrics of this very step, if it was evaluated.
+        losses: of this rank, [T] each, since the last progress line; a line is a mean over them.
+        spent: time so far.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_auc: float = -math.inf
+    best_valid: dict[str, TaskMetrics] = field(default_factory=dict)
+    evaluations_since_best: int = 0
+    judged: tuple[float, dict[str, TaskMetrics]] | None = None
+    losses: list[Tensor] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the losses, which are tensors and differ between ranks."""
+        auc, valid = self.judged or (None, {})
+        return {
+            "step": self.step,
+            "best_step": self.best_step,
+            "best_auc": _finite(self.best_auc),
+            "best_valid": _metrics_json(self.best_valid),
+            "evaluations_since_best": self.evaluations_since_best,
+            "auc": _finite(auc),
+            "valid": _metrics_json(valid),
+            "spent": asdict(self.spent),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Progress":
+        """What `to_json` wrote."""
+        return cls(
+            step=data["step"],
+            best_step=data["best_step"],
+            best_auc=-math.inf if data["best_auc"] is None else data["best_auc"],
+            best_valid=metrics_from_json(data["best_valid"]),
+            evaluations_since_best=data["evaluations_since_best"],
+            spent=Spent(**data["spent"]),
+        )
+
+
+def metrics_from_json(data: dict[str, Any]) -> dict[str, TaskMetrics]:
+    """Metrics by task, as `TaskMetrics.to_json` wrote them."""
+    return {
+        task: TaskMetrics(**{name: math.nan if value is None else value for name, value in values.items()})
+        for task, values in data.items()
+    }
+
+
+def _metrics_json(metrics: dict[str, TaskMetrics]) -> dict[str, Any]:
+    return {task: m.to_json() for task, m in metrics.items()}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
