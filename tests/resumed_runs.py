@@ -98,7 +98,7 @@ def optimizer_of(sharded: Sharded) -> dict[str, list[np.ndarray]]:
         for name, value in values.items():
             parts = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
             state[f"{parameter}.{name}"] = [part.detach().numpy().copy() for part in parts]
-    state["num_kernel_steps"] = [np.array(sharded.optimizers.num_kernel_steps)]
+    state["kernel_steps"] = [np.array(sharded.optimizers.kernel_steps())]
     return state
 
 

@@ -99,10 +99,7 @@ def run(
         f"{pace.global_batch_size:,} on {ranks}; {len(tables)} tables with {num_sparse:,} parameters, "
         f"{num_dense:,} dense parameters"
     )
-    reason = why_eager(config.model.attention, world.device, config.model.width)
-    report.say(
-        f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
-    )
+    report.say(attention_line(config, world))
     at = go_on(config, world, run_dir, standing, sharded, report)
     if weights_from is not None and at.step == 0:
         start_from(weights_from, sharded, report)
@@ -141,6 +138,14 @@ def run(
     }
     write_json(run_dir / "result.json", result)
     return result
+
+
+def attention_line(config: RunConfig, world: World) -> str:
+    """Which form of the attention runs, and why."""
+    reason = why_eager(config.model.attention, world.device, config.model.width)
+    return (
+        f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
+    )
 
 
 def pace_of(config: RunConfig, data: Data) -> Pace:

@@ -76,7 +76,7 @@ class Optimizers:
         if max_grad_norm > 0:
             dense = GradientClippingOptimizer(dense, clipping=GradientClipping.NORM, max_gradient=max_grad_norm)
         self._sparse = model.fused_optimizer
-        self._kernels = [module for module in model.modules() if hasattr(module, "set_optimizer_step")]
+        self._kernels: list[Any] = [module for module in model.modules() if hasattr(module, "set_optimizer_step")]
         self.combined = CombinedOptimizer([("sparse", self._sparse), ("dense", dense)])
 
     def forget_sparse(self) -> None:
@@ -100,13 +100,12 @@ class Optimizers:
         self._dense.init_state()
         self._dense.zero_grad(set_to_none=True)
 
-    @property
-    def num_kernel_steps(self) -> int:
+    def kernel_steps(self) -> int:
         """What the fused kernels have counted, for Adam's correction of its first steps; 0 without tables."""
         return max([int(kernel.iter.item()) for kernel in self._kernels], default=0)
 
-    @num_kernel_steps.setter
-    def num_kernel_steps(self, count: int) -> None:
+    def set_kernel_steps(self, count: int) -> None:
+        """Sets that count."""
         for kernel in self._kernels:
             kernel.set_optimizer_step(count)
             kernel.iter_cpu.fill_(count)

@@ -76,10 +76,11 @@ class Progress:
 
 def metrics_from_json(data: dict[str, Any]) -> dict[str, TaskMetrics]:
     """Metrics by task, as `TaskMetrics.to_json` wrote them."""
-    return {
-        task: TaskMetrics(**{name: math.nan if value is None else value for name, value in values.items()})
-        for task, values in data.items()
-    }
+    metrics = {}
+    for task, values in data.items():
+        known: dict[str, Any] = {name: math.nan if value is None else value for name, value in values.items()}
+        metrics[task] = TaskMetrics(**known)
+    return metrics
 
 
 def _metrics_json(metrics: dict[str, TaskMetrics]) -> dict[str, Any]:

@@ -23,13 +23,7 @@ Sizes = dict[str, tuple[int, ...]]
 
 
 class OptimizerState(Protocol):
-    """Optimizers whose state can be saved and loaded.
-
-    Attributes:
-        num_kernel_steps: what fused kernels count for themselves.
-    """
-
-    num_kernel_steps: int
+    """Optimizers whose state can be saved and loaded."""
 
     def state_dict(self) -> dict[str, Any]:
         """Live tensors by parameter and name."""
@@ -40,6 +34,13 @@ class OptimizerState(Protocol):
 
     def allocate_state(self) -> None:
         """Makes state that is otherwise made in the first step."""
+
+    def kernel_steps(self) -> int:
+        """What fused kernels count for themselves."""
+        ...
+
+    def set_kernel_steps(self, count: int) -> None:
+        """Sets that count."""
 
 
 def newest_whole(shelf: Shelf, say: Callable[[str], None]) -> Commit | None:
@@ -94,7 +95,7 @@ def restore(shelf: Shelf, commit: Commit, model: nn.Module, optimizers: Optimize
     dcp.load({**state, "ranks": ranks}, storage_reader=reader)
     model.load_state_dict(state["model"])
     optimizers.load_state_dict(state["optim"])
-    optimizers.num_kernel_steps = commit.progress["num_kernel_steps"]
+    optimizers.set_kernel_steps(commit.progress["kernel_steps"])
     at = Progress.from_json(commit.progress)
     losses = [rank["losses"] for rank in ranks.values() if "losses" in rank]
     if losses:

@@ -61,7 +61,9 @@ class Saver:
         self._shelf, self._model, self._optimizers = shelf, model, optimizers
         self._keep, self._run, self._say = keep, run, say
         # Collective: gloo, also beside nccl, whose collectives must not be called from two threads.
-        self._group = dist.new_group(backend="gloo")
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup)
+        self._group = group
         self._is_first = dist.get_rank() == 0
         self._thread = ThreadPoolExecutor(1, "checkpoint") if mode == "async" else None
         self._in_flight: Future[None] | None = None
@@ -79,7 +81,7 @@ class Saver:
             # The copy is the whole stall: updates write to these tensors from the next step on.
             state = self._stager.stage(state)
         state["ranks"] = {str(dist.get_rank()): _of_this_rank(at)}
-        progress = {**at.to_json(), "num_kernel_steps": self._optimizers.num_kernel_steps}
+        progress = {**at.to_json(), "kernel_steps": self._optimizers.kernel_steps()}
         if self._thread is None:
             self._write_or_lose(state, progress)
         else:
@@ -131,13 +133,13 @@ class Saver:
         writer = PartsWriter(self._shelf, folder)
         # Collective: plans who writes what, and ends when all ranks have written, or raises on all if one could not.
         dcp.save(state, storage_writer=writer, process_group=self._group)
-        mine = (writer.parts, progress["num_kernel_steps"])
+        mine = (writer.parts, progress["kernel_steps"])
         of_ranks: list[Any] = [None] * dist.get_world_size() if self._is_first else []
         # Collective: the marker names every rank's files.
         dist.gather_object(mine, of_ranks if self._is_first else None, group=self._group)
         parts = {name: part for parts, _ in of_ranks for name, part in sorted(parts.items())}
         # A rank without tables has counted nothing.
-        progress["num_kernel_steps"] = max([count for _, count in of_ranks], default=0)
+        progress["kernel_steps"] = max([count for _, count in of_ranks], default=0)
         written_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._on_first(lambda: self._shelf.commit(Commit(step, progress, self._run, parts, written_at)))
         if self._is_first:
@@ -178,7 +180,7 @@ def _of_this_rank(at: Progress) -> dict[str, torch.Tensor]:
     return state
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         return "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in sorted(error.failures.items()))
     return str(error)

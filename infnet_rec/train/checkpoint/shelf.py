@@ -234,7 +234,7 @@ def _marker_text(commit: Commit) -> bytes:
     return json.dumps({**body, "sha256": _hash_of(body)}, indent=1).encode() + b"\n"
 
 
-def _read_marker(text: bytes, step: int) -> Commit:
+def _read_marker(text: bytes | str, step: int) -> Commit:
     body = json.loads(text)
     if body.pop("sha256") != _hash_of(body):
         raise ValueError("it does not agree with its own SHA-256")
