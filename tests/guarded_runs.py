@@ -13,6 +13,7 @@ from infnet_rec.batch import Batch
 from infnet_rec.commands.assemble import open_data, shard_model, train_loader, train_order
 from infnet_rec.faults import Failure
 from infnet_rec.train.bad_batch import BadBatches
+from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.guard import Guard
 from sharded_runs import dense_of, small_config, tables_of, world_of
 
@@ -48,9 +49,7 @@ def state_of(sharded: Any) -> dict[str, Any]:
     return found
 
 
-def run_with(
-    rank: int, world_size: int, store: str, folder: str, options: dict[str, Any]
-) -> dict[str, Any]:
+def run_with(rank: int, world_size: int, store: str, folder: str, options: dict[str, Any]) -> dict[str, Any]:
     """Trains `num_steps` steps under a guard.
 
     `bad` are the planted steps, `bad_rank` the rank that has them; `left_out` the steps whose batches are not given to
@@ -70,11 +69,14 @@ def run_with(
     policy, most = config.train.on_nonfinite, options.get("max_skipped", 10)
     guard = Guard(data.task_names, rank, world_size, policy, most, record, said.append, stop)
     sharded.model.train()
+    at = Progress()
+    guard.follow(at)
     failure = None
     try:
         for step in range(options["num_steps"] - len(options.get("left_out", ()))):
             sharded.optimizers.set_lr(**RATES)
             guard.step_done(sharded.pipeline.progress(batches).loss_T, sharded.optimizers.gradient_norm)
+            at.step += 1
             if step + 1 in options["look_at"]:
                 guard.look()
     except Failure as error:
@@ -83,7 +85,7 @@ def run_with(
         "state": state_of(sharded),
         "failure": failure,
         "said": said,
-        "losses": guard.losses,
-        "skipped": guard.skipped,
+        "losses": at.losses,
+        "skipped": at.skipped,
         "stop_agreed": guard.stop_agreed,
     }

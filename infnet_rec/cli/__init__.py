@@ -48,14 +48,19 @@ def train(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
     overrides: Overrides = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="A new folder for everything the run leaves; default runs/<config>-<time>.")
+        Path | None,
+        typer.Option(help="A folder for everything the run leaves, or that of a run to go on; a new one by default."),
+    ] = None,
+    weights_from: Annotated[
+        str | None, typer.Option("--from", metavar="CHECKPOINT", help="Start a new run with the weights of another.")
     ] = None,
     ranks: Ranks = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train a model as a file says, evaluate it, and leave a run directory.
 
-    Alone it is one rank. With --ranks it starts that many here; under torchrun it is one of torchrun's.
+    A run that was stopped goes on where it was last saved when it is given the same --run-dir again. Alone it is one
+    rank. With --ranks it starts that many here; under torchrun it is one of torchrun's.
     """
     overrides = overrides or []
     if ranks > 1:
@@ -63,10 +68,11 @@ def train(
 
         run_dir = local_ranks.check_before_launch(config, overrides, run_dir, ranks)
         arguments = [str(config), *(f"--set={o}" for o in overrides), f"--run-dir={run_dir}"]
+        arguments += [f"--from={weights_from}"] if weights_from else []
         local_ranks.launch(["train", *arguments, *(["--json"] if as_json else [])], ranks)
     from infnet_rec.commands import train as command
 
-    result = command.train(config, overrides, run_dir)
+    result = command.train(config, overrides, run_dir, weights_from)
     if result is not None:
         print(json.dumps(result) if as_json else "\n" + command.table(result))
 

@@ -6,9 +6,10 @@ Read this first, then `train/loop.py`, then `model/infnet.py`.
 import logging
 import math
 import os
-import time
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,17 +26,18 @@ from infnet_rec.commands.assemble import (
     train_loader,
     train_order,
 )
-from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, num_cores, plan_json
+from infnet_rec.commands.continue_run import go_on, make_saver, start_from
+from infnet_rec.commands.resume import Standing, claimed, look
+from infnet_rec.commands.run_dir import default_run_dir, environment, num_cores, plan_json, start_anew
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.train import DenseConfig, SparseConfig
-from infnet_rec.faults import Fault, Interrupted
+from infnet_rec.faults import Failure, Fault, Interrupted
 from infnet_rec.model.fused import why_eager
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.watch import Watch, watching
 from infnet_rec.shard.world import World, joined, make_deterministic, place
 from infnet_rec.train.bad_batch import BadBatches
-from infnet_rec.train.checkpoint import BEST
 from infnet_rec.train.evaluate import final_metrics
 from infnet_rec.train.guard import Guard
 from infnet_rec.train.loop import LearningRates, Pace, Training
@@ -44,13 +46,18 @@ from infnet_rec.train.schedule import Schedule
 from infnet_rec.train.stop import StopSignal
 
 
-def train(config_path: Path, overrides: Sequence[str], run_dir: Path | None) -> dict[str, Any] | None:
+def train(
+    config_path: Path, overrides: Sequence[str], run_dir: Path | None, weights_from: str | None = None
+) -> dict[str, Any] | None:
     """Trains the run that a file describes; under torchrun, as one of its ranks.
+
+    A run that stands in `run_dir` already goes on where it was saved last.
 
     Args:
         config_path: a run's TOML file.
         overrides: laid on it, see `load_config`.
         run_dir: where to write; None makes `runs/<config>-<time>`.
+        weights_from: a new run starts with the weights of this checkpoint or run.
 
     Returns:
         What stands in `result.json`, on rank 0.
@@ -68,22 +75,26 @@ def train(config_path: Path, overrides: Sequence[str], run_dir: Path | None) -> 
         if world.world_size > 1:
             raise Fault("--run-dir: is needed under torchrun, so that all ranks write to one folder; name a new one")
         run_dir = default_run_dir(config_path)
-    if world.is_first:
-        create_run_dir(run_dir)
-        write_json(run_dir / "config.json", config.model_dump(mode="json"))
-    if config.train.deterministic:
-        make_deterministic()
-    patience_s = config.train.collective_timeout_s
-    # The watch speaks first, and knows the rank; the group's own timeout is there in case it cannot.
-    with (
-        StopSignal(speaks=world.is_first) as stop,
-        joined(world, timedelta(seconds=patience_s * 1.5 + 30)),
-        watching(world, patience_s) as watch,
-    ):
+    standing = look(run_dir, config, data)
+    if standing.result is not None:
+        if world.is_first:
+            print(f"{run_dir} is finished; nothing is left to train, so here are its results again", file=sys.stderr)
+        return standing.result if world.is_first else None
+    # Nobody writes to the folder before all ranks have looked at it, and the group is joined by all of them.
+    with claimed(run_dir) if world.is_first else nullcontext(), attended(config, world) as attendants:
         try:
-            return run(config, data, world, run_dir, Attendants(stop, watch))
+            return run(config, data, world, Start(run_dir, standing, weights_from), attendants)
         except Interrupted as stopped:
             raise Interrupted(f"{stopped}; the same command with --run-dir {run_dir} goes on from there") from stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run writes, what stands there, and whose weights a new one takes."""
+
+    run_dir: Path
+    standing: Standing
+    weights_from: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +105,29 @@ class Attendants:
     watch: Watch
 
 
-def run(
-    config: RunConfig, data: Data, world: World, run_dir: Path, attendants: Attendants
-) -> dict[str, Any] | None:
+@contextmanager
+def attended(config: RunConfig, world: World) -> Iterator[Attendants]:
+    """The process group of all ranks, watched, and the signals heard."""
+    if config.train.deterministic:
+        make_deterministic()
+    patience_s = config.train.collective_timeout_s
+    # The watch speaks first, and knows the rank; the group's own timeout is there in case it cannot.
+    timeout = timedelta(seconds=patience_s * 1.5 + 30)
+    with StopSignal(speaks=world.is_first) as stop, joined(world, timeout), watching(world, patience_s) as watch:
+        yield Attendants(stop, watch)
+
+
+def run(config: RunConfig, data: Data, world: World, start: Start, attendants: Attendants) -> dict[str, Any] | None:
     """Trains and tests; the process group is open and the run directory is there."""
-    started_at = time.perf_counter()
-    settings = config.train
-    pace, checkpoints = pace_of(config, data), run_dir / "checkpoints"
+    settings, run_dir = config.train, start.run_dir
+    pace = pace_of(config, data)
     report = Report(run_dir if world.is_first else None, pace.num_steps)
     sharded = shard_model(config, data, world)
     tables = data.schema.bag_tables + data.schema.sequence_tables
     num_sparse = sum(t.num_rows for t in tables) * config.model.width
     num_dense = count_dense(sharded.model)
     if world.is_first:
+        start_anew(run_dir, config)
         write_json(run_dir / "environment.json", environment(world, data.store))
         write_json(run_dir / "plan.json", plan_json(sharded.plan, world))
     ranks = f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type})"
@@ -115,37 +136,33 @@ def run(
         f"{pace.global_batch_size:,} on {ranks}; {len(tables)} tables with {num_sparse:,} parameters, "
         f"{num_dense:,} dense parameters"
     )
-    reason = why_eager(config.model.attention, world.device, config.model.width)
-    report.say(
-        f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
-    )
-    loader = train_loader(config, data, world)
-    guard = Guard(
-        data.task_names,
-        world.rank,
-        world.world_size,
-        settings.on_nonfinite,
-        settings.max_skipped,
-        BadBatches(data.store, train_order(config, data), world.world_size, checkpoints if world.is_first else None),
-        report.say,
-        attendants.stop,
-    )
+    report.say(attention_line(config, world))
+    at = go_on(config, world, run_dir, start.standing, sharded, report)
+    if start.weights_from is not None and at.step == 0:
+        start_from(start.weights_from, sharded, report)
+    saver = make_saver(config, data, world, run_dir, sharded, report)
+    guard = make_guard(config, data, world, run_dir, report.say, attendants.stop)
     training = Training(
         model=sharded.model,
         pipeline=sharded.pipeline,
         optimizers=sharded.optimizers,
-        loader=loader,
+        loader=train_loader(config, data, world),
         valid=evaluation(config, data, world, "valid"),
         task_names=data.task_names,
         rates=LearningRates(schedule_of(settings.sparse, pace), schedule_of(settings.dense, pace)),
         pace=pace,
         report=report,
         guard=guard,
-        best=checkpoints / BEST,
+        saver=saver,
         renew_tables=sharded.renew_tables,
     )
-    attendants.watch.follow(lambda: f"step {guard.step + 1}, batch {sharded.forward.num_calls} of this process")
-    trained = training.run()
+    attendants.watch.follow(lambda: f"step {at.step + 1}, batch {sharded.forward.num_calls} of this process")
+    try:
+        trained = training.run(at)
+    except (Failure, Interrupted):
+        saver.close()  # what is being written is finished
+        raise
+    saver.close()
     attendants.watch.follow(lambda: None)
     predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
     if predictions is None:
@@ -161,11 +178,30 @@ def run(
         "num_sparse_parameters": num_sparse,
         "num_dense_parameters": num_dense,
         "examples_per_s": trained.examples_per_s,
-        "wall_s": time.perf_counter() - started_at,
+        "wall_s": report.settle().elapsed_s,
         "metrics": {"valid": {task: m.to_json() for task, m in trained.best_valid.items()}, "test": test},
     }
     write_json(run_dir / "result.json", result)
     return result
+
+
+def attention_line(config: RunConfig, world: World) -> str:
+    """Which form of the attention runs, and why."""
+    reason = why_eager(config.model.attention, world.device, config.model.width)
+    return (
+        f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
+    )
+
+
+def make_guard(
+    config: RunConfig, data: Data, world: World, run_dir: Path, say: Callable[[str], None], stop: StopSignal
+) -> Guard:
+    """What looks at the run's losses."""
+    order, folder = train_order(config, data), run_dir / "checkpoints" if world.is_first else None
+    record = BadBatches(data.store, order, world.world_size, folder)
+    settings = config.train
+    policy, most = settings.on_nonfinite, settings.max_skipped
+    return Guard(data.task_names, world.rank, world.world_size, policy, most, record, say, stop)
 
 
 def pace_of(config: RunConfig, data: Data) -> Pace:
@@ -180,6 +216,7 @@ def pace_of(config: RunConfig, data: Data) -> Pace:
         patience=settings.patience,
         global_batch_size=settings.global_batch_size,
         fresh_tables=settings.sparse.each_epoch == "fresh",
+        save_every_steps=config.checkpoint.every_steps,
     )
 
 

@@ -75,12 +75,12 @@ class Optimizers:
         self._dense = dense
         # Without a limit the norm is still taken: it is how a gradient that is not finite is noticed.
         clipping = GradientClipping.NORM if max_grad_norm > 0 else GradientClipping.NONE
-        clipped = GradientClippingOptimizer(
+        self._clipped = GradientClippingOptimizer(
             dense, clipping=clipping, max_gradient=max_grad_norm, track_grad_norm=True
         )
-        self._clipped = clipped
         self._sparse = model.fused_optimizer
-        self.combined = CombinedOptimizer([("sparse", self._sparse), ("dense", clipped)])
+        self._kernels: list[Any] = [module for module in model.modules() if hasattr(module, "set_optimizer_step")]
+        self.combined = CombinedOptimizer([("sparse", self._sparse), ("dense", self._clipped)])
 
     @property
     def gradient_norm(self) -> Tensor | None:
@@ -94,6 +94,29 @@ class Optimizers:
                 assert isinstance(state, ShardedTensor), (name, type(state))
                 for shard in state.local_shards():
                     shard.tensor.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of both by parameter and name; the values are the live tensors, not copies."""
+        return self.combined.state_dict()["state"]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state that `state_dict` gave, after `allocate_state`."""
+        self.combined.load_state_dict({"state": state})
+
+    def allocate_state(self) -> None:
+        """Makes the dense optimizer's state, as its first step would; weight decay may move the weights."""
+        self._dense.init_state()
+        self._dense.zero_grad(set_to_none=True)
+
+    def kernel_steps(self) -> int:
+        """What the fused kernels have counted, for Adam's correction of its first steps; 0 without tables."""
+        return max([int(kernel.iter.item()) for kernel in self._kernels], default=0)
+
+    def set_kernel_steps(self, count: int) -> None:
+        """Sets that count."""
+        for kernel in self._kernels:
+            kernel.set_optimizer_step(count)
+            kernel.iter_cpu.fill_(count)
 
     def set_lr(self, *, sparse: float, dense: float) -> None:
         """Sets both learning rates for the next step.

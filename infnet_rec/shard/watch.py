@@ -38,14 +38,14 @@ class Word(NamedTuple):
     count: int
     at: str
     where: str
-    speaks_to_others: bool
+    in_collective: bool
 
 
 @dataclass(slots=True)
 class _Peer:
     """The last word of another rank and when it came, by our own clock."""
 
-    word: Word = Word(-1, "the start", "nowhere yet", False)
+    word: Word
     heard_at: float = field(default_factory=time.monotonic)
     left: bool = False
 
@@ -63,7 +63,8 @@ class Watch:
         """
         self._world, self._timeout_s, self._end = world, timeout_s, end
         self._interval_s = min(LONGEST_INTERVAL_S, timeout_s / INTERVALS)
-        self._peers = {rank: _Peer() for rank in range(world.world_size) if rank != world.rank}
+        unheard = Word(-1, "the start", "a place unknown", in_collective=False)
+        self._peers = {rank: _Peer(unheard) for rank in range(world.world_size) if rank != world.rank}
         self._at: Callable[[], str | None] = lambda: None
         self._now_at: str | None = None
         self._moved_at = self._exchanged_at = time.monotonic()
@@ -127,7 +128,7 @@ class Watch:
                 lines.append(f"  rank {rank}: when last heard of at {peer.word.at}, in {peer.word.where}")
             else:
                 lines.append(f"  rank {rank}: at {peer.word.at}, in {peer.word.where}")
-                if not peer.word.speaks_to_others and me.speaks_to_others and hears:
+                if not peer.word.in_collective and me.in_collective and hears:
                     blamed.append(f"rank {rank} is not in the collective that the others wait in")
         if not hears:
             blamed.append("the store that ranks meet at does not answer; look at the machine of rank 0 or the launcher")

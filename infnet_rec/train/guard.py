@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from infnet_rec.batch import Batch
 from infnet_rec.faults import Failure
 from infnet_rec.model.ranking import Scores
+from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.metrics import mean_over_ranks
 
 OnNonFinite = Literal["stop", "skip"]
@@ -103,6 +104,7 @@ class AsksToStop(Protocol):
     @property
     def wanted(self) -> bool:
         """Whether this process was asked."""
+        ...
 
 
 @dataclass(slots=True)
@@ -118,10 +120,7 @@ class Guard:
         record: keeps the examples of a bad step.
         say: a line for people.
         stop: whether this process was asked to stop.
-        skipped: bad steps left out so far; part of a run's state.
-        step: done so far.
         stop_agreed: whether a rank was asked to stop; all know it at the same step.
-        losses: of the steps since the last report [S][T], means over ranks; part of a run's state.
     """
 
     task_names: Sequence[str]
@@ -132,24 +131,21 @@ class Guard:
     record: Records
     say: Callable[[str], None]
     stop: AsksToStop
-    skipped: int = 0
-    losses: list[list[float]] = field(default_factory=list)
     stop_agreed: bool = False
-    step: int = 0
+    _at: Progress = field(default_factory=Progress)
     _unseen: list[Tensor] = field(default_factory=list)
     _look_after: int = 1
     _looked_at: float = field(default_factory=time.perf_counter)
 
-    def resumed(self, step: int) -> None:
-        """Training goes on after this many steps; the time until now was not the steps'."""
+    def follow(self, at: Progress) -> None:
+        """Training goes on from `at`; losses and skipped steps are noted there. Time until now was not the steps'."""
         assert not self._unseen
-        self.step, self._looked_at = step, time.perf_counter()
+        self._at, self._look_after, self._looked_at = at, 1, time.perf_counter()
 
     def step_done(self, loss_T: Tensor, gradient_norm: Tensor | None) -> None:
-        """Keeps what the next step left; waits for nothing."""
+        """Keeps what a step left; waits for nothing."""
         norm = loss_T.new_zeros(()) if gradient_norm is None else gradient_norm.detach()
         self._unseen.append(torch.cat([loss_T, norm.reshape(1).to(loss_T)]))
-        self.step += 1
 
     @property
     def is_due(self) -> bool:
@@ -157,7 +153,7 @@ class Guard:
         return len(self._unseen) >= self._look_after
 
     def look(self) -> None:
-        """Judges the steps since the last time.
+        """Judges the steps since the last time, the last of which is counted in the progress already.
 
         Raises:
             Failure: one was not finite and is not to be skipped, on all ranks alike.
@@ -166,7 +162,7 @@ class Guard:
             return
         # fp64: a sum of a few fp32 numbers is exact in it, so a loss does not depend on how many steps go together.
         local = torch.stack(self._unseen).double()
-        first, self._unseen = self.step - len(local), []
+        first, self._unseen = self._at.step - len(local), []
         elapsed_s = (time.perf_counter() - self._looked_at) / len(local)
         extra = local.new_tensor([float(self.stop.wanted), elapsed_s])
         # Collective; `tolist` waits for the device.
@@ -175,7 +171,7 @@ class Guard:
         rows = [seen[i : i + local.shape[1]] for i in range(0, local.numel(), local.shape[1])]
         for i, row in enumerate(rows):
             if all(math.isfinite(value) for value in row):
-                self.losses.append(row[:-1])
+                self._at.losses.append(row[:-1])
             else:
                 self._bad_step(first + i + 1, row, local[i])
         self.stop_agreed = asked > 0
@@ -184,17 +180,9 @@ class Guard:
 
     def mean_losses(self) -> dict[str, float]:
         """The mean of each task over the steps since the last call; empty if none counted."""
-        columns = list(zip(*self.losses, strict=True))
-        self.losses = []
+        columns = list(zip(*self._at.losses, strict=True))
+        self._at.losses.clear()
         return {name: math.fsum(column) / len(column) for name, column in zip(self.task_names, columns, strict=False)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
-        return {"skipped": self.skipped, "losses": self.losses}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The opposite of `state_dict`."""
-        self.skipped, self.losses = int(state["skipped"]), [list(row) for row in state["losses"]]
 
     def _bad_step(self, step: int, row: list[float], local: Tensor) -> None:
         tasks = [name for name, loss in zip(self.task_names, row, strict=False) if not math.isfinite(loss)]
@@ -206,8 +194,8 @@ class Guard:
         where = self.record(bad)
         if self.on_nonfinite == "stop" or not tasks:
             raise Failure(f"{bad}; {where}; lower the learning rates, or look at those examples")
-        self.skipped += 1
-        self.say(f"{bad}: skipped, {self.skipped} of at most {self.max_skipped}; {where}")
-        if self.skipped > self.max_skipped:
-            raise Failure(f"{bad}; {self.skipped} steps were skipped and train.max_skipped = {self.max_skipped}; {where}")
-
+        self._at.skipped += 1
+        skipped = self._at.skipped
+        self.say(f"{bad}: skipped, {skipped} of at most {self.max_skipped}; {where}")
+        if skipped > self.max_skipped:
+            raise Failure(f"{bad}; {skipped} steps were skipped and train.max_skipped = {self.max_skipped}; {where}")
