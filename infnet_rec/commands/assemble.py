@@ -4,6 +4,7 @@ Nothing here opens a process group or allocates a table until `build_model` is c
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -192,7 +193,8 @@ def shard(model: RankingModel, config: RunConfig, world: World) -> Sharded:
     # Dropout draws differ between ranks, as the examples do.
     torch.manual_seed(seed * 100_003 + world.rank)
     forward = GuardedForward(sharded, config.train.on_nonfinite)
+    called: Any = forward  # TorchRec's type allows for no batch at all
     pipeline = TrainPipelineSparseDist(
-        sharded, optimizers.combined, world.device, execute_all_batches=True, custom_model_fwd=forward
+        sharded, optimizers.combined, world.device, execute_all_batches=True, custom_model_fwd=called
     )
     return Sharded(sharded, plan, optimizers, forward, pipeline, seed, config.model.table_std)

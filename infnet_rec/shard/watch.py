@@ -33,9 +33,9 @@ CUT = 2  # folders of a path that are worth printing
 
 
 class Word(NamedTuple):
-    """What a rank says of itself: a count that grows, how far it is, where its main thread stands."""
+    """What a rank says of itself: a number that grows, how far it is, where its main thread stands."""
 
-    count: int
+    number: int
     at: str
     where: str
     in_collective: bool
@@ -111,7 +111,7 @@ class Watch:
         said = json.loads(text)
         if said == LEFT:
             peer.left = True
-        elif said[0] != peer.word.count:
+        elif said[0] != peer.word.number:
             peer.word, peer.heard_at = Word(*said), time.monotonic()
 
     def _verdict(self, now: float, *, hears: bool) -> str:

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.utils.deterministic as torch_deterministic
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from infnet_rec.faults import Failure, Fault, Interrupted
@@ -65,7 +66,7 @@ def make_deterministic() -> None:
     # cuBLAS reads it when it is first used; with this much it has one way to add.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's signature
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it looks for bugs, and costs a pass over all memory
+    torch_deterministic.fill_uninitialized_memory = False  # it looks for bugs, and costs a pass over all memory
     torch.backends.cudnn.benchmark = False
 
 

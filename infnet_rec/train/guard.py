@@ -96,6 +96,7 @@ class Records(Protocol):
 
     def __call__(self, bad: Bad) -> str:
         """Writes them, on one rank; returns where they are, for a sentence."""
+        ...
 
 
 class AsksToStop(Protocol):
