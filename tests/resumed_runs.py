@@ -1,6 +1,7 @@
 """Runs that are cut off and go on, for tests that compare them with runs that were not; ranks can call these."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from infnet_rec.commands import continue_run, resume
 from infnet_rec.commands.assemble import Sharded, evaluation, open_data, shard_model, train_loader
+from infnet_rec.commands.attend import make_guard
 from infnet_rec.commands.run_dir import start_anew
 from infnet_rec.commands.train import pace_of, schedule_of
 from infnet_rec.train.loop import LearningRates, Trained, Training
 from infnet_rec.train.report import Report
+from infnet_rec.train.stop import StopSignal
 from sharded_runs import dense_of, small_config, tables_of, world_of
 
 
@@ -55,14 +58,13 @@ def train_run(
         rates=LearningRates(schedule_of(config.train.sparse, pace), schedule_of(config.train.dense, pace)),
         pace=pace,
         report=report,
+        guard=make_guard(config, data, world, run_dir, said.append, StopSignal(speaks=False)),
         saver=_CuttingSaver(saver, cut_at),
         renew_tables=sharded.renew_tables,
     )
     trained: Trained | None = None
-    try:
+    with suppress(Cut):
         trained = training.run(at)
-    except Cut:
-        pass
     saver.close()
     return {
         "tables": tables_of(sharded),

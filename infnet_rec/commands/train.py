@@ -8,10 +8,9 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +23,22 @@ from infnet_rec.commands.assemble import (
     open_data,
     shard_model,
     train_loader,
-    train_order,
 )
+from infnet_rec.commands.attend import Attendants, attended, make_guard
 from infnet_rec.commands.continue_run import go_on, make_saver, start_from
 from infnet_rec.commands.resume import Standing, claimed, look
 from infnet_rec.commands.run_dir import default_run_dir, environment, num_cores, plan_json, start_anew
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.train import DenseConfig, SparseConfig
-from infnet_rec.faults import Failure, Fault, Interrupted
+from infnet_rec.faults import Fault, Interrupted
 from infnet_rec.model.fused import why_eager
 from infnet_rec.shard.optim import count_dense
-from infnet_rec.shard.watch import Watch, watching
-from infnet_rec.shard.world import World, joined, make_deterministic, place
-from infnet_rec.train.bad_batch import BadBatches
+from infnet_rec.shard.world import World, place
 from infnet_rec.train.evaluate import final_metrics
-from infnet_rec.train.guard import Guard
 from infnet_rec.train.loop import LearningRates, Pace, Training
 from infnet_rec.train.report import Report, clock, write_json
 from infnet_rec.train.schedule import Schedule
-from infnet_rec.train.stop import StopSignal
 
 
 def train(
@@ -97,26 +92,6 @@ class Start:
     weights_from: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Attendants:
-    """What looks after a run from outside: who hears signals, and who watches the other ranks."""
-
-    stop: StopSignal
-    watch: Watch
-
-
-@contextmanager
-def attended(config: RunConfig, world: World) -> Iterator[Attendants]:
-    """The process group of all ranks, watched, and the signals heard."""
-    if config.train.deterministic:
-        make_deterministic()
-    patience_s = config.train.collective_timeout_s
-    # The watch speaks first, and knows the rank; the group's own timeout is there in case it cannot.
-    timeout = timedelta(seconds=patience_s * 1.5 + 30)
-    with StopSignal(speaks=world.is_first) as stop, joined(world, timeout), watching(world, patience_s) as watch:
-        yield Attendants(stop, watch)
-
-
 def run(config: RunConfig, data: Data, world: World, start: Start, attendants: Attendants) -> dict[str, Any] | None:
     """Trains and tests; the process group is open and the run directory is there."""
     settings, run_dir = config.train, start.run_dir
@@ -156,14 +131,9 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
         saver=saver,
         renew_tables=sharded.renew_tables,
     )
-    attendants.watch.follow(lambda: f"step {at.step + 1}, batch {sharded.forward.num_calls} of this process")
-    try:
+    # Closing finishes what is being written, however the run ends.
+    with closing(saver), attendants.watch.following(lambda: f"step {at.step + 1}, {sharded.forward.num_calls} batches"):
         trained = training.run(at)
-    except (Failure, Interrupted):
-        saver.close()  # what is being written is finished
-        raise
-    saver.close()
-    attendants.watch.follow(lambda: None)
     predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
     if predictions is None:
         return None
@@ -191,17 +161,6 @@ def attention_line(config: RunConfig, world: World) -> str:
     return (
         f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
     )
-
-
-def make_guard(
-    config: RunConfig, data: Data, world: World, run_dir: Path, say: Callable[[str], None], stop: StopSignal
-) -> Guard:
-    """What looks at the run's losses."""
-    order, folder = train_order(config, data), run_dir / "checkpoints" if world.is_first else None
-    record = BadBatches(data.store, order, world.world_size, folder)
-    settings = config.train
-    policy, most = settings.on_nonfinite, settings.max_skipped
-    return Guard(data.task_names, world.rank, world.world_size, policy, most, record, say, stop)
 
 
 def pace_of(config: RunConfig, data: Data) -> Pace:

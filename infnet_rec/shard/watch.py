@@ -71,9 +71,12 @@ class Watch:
         self._count = 0
         self._over = threading.Event()
 
-    def follow(self, at: Callable[[], str | None]) -> None:
-        """From now on `at` says how far this rank is; None while it does what may take long by itself."""
+    @contextmanager
+    def following(self, at: Callable[[], str]) -> Iterator[None]:
+        """In the block this rank must get on, and `at` says how far it is."""
         self._at = at
+        yield
+        self._at = lambda: None
 
     def exchange(self, store: dist.Store) -> None:
         """Speaks and listens until the block is over or the store is gone; a thread's whole life."""

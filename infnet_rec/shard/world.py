@@ -66,7 +66,8 @@ def make_deterministic() -> None:
     # cuBLAS reads it when it is first used; with this much it has one way to add.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's signature
-    torch_deterministic.fill_uninitialized_memory = False  # it looks for bugs, and costs a pass over all memory
+    # It looks for bugs, and costs a pass over all memory.
+    torch_deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.benchmark = False
 
 
