@@ -1,6 +1,7 @@
 """Runs that are cut off and go on, for tests that compare them with runs that were not; ranks can call these."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,8 @@ def train_run(
         renew_tables=sharded.renew_tables,
     )
     trained: Trained | None = None
-    try:
+    with suppress(Cut):
         trained = training.run(at)
-    except Cut:
-        pass
     saver.close()
     return {
         "tables": tables_of(sharded),
