@@ -5,7 +5,6 @@ from typing import Any
 
 from infnet_rec.commands.assemble import Data, Sharded
 from infnet_rec.commands.resume import Standing, shelf_of
-from infnet_rec.commands.run_dir import plan_json
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
 from infnet_rec.shard.world import World
@@ -23,16 +22,16 @@ def make_saver(config: RunConfig, data: Data, world: World, run_dir: Path, shard
         "config": config.model_dump(mode="json"),
         "store": data.store.fingerprint,
         "world_size": world.world_size,
-        "plan": sharding_types(sharded, world),
+        "plan": sharding_types(sharded),
     }
     keep = Keep(settings.keep_last, settings.keep_best)
     return Saver(shelf_of(config, run_dir), sharded.model, sharded.optimizers, keep, settings.mode, run, report.say)
 
 
-def sharding_types(sharded: Sharded, world: World) -> dict[str, str]:
+def sharding_types(sharded: Sharded) -> dict[str, str]:
     """How each table is spread."""
-    tables: dict[str, dict[str, Any]] = plan_json(sharded.plan, world)["tables"]
-    return {name: table["sharding_type"] for name, table in tables.items()}
+    parts: Any = sharded.model.plan.plan.values()
+    return {table: sharding.sharding_type for part in parts for table, sharding in part.items()}
 
 
 def go_on(
@@ -48,7 +47,7 @@ def go_on(
             report.say(f"{run_dir}: holds a run without a whole checkpoint; it starts again from step 0")
             report.go_on(0, Progress().spent)
         return Progress()
-    at = restore(shelf, commit, sharded.model, sharded.optimizers)
+    at = restore(shelf, commit, sharded.model, sharded.optimizers, sharding_types(sharded))
     report.go_on(at.step, at.spent)
     ranks = commit.run["world_size"]
     other = "" if ranks == world.world_size else f" (written by {ranks} ranks, now {world.world_size})"

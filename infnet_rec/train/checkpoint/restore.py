@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from infnet_rec.faults import Fault
+from infnet_rec.train.checkpoint.match import Sizes, match
 from infnet_rec.train.checkpoint.parts import PartsReader
 from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.checkpoint.shelf import Commit, Shelf, name_of
-
-Sizes = dict[str, tuple[int, ...]]
 
 
 class OptimizerState(Protocol):
@@ -76,23 +76,27 @@ def broken_over_ranks(shelf: Shelf, commit: Commit) -> list[str]:
     return [line for lines in broken_of_ranks for line in lines]
 
 
-def restore(shelf: Shelf, commit: Commit, model: nn.Module, optimizers: OptimizerState) -> Progress:
+def restore(
+    shelf: Shelf, commit: Commit, model: nn.Module, optimizers: OptimizerState, sharding_types: Mapping[str, str]
+) -> Progress:
     """Brings a sharded model, its optimizers and the random state to where a checkpoint left them; all ranks call it.
 
     On the number of ranks that wrote it, training goes on to the bit. On another, each rank starts a new stretch of
     random numbers; they only choose what dropout drops.
 
+    Args:
+        shelf: where it is.
+        commit: which one.
+        model: sharded, under any plan.
+        optimizers: of the model.
+        sharding_types: how each table is sharded now.
+
     Raises:
-        Fault: a weight or a state has no counterpart of its size.
+        Fault: a weight or a state has no counterpart in the checkpoint, or the other way round.
     """
     optimizers.allocate_state()
     state: dict[str, Any] = {"model": model.state_dict(), "optim": optimizers.state_dict()}
-    reader = PartsReader(shelf, shelf.path(name_of(commit.step)))
-    sizes = _sizes(reader)
-    _check_all_there(state, sizes, commit)
-    ranks = _allocate_ranks(sizes, commit)
-    # Collective: every rank reads what its shards need, straight into the live tensors.
-    dcp.load({**state, "ranks": ranks}, storage_reader=reader)
+    ranks = _load(shelf, commit, state, sharding_types)
     model.load_state_dict(state["model"])
     optimizers.load_state_dict(state["optim"])
     optimizers.set_kernel_steps(commit.progress["kernel_steps"])
@@ -108,11 +112,54 @@ def load_weights(shelf: Shelf, commit: Commit, model: nn.Module) -> None:
         Fault: the checkpoint is of another model.
     """
     state: dict[str, Any] = {"model": model.state_dict()}
-    reader = PartsReader(shelf, shelf.path(name_of(commit.step)))
-    _check_all_there(state, _sizes(reader), commit)
-    # Collective: see `restore`.
-    dcp.load(state, storage_reader=reader)
+    _load(shelf, commit, state, {})
     model.load_state_dict(state["model"])
+
+
+def _load(
+    shelf: Shelf, commit: Commit, state: dict[str, Any], sharding_types: Mapping[str, str]
+) -> dict[str, dict[str, Tensor]]:
+    """Reads into the live tensors of `state`; what belongs to single ranks is returned."""
+    reader = PartsReader(shelf, shelf.path(name_of(commit.step)))
+    saved = _sizes(reader)
+    flat: dict[str, Any] = {k: v for k, v in flatten_state_dict(state)[0].items() if hasattr(v, "size")}
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    # Collective: a table's optimizer state is known to the ranks that hold a part of it only.
+    dist.all_gather_object(of_ranks, {name: tuple(value.size()) for name, value in flat.items()})
+    wanted = {name: size for part in of_ranks for name, size in part.items()}
+    there = {name: size for name, size in saved.items() if name.split(".", 1)[0] in state}
+    try:
+        matched = match(wanted, there, was=commit.run["plan"], now=sharding_types)
+    except Fault as fault:
+        raise Fault(f"checkpoint {name_of(commit.step)} in {shelf.where}: {fault}") from None
+    translated = {mine: saved_name for mine, saved_name in matched.translated.items() if mine in flat}
+    whole = {saved_name: torch.empty(saved[saved_name]) for saved_name in translated.values()}
+    ranks = _allocate_ranks(saved, commit) if "optim" in state else {}
+    request = {name: flat[name] for name in matched.as_is if name in flat}
+    request |= {f"ranks.{rank}.{name}": value for rank, own in ranks.items() for name, value in own.items()}
+    # Collective: every rank reads what its shards need.
+    dcp.load({**request, **whole}, storage_reader=reader)
+    for mine, saved_name in translated.items():
+        _copy_whole(whole[saved_name], flat[mine])
+    for name in matched.counted:
+        if name in flat:
+            flat[name].fill_(commit.step)
+    return ranks
+
+
+def _copy_whole(whole: Tensor, into: Any) -> None:
+    """Copies a whole tensor into a live one of as many values; of a sharded one into this rank's part."""
+    whole = whole.reshape(tuple(into.size()))
+    if not isinstance(into, ShardedTensor):
+        into.copy_(whole)
+        return
+    for shard in into.local_shards():
+        part = whole
+        for dim, (offset, length) in enumerate(
+            zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
+        ):
+            part = part.narrow(dim, offset, length)
+        shard.tensor.copy_(part)
 
 
 def _from_first(value: Any) -> Any:
@@ -125,30 +172,6 @@ def _from_first(value: Any) -> Any:
 def _sizes(reader: PartsReader) -> Sizes:
     saved = reader.read_metadata().state_dict_metadata
     return {name: tuple(md.size) for name, md in saved.items() if isinstance(md, TensorStorageMetadata)}
-
-
-def _check_all_there(state: Mapping[str, Any], saved: Sizes, commit: Commit) -> None:
-    """Compares names and sizes of all ranks with what was saved, in both directions, within the sections of `state`."""
-    flat, _ = flatten_state_dict(dict(state))
-    mine = {name: tuple(value.size()) for name, value in flat.items()}
-    of_ranks: list[Any] = [None] * dist.get_world_size()
-    # Collective: a table's optimizer state is known to the ranks that hold a part of it only.
-    dist.all_gather_object(of_ranks, mine)
-    wanted: Sizes = {name: size for part in of_ranks for name, size in part.items()}
-    there = {name: size for name, size in saved.items() if name.split(".", 1)[0] in state}
-    wrong = [
-        f"  {name}: {_size_text(wanted.get(name))} here, {_size_text(there.get(name))} in the checkpoint"
-        for name in sorted({*wanted, *there})
-        if wanted.get(name) != there.get(name)
-    ]
-    if wrong:
-        raise Fault(
-            "\n".join([f"checkpoint {name_of(commit.step)}: does not fit this model; nothing was loaded", *wrong])
-        )
-
-
-def _size_text(size: tuple[int, ...] | None) -> str:
-    return "absent" if size is None else " x ".join(map(str, size)) or "one value"
 
 
 def _allocate_ranks(saved: Sizes, commit: Commit) -> dict[str, dict[str, Tensor]]:
