@@ -22,11 +22,15 @@ MAY_CHANGE = (
     "model.attention",
     "model.compile",
     "sharding",
+    "train.collective_timeout_s",
+    "train.deterministic",
     "train.eval_batch_size",
     "train.eval_every_steps",
     "train.log_every_steps",
+    "train.max_skipped",
     "train.num_epochs",
     "train.num_threads",
+    "train.on_nonfinite",
     "train.patience",
 )
 NOT_A_RUN_YET = re.compile(r"\.lock|\.config\.json\.writing")

@@ -94,8 +94,7 @@ class Start:
 
 def run(config: RunConfig, data: Data, world: World, start: Start, attendants: Attendants) -> dict[str, Any] | None:
     """Trains and tests; the process group is open and the run directory is there."""
-    settings, run_dir = config.train, start.run_dir
-    pace = pace_of(config, data)
+    settings, run_dir, pace = config.train, start.run_dir, pace_of(config, data)
     report = Report(run_dir if world.is_first else None, pace.num_steps)
     sharded = shard_model(config, data, world)
     tables = data.schema.bag_tables + data.schema.sequence_tables

@@ -122,6 +122,7 @@ class Guard:
         say: a line for people.
         stop: whether this process was asked to stop.
         stop_agreed: whether a rank was asked to stop; all know it at the same step.
+        at: the run's progress, where losses and skipped steps are noted.
     """
 
     task_names: Sequence[str]
@@ -133,7 +134,7 @@ class Guard:
     say: Callable[[str], None]
     stop: AsksToStop
     stop_agreed: bool = False
-    _at: Progress = field(default_factory=Progress)
+    at: Progress = field(default_factory=Progress)
     _unseen: list[Tensor] = field(default_factory=list)
     _look_after: int = 1
     _looked_at: float = field(default_factory=time.perf_counter)
@@ -141,7 +142,7 @@ class Guard:
     def follow(self, at: Progress) -> None:
         """Training goes on from `at`; losses and skipped steps are noted there. Time until now was not the steps'."""
         assert not self._unseen
-        self._at, self._look_after, self._looked_at = at, 1, time.perf_counter()
+        self.at, self._look_after, self._looked_at = at, 1, time.perf_counter()
 
     def step_done(self, loss_T: Tensor, gradient_norm: Tensor | None) -> None:
         """Keeps what a step left; waits for nothing."""
@@ -163,7 +164,7 @@ class Guard:
             return
         # fp64: a sum of a few fp32 numbers is exact in it, so a loss does not depend on how many steps go together.
         local = torch.stack(self._unseen).double()
-        first, self._unseen = self._at.step - len(local), []
+        first, self._unseen = self.at.step - len(local), []
         elapsed_s = (time.perf_counter() - self._looked_at) / len(local)
         extra = local.new_tensor([float(self.stop.wanted), elapsed_s])
         # Collective; `tolist` waits for the device.
@@ -172,7 +173,7 @@ class Guard:
         rows = [seen[i : i + local.shape[1]] for i in range(0, local.numel(), local.shape[1])]
         for i, row in enumerate(rows):
             if all(math.isfinite(value) for value in row):
-                self._at.losses.append(row[:-1])
+                self.at.losses.append(row[:-1])
             else:
                 self._bad_step(first + i + 1, row, local[i])
         self.stop_agreed = asked > 0
@@ -181,8 +182,8 @@ class Guard:
 
     def mean_losses(self) -> dict[str, float]:
         """The mean of each task over the steps since the last call; empty if none counted."""
-        columns = list(zip(*self._at.losses, strict=True))
-        self._at.losses.clear()
+        columns = list(zip(*self.at.losses, strict=True))
+        self.at.losses.clear()
         return {name: math.fsum(column) / len(column) for name, column in zip(self.task_names, columns, strict=False)}
 
     def _bad_step(self, step: int, row: list[float], local: Tensor) -> None:
@@ -195,8 +196,8 @@ class Guard:
         where = self.record(bad)
         if self.on_nonfinite == "stop" or not tasks:
             raise Failure(f"{bad}; {where}; lower the learning rates, or look at those examples")
-        self._at.skipped += 1
-        skipped = self._at.skipped
+        self.at.skipped += 1
+        skipped = self.at.skipped
         self.say(f"{bad}: skipped, {skipped} of at most {self.max_skipped}; {where}")
         if skipped > self.max_skipped:
             raise Failure(f"{bad}; {skipped} steps were skipped and train.max_skipped = {self.max_skipped}; {where}")
