@@ -1,12 +1,16 @@
 """What goes wrong in ways that a person can mend.
 
 The command line turns a `Fault` into one message and exit code 2, a `Failure` into one message and exit code 1, a
-`Refusal` into one message and exit code 3.
+`Refusal` into one message and exit code 3. An `Interrupted` run was asked to stop and can be continued: one message and
+exit code 75.
 Everything else is a bug or a failure of the machine and keeps its traceback.
 """
 
 import difflib
 from collections.abc import Iterable
+
+# EX_TEMPFAIL of sysexits.h, "try again later": what schedulers are told to put back into the queue.
+TRY_AGAIN = 75
 
 
 class Fault(ValueError):
@@ -19,6 +23,10 @@ class Failure(Exception):
 
 class Refusal(Exception):
     """A question that was understood and whose answer is no, such as a plan that does not fit; exit code 3."""
+
+
+class Interrupted(Exception):
+    """A run that a signal ended; what it did is saved. The message says how to go on; exit code 75."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -19,7 +19,10 @@ from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.shard.parallelize import local_shards
 from infnet_rec.shard.world import World
-from infnet_rec.train.checkpoint import load_weights, save_weights
+from infnet_rec.train.checkpoint.progress import Progress
+from infnet_rec.train.checkpoint.restore import load_weights
+from infnet_rec.train.checkpoint.save import Keep, Saver
+from infnet_rec.train.checkpoint.shelf import Shelf
 from infnet_rec.train.metrics import mean_over_ranks
 
 CONFIG = Path(__file__).parent / "small.toml"
@@ -83,7 +86,9 @@ def save_small(rank: int, world_size: int, store: str, folder: str, num_steps: i
     data, world = open_data(config), world_of(rank, world_size)
     sharded = shard_model(config, data, world)
     run_steps(config, data, world, sharded, num_steps)
-    save_weights(sharded.model, Path(folder))
+    run = {"config": config.model_dump(mode="json"), "store": "", "world_size": world_size, "plan": {}}
+    saver = Saver(Shelf(folder), sharded.model, sharded.optimizers, Keep(1, 1), "sync", run, print)
+    saver.save(Progress(step=num_steps))
     return valid_logits(config, data, world, sharded)
 
 
@@ -92,7 +97,8 @@ def load_small(rank: int, world_size: int, store: str, folder: str) -> np.ndarra
     config = small_config(store, ["train.seed=99", "sharding.row_wise_min_rows=1000000"])
     data, world = open_data(config), world_of(rank, world_size)
     sharded = shard_model(config, data, world)
-    load_weights(sharded.model, Path(folder))
+    shelf = Shelf(folder)
+    load_weights(shelf, shelf.commits()[-1], sharded.model)
     return valid_logits(config, data, world, sharded)
 
 

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ from infnet_rec.data.store import as_numpy, read_arrow, write_arrow
 from infnet_rec.faults import Failure, Fault
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.world import joined
+from infnet_rec.train.checkpoint.progress import Progress
+from infnet_rec.train.checkpoint.save import Keep, Saver
+from infnet_rec.train.checkpoint.shelf import Shelf
+from infnet_rec.train.guard import Guard
 from infnet_rec.train.loop import LearningRates, Pace, Training
 from infnet_rec.train.metrics import TaskMetrics
 from infnet_rec.train.report import Report
@@ -64,7 +69,8 @@ def training(store: Path, folder: Path, pace: Pace, aucs: list[float], lr: float
         rates=LearningRates(constant, constant),
         pace=pace,
         report=Report(None, pace.num_steps),
-        best=folder / "best",
+        guard=Guard(data.task_names, 0, 1, "stop", 0, lambda bad: "kept", str, SimpleNamespace(wanted=False)),
+        saver=Saver(Shelf(folder), sharded.model, sharded.optimizers, Keep(2, 1), "sync", {}, print),
         renew_tables=lambda *, epoch: renewed.append(epoch),
     )
     return built, renewed
@@ -74,7 +80,7 @@ def test_training_stops_early_and_keeps_the_best_weights(alone: None, small_stor
     """Two evaluations without a better AUC end it; the model then holds the weights of the best one."""
     pace = Pace(20, 50, 2, 10, patience=2, global_batch_size=64, fresh_tables=False)
     built, _ = training(small_store, tmp_path, pace, [0.6, 0.7, 0.65, 0.66, 0.9])
-    trained = built.run()
+    trained = built.run(Progress())
     assert (trained.steps_done, trained.best_step) == (8, 4)
     assert trained.best_valid["click"].auc == 0.7
     held = sharded_runs.dense_of(built.valid.sharded)["tower.heads.towers.0.layers.0.weight"]
@@ -84,7 +90,7 @@ def test_training_stops_early_and_keeps_the_best_weights(alone: None, small_stor
 def test_an_evaluation_without_an_answer_is_no_best(alone: None, small_store: Path, tmp_path: Path) -> None:
     """NaN first: any later answer is better."""
     pace = Pace(4, 50, 2, 10, patience=0, global_batch_size=64, fresh_tables=False)
-    trained = training(small_store, tmp_path, pace, [float("nan"), 0.5])[0].run()
+    trained = training(small_store, tmp_path, pace, [float("nan"), 0.5])[0].run(Progress())
     assert trained.best_step == 4
 
 
@@ -93,7 +99,7 @@ def test_every_epoch_but_the_first_begins_with_fresh_tables(alone: None, small_s
     for fresh, expected in ((True, [1, 2]), (False, [])):
         pace = Pace(8, 3, 8, 10, patience=0, global_batch_size=64, fresh_tables=fresh)
         built, renewed = training(small_store, tmp_path, pace, [0.5])
-        built.run()
+        built.run(Progress())
         assert renewed == expected
 
 
@@ -101,7 +107,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(alone: None, small_store: Path, 
     """One line that says what to do."""
     pace = Pace(20, 50, 20, 5, patience=0, global_batch_size=64, fresh_tables=False)
     with pytest.raises(Failure, match="lower the learning rates"):
-        training(small_store, tmp_path, pace, [0.5], lr=1e30)[0].run()
+        training(small_store, tmp_path, pace, [0.5], lr=1e30)[0].run(Progress())
 
 
 def test_rates_reach_both_optimizers(alone: None, small_store: Path) -> None:

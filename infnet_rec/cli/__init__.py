@@ -1,6 +1,7 @@
 """The command line. Only names are imported here: help answers at once, a verb imports what it needs.
 
-Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 understood, and the answer is no.
+Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 understood, and the answer is no,
+75 stopped by a signal with its work saved: run it again.
 """
 
 import json
@@ -18,7 +19,7 @@ from infnet_rec.cli.data import data
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, leave
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
-from infnet_rec.faults import Failure, Fault, Refusal
+from infnet_rec.faults import TRY_AGAIN, Failure, Fault, Interrupted, Refusal
 
 OTHER_RANKS_WAIT_S = 2.0
 app = typer.Typer(
@@ -50,14 +51,19 @@ def train(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
     overrides: Overrides = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="A new folder for everything the run leaves; default runs/<config>-<time>.")
+        Path | None,
+        typer.Option(help="A folder for everything the run leaves, or that of a run to go on; a new one by default."),
+    ] = None,
+    weights_from: Annotated[
+        str | None, typer.Option("--from", metavar="CHECKPOINT", help="Start a new run with the weights of another.")
     ] = None,
     ranks: Ranks = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train a model as a file says, evaluate it, and leave a run directory.
 
-    Alone it is one rank. With --ranks it starts that many here; under torchrun it is one of torchrun's.
+    A run that was stopped goes on where it was last saved when it is given the same --run-dir again. Alone it is one
+    rank. With --ranks it starts that many here; under torchrun it is one of torchrun's.
     """
     overrides = overrides or []
     if ranks > 1:
@@ -65,10 +71,11 @@ def train(
 
         run_dir = local_ranks.check_before_launch(config, overrides, run_dir, ranks)
         arguments = [str(config), *(f"--set={o}" for o in overrides), f"--run-dir={run_dir}"]
+        arguments += [f"--from={weights_from}"] if weights_from else []
         local_ranks.launch(["train", *arguments, *(["--json"] if as_json else [])], ranks)
     from infnet_rec.commands import train as command
 
-    result = command.train(config, overrides, run_dir)
+    result = command.train(config, overrides, run_dir, weights_from)
     if result is not None:
         print(json.dumps(result) if as_json else "\n" + command.table(result))
 
@@ -127,13 +134,14 @@ def root(
     """Train INFNet, the task-aware ranking network, on sharded embeddings."""
 
 
-def _complain(code: int, text: str) -> None:
+def _complain(code: int, text: str, *, one_speaks: bool = False) -> None:
     """Says it once: under torchrun every rank finds most faults, and a rank that failed first ends the others."""
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(OTHER_RANKS_WAIT_S)
         text = f"rank {rank}: {text}"
-    print(f"infnet-rec: {text}", file=sys.stderr, flush=True)
+    if rank == "0" or not one_speaks:
+        print(f"infnet-rec: {text}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -146,6 +154,8 @@ def _answer() -> None:
         _complain(1, f"failed: {failure}")
     except Refusal as refusal:
         _complain(3, f"no: {refusal}")
+    except Interrupted as stopped:
+        _complain(TRY_AGAIN, str(stopped), one_speaks=True)
 
 
 def main() -> None:

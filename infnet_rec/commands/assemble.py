@@ -4,6 +4,7 @@ Nothing here opens a process group or allocates a table until `build_model` is c
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -28,6 +29,7 @@ from infnet_rec.shard.parallelize import initialise_tables, parallelize
 from infnet_rec.shard.planning.plan_file import PlanFile
 from infnet_rec.shard.world import World, check_gpus
 from infnet_rec.train.evaluate import Evaluation
+from infnet_rec.train.guard import GuardedForward
 
 RENEWAL_SEEDS = 1_000_003  # apart from the seeds that people give
 
@@ -154,6 +156,7 @@ class Sharded:
     model: DistributedModelParallel
     plan: PlanFile
     optimizers: Optimizers
+    forward: GuardedForward
     pipeline: TrainPipelineSparseDist
     seed: int
     table_std: float
@@ -199,5 +202,9 @@ def shard(model: RankingModel, config: RunConfig, data: Data, world: World) -> S
     )
     # Dropout draws differ between ranks, as the examples do.
     torch.manual_seed(seed * 100_003 + world.rank)
-    pipeline = TrainPipelineSparseDist(sharded, optimizers.combined, world.device, execute_all_batches=True)
-    return Sharded(sharded, plan, optimizers, pipeline, seed, config.model.table_std)
+    forward = GuardedForward(sharded, config.train.on_nonfinite)
+    called: Any = forward  # TorchRec's type allows for no batch at all
+    pipeline = TrainPipelineSparseDist(
+        sharded, optimizers.combined, world.device, execute_all_batches=True, custom_model_fwd=called
+    )
+    return Sharded(sharded, plan, optimizers, forward, pipeline, seed, config.model.table_std)

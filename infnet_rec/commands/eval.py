@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from infnet_rec.commands.assemble import evaluation, open_data, shard_model
+from infnet_rec.commands.resume import shelf_of
 from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.store import SPLITS
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.shard.world import check_gpus, joined, place
 from infnet_rec.strict import check, read_json
-from infnet_rec.train.checkpoint import BEST, load_weights, require_checkpoint
+from infnet_rec.train.checkpoint.restore import load_weights
+from infnet_rec.train.checkpoint.shelf import best_of
 from infnet_rec.train.evaluate import final_metrics
 
 
@@ -32,8 +34,11 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
         raise Fault(f"--split {split!r}: is one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
     path = run_dir / "config.json"
     config = check(RunConfig, read_json(path), str(path))
-    best = run_dir / "checkpoints" / BEST
-    require_checkpoint(best)
+    shelf = shelf_of(config, run_dir)
+    commits = shelf.commits()
+    if not commits:
+        raise Fault(f"{shelf.where}: holds no whole checkpoint; a run writes one at its first evaluation")
+    best = best_of(commits) or commits[-1]
     if store is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"store": str(store)})})
     # Scoring updates nothing: SGD keeps no state and runs on every device, whatever the run was trained with.
@@ -56,11 +61,16 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
     use_threads(config.train.num_threads, world)
     with joined(world):
         sharded = shard_model(config, data, world)
-        load_weights(sharded.model, best)
+        load_weights(shelf, best, sharded.model)
         predictions = evaluation(config, data, world, split).predictions(sharded.model, sharded.pipeline)
     if predictions is None:
         return None
-    return {"run_dir": str(run_dir), "split": split, "metrics": final_metrics(predictions, data.task_names)}
+    return {
+        "run_dir": str(run_dir),
+        "step": best.step,
+        "split": split,
+        "metrics": final_metrics(predictions, data.task_names),
+    }
 
 
 def lines(result: dict[str, Any]) -> list[str]:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from infnet_rec.commands.assemble import check_run, open_data
-from infnet_rec.commands.run_dir import default_run_dir, num_cores, refuse_used
+from infnet_rec.commands.assemble import Data, check_run, open_data
+from infnet_rec.commands.resume import look
+from infnet_rec.commands.run_dir import default_run_dir, num_cores
 from infnet_rec.config.load import load_config
+from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
 from infnet_rec.shard.world import place
 
@@ -17,22 +19,24 @@ from infnet_rec.shard.world import place
 def check_before_launch(config_path: Path, overrides: Sequence[str], run_dir: Path | None, num_ranks: int) -> Path:
     """Finds every fault before a process is started, and names the run directory once for all ranks."""
     run_dir = run_dir or default_run_dir(config_path)
-    refuse_used(run_dir)
-    check_ranks(config_path, overrides, num_ranks)
+    config, data = check_ranks(config_path, overrides, num_ranks)
+    look(run_dir, config, data)
     return run_dir
 
 
-def check_ranks(config_path: Path, overrides: Sequence[str], num_ranks: int) -> None:
-    """Finds every fault of a run on that many ranks of this machine."""
+def check_ranks(config_path: Path, overrides: Sequence[str], num_ranks: int) -> tuple[RunConfig, Data]:
+    """Finds every fault of a run on that many ranks of this machine; its configuration and data."""
     if "WORLD_SIZE" in os.environ:
         raise Fault(f"--ranks {num_ranks}: is for a run of its own; under torchrun leave it out")
     config = load_config(config_path, overrides)
     world = replace(place(), world_size=num_ranks, local_world_size=num_ranks)
-    check_run(config, open_data(config), world)
+    data = open_data(config)
+    check_run(config, data, world)
+    return config, data
 
 
 def launch(arguments: Sequence[str], num_ranks: int) -> NoReturn:
-    """Becomes torchrun with `infnet-rec ARGUMENTS` as that many ranks; signals and exit code are torchrun's own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    """Becomes torchrun with `infnet-rec ARGUMENTS` as that many ranks; see `shard/torchrun.py` for signals."""
+    command = [sys.executable, "-m", "infnet_rec.shard.torchrun", "--standalone", f"--nproc-per-node={num_ranks}"]
     environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // num_ranks)), **os.environ}
     os.execve(sys.executable, [*command, "-m", "infnet_rec.cli", *arguments], environment)

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from infnet_rec.config.run import RunConfig
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
 from infnet_rec.shard.world import World
+from infnet_rec.strict import read_json
+from infnet_rec.train.report import write_json
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "pyarrow", "duckdb", "torchmetrics", "infnet_rec")
 
@@ -20,25 +22,6 @@ PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "pyarrow", "duc
 def default_run_dir(config_path: Path) -> Path:
     """A new folder named after the configuration and the time."""
     return Path("runs") / f"{config_path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def create_run_dir(run_dir: Path) -> None:
-    """Makes the folder, if it may."""
-    refuse_used(run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Fault(f"--run-dir {run_dir}: cannot be made: {error.strerror}") from error
-
-
-def refuse_used(run_dir: Path) -> None:
-    """Refuses a folder that holds something.
-
-    Raises:
-        Fault: the folder exists and is not empty, or is a file.
-    """
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise Fault(f"--run-dir {run_dir}: exists and is not empty; name a new folder")
 
 
 def environment(world: World, store: Store) -> dict[str, Any]:
@@ -82,3 +65,12 @@ def _git_commit() -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     found = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
     return found.stdout.strip()
+
+
+def start_anew(run_dir: Path, config: RunConfig) -> None:
+    """Writes the configuration, and takes away the result of a run that is to go on."""
+    result = run_dir / "result.json"
+    if result.is_file():
+        steps_done = read_json(result)["steps_done"]
+        result.rename(run_dir / f"result.step-{steps_done}.json")
+    write_json(run_dir / "config.json", config.model_dump(mode="json"))

@@ -6,9 +6,11 @@ Read this first, then `train/loop.py`, then `model/infnet.py`.
 import logging
 import math
 import os
-import time
+import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +24,36 @@ from infnet_rec.commands.assemble import (
     shard_model,
     train_loader,
 )
-from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, num_cores
+from infnet_rec.commands.attend import Attendants, attended, make_guard
+from infnet_rec.commands.continue_run import go_on, make_saver, start_from
+from infnet_rec.commands.resume import Standing, claimed, look
+from infnet_rec.commands.run_dir import default_run_dir, environment, num_cores, start_anew
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.train import DenseConfig, SparseConfig
-from infnet_rec.faults import Fault
+from infnet_rec.faults import Fault, Interrupted
 from infnet_rec.model.fused import why_eager
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.planning.plan_file import write_plan
-from infnet_rec.shard.world import World, joined, place
-from infnet_rec.train.checkpoint import BEST
+from infnet_rec.shard.world import World, place
 from infnet_rec.train.evaluate import final_metrics
 from infnet_rec.train.loop import LearningRates, Pace, Training
 from infnet_rec.train.report import Report, clock, write_json
 from infnet_rec.train.schedule import Schedule
 
 
-def train(config_path: Path, overrides: Sequence[str], run_dir: Path | None) -> dict[str, Any] | None:
+def train(
+    config_path: Path, overrides: Sequence[str], run_dir: Path | None, weights_from: str | None = None
+) -> dict[str, Any] | None:
     """Trains the run that a file describes; under torchrun, as one of its ranks.
+
+    A run that stands in `run_dir` already goes on where it was saved last.
 
     Args:
         config_path: a run's TOML file.
         overrides: laid on it, see `load_config`.
         run_dir: where to write; None makes `runs/<config>-<time>`.
+        weights_from: a new run starts with the weights of this checkpoint or run.
 
     Returns:
         What stands in `result.json`, on rank 0.
@@ -62,24 +71,38 @@ def train(config_path: Path, overrides: Sequence[str], run_dir: Path | None) -> 
         if world.world_size > 1:
             raise Fault("--run-dir: is needed under torchrun, so that all ranks write to one folder; name a new one")
         run_dir = default_run_dir(config_path)
-    if world.is_first:
-        create_run_dir(run_dir)
-        write_json(run_dir / "config.json", config.model_dump(mode="json"))
-    with joined(world):
-        return run(config, data, world, run_dir)
+    standing = look(run_dir, config, data)
+    if standing.result is not None:
+        if world.is_first:
+            print(f"{run_dir} is finished; nothing is left to train, so here are its results again", file=sys.stderr)
+        return standing.result if world.is_first else None
+    # Nobody writes to the folder before all ranks have looked at it, and the group is joined by all of them.
+    with claimed(run_dir) if world.is_first else nullcontext(), attended(config, world) as attendants:
+        try:
+            return run(config, data, world, Start(run_dir, standing, weights_from), attendants)
+        except Interrupted as stopped:
+            raise Interrupted(f"{stopped}; the same command with --run-dir {run_dir} goes on from there") from stopped
 
 
-def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run writes, what stands there, and whose weights a new one takes."""
+
+    run_dir: Path
+    standing: Standing
+    weights_from: str | None
+
+
+def run(config: RunConfig, data: Data, world: World, start: Start, attendants: Attendants) -> dict[str, Any] | None:
     """Trains and tests; the process group is open and the run directory is there."""
-    started_at = time.perf_counter()
-    settings = config.train
-    pace = pace_of(config, data)
+    settings, run_dir, pace = config.train, start.run_dir, pace_of(config, data)
     report = Report(run_dir if world.is_first else None, pace.num_steps)
     sharded = shard_model(config, data, world)
     tables = data.schema.bag_tables + data.schema.sequence_tables
     num_sparse = sum(t.num_rows for t in tables) * config.model.width
     num_dense = count_dense(sharded.model)
     if world.is_first:
+        start_anew(run_dir, config)
         write_json(run_dir / "environment.json", environment(world, data.store))
         write_plan(run_dir / "plan.json", sharded.plan)
     ranks = f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type})"
@@ -88,10 +111,12 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
         f"{pace.global_batch_size:,} on {ranks}; {len(tables)} tables with {num_sparse:,} parameters, "
         f"{num_dense:,} dense parameters"
     )
-    reason = why_eager(config.model.attention, world.device, config.model.width)
-    report.say(
-        f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
-    )
+    report.say(attention_line(config, world))
+    at = go_on(config, world, run_dir, start.standing, sharded, report)
+    if start.weights_from is not None and at.step == 0:
+        start_from(start.weights_from, sharded, report)
+    saver = make_saver(config, data, world, run_dir, sharded, report)
+    guard = make_guard(config, data, world, run_dir, report.say, attendants.stop)
     training = Training(
         model=sharded.model,
         pipeline=sharded.pipeline,
@@ -102,10 +127,13 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
         rates=LearningRates(schedule_of(settings.sparse, pace), schedule_of(settings.dense, pace)),
         pace=pace,
         report=report,
-        best=run_dir / "checkpoints" / BEST,
+        guard=guard,
+        saver=saver,
         renew_tables=sharded.renew_tables,
     )
-    trained = training.run()
+    # Closing finishes what is being written, however the run ends.
+    with closing(saver), attendants.watch.following(lambda: f"step {at.step + 1}, {sharded.forward.num_calls} batches"):
+        trained = training.run(at)
     predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
     if predictions is None:
         return None
@@ -120,11 +148,19 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
         "num_sparse_parameters": num_sparse,
         "num_dense_parameters": num_dense,
         "examples_per_s": trained.examples_per_s,
-        "wall_s": time.perf_counter() - started_at,
+        "wall_s": report.settle().elapsed_s,
         "metrics": {"valid": {task: m.to_json() for task, m in trained.best_valid.items()}, "test": test},
     }
     write_json(run_dir / "result.json", result)
     return result
+
+
+def attention_line(config: RunConfig, world: World) -> str:
+    """Which form of the attention runs, and why."""
+    reason = why_eager(config.model.attention, world.device, config.model.width)
+    return (
+        f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
+    )
 
 
 def pace_of(config: RunConfig, data: Data) -> Pace:
@@ -139,6 +175,7 @@ def pace_of(config: RunConfig, data: Data) -> Pace:
         patience=settings.patience,
         global_batch_size=settings.global_batch_size,
         fresh_tables=settings.sparse.each_epoch == "fresh",
+        save_every_steps=config.checkpoint.every_steps,
     )
 
 

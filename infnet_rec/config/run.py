@@ -4,6 +4,7 @@
 `--set train.dense.lr=3e-4`.
 """
 
+from infnet_rec.config.checkpoint import CheckpointConfig
 from infnet_rec.config.data import DataConfig
 from infnet_rec.config.model import ModelConfig
 from infnet_rec.config.sharding import ShardingConfig
@@ -18,3 +19,4 @@ class RunConfig(StrictModel):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()

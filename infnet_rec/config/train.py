@@ -86,6 +86,13 @@ class TrainConfig(StrictModel):
         num_threads: CPU threads a rank; 0 shares the cores among the ranks of a machine.
         precision: of the matrix products of the tower, in training and evaluation; tables, dense parameters, optimizers
             and losses are in fp32 whatever it is. A CPU without instructions for bf16 is several times slower with it.
+        on_nonfinite: what a loss that is NaN or infinite does. "stop" ends the run on all ranks and keeps the ids of
+            the batch; it is noticed within about a second, at no cost. "skip" leaves the batch out as if it had never
+            been there; for that all ranks wait for each other, and for the device, in every step.
+        max_skipped: batches that a run may leave out before it stops all the same.
+        collective_timeout_s: a rank from which nothing was heard for this long, or a step that takes this long, ends
+            the run.
+        deterministic: the same bits from the same numbers on the same machine; slower on a GPU.
     """
 
     global_batch_size: Count = 1024
@@ -98,6 +105,10 @@ class TrainConfig(StrictModel):
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     num_threads: Annotated[int, Field(ge=0)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped: Annotated[int, Field(ge=0)] = 10
+    collective_timeout_s: Positive = 300.0
+    deterministic: bool = False
     sparse: SparseConfig = SparseConfig()
     dense: DenseConfig = DenseConfig()
     loss: LossConfig = LossConfig()

@@ -97,15 +97,24 @@ class Optimizers:
             params, lambda p: DENSE[name](p, lr=lr, weight_decay=weight_decay)
         )
         self._dense = dense
-        if max_grad_norm > 0:
-            dense = GradientClippingOptimizer(dense, clipping=GradientClipping.NORM, max_gradient=max_grad_norm)
+        # Without a limit the norm is still taken: it is how a gradient that is not finite is noticed.
+        clipping = GradientClipping.NORM if max_grad_norm > 0 else GradientClipping.NONE
+        self._clipped = GradientClippingOptimizer(
+            dense, clipping=clipping, max_gradient=max_grad_norm, track_grad_norm=True
+        )
         self._sparse = model.fused_optimizer
+        self._kernels: list[Any] = [module for module in model.modules() if hasattr(module, "set_optimizer_step")]
         self._copied: KeyedOptimizer | None = None
-        parts: list[KeyedOptimizer | tuple[str, KeyedOptimizer]] = [("sparse", self._sparse), ("dense", dense)]
+        parts: list[KeyedOptimizer | tuple[str, KeyedOptimizer]] = [("sparse", self._sparse), ("dense", self._clipped)]
         if copied:
             self._copied = KeyedOptimizerWrapper(copied, lambda p: COPIED[sparse](p, lr=sparse_lr))
             parts.append(("copied", self._copied))
         self.combined = CombinedOptimizer(parts)
+
+    @property
+    def gradient_norm(self) -> Tensor | None:
+        """Norm of the last step's dense gradient before clipping, the same on all ranks; None where it had none."""
+        return self._clipped.last_total_grad_norm
 
     def forget_sparse(self) -> None:
         """Sets the state of the tables' optimizers to zero, as at the start."""
@@ -116,6 +125,31 @@ class Optimizers:
         for value in self._copied.state.values() if self._copied else ():
             for state in value.values():
                 state.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of both by parameter and name; the values are the live tensors, not copies."""
+        return self.combined.state_dict()["state"]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state that `state_dict` gave, after `allocate_state`."""
+        self.combined.load_state_dict({"state": state})
+
+    def allocate_state(self) -> None:
+        """Makes the state of what is not fused, as a first step would; weight decay may move the weights."""
+        for optimizer in (self._dense, self._copied):
+            if optimizer is not None:
+                optimizer.init_state()
+                optimizer.zero_grad(set_to_none=True)
+
+    def kernel_steps(self) -> int:
+        """What the fused kernels have counted, for Adam's correction of its first steps; 0 without tables."""
+        return max([int(kernel.iter.item()) for kernel in self._kernels], default=0)
+
+    def set_kernel_steps(self, count: int) -> None:
+        """Sets that count."""
+        for kernel in self._kernels:
+            kernel.set_optimizer_step(count)
+            kernel.iter_cpu.fill_(count)
 
     def set_lr(self, *, sparse: float, dense: float) -> None:
         """Sets both learning rates for the next step.

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.utils.deterministic as torch_deterministic
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from infnet_rec.faults import Failure, Fault, Refusal
+from infnet_rec.faults import Failure, Fault, Interrupted, Refusal
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 
@@ -58,20 +59,42 @@ def check_gpus(world: World) -> None:
         )
 
 
+def make_deterministic() -> None:
+    """The same bits from the same numbers, in this process from here on; before anything is computed.
+
+    FBGEMM's backward kernels ask the same switch, and then add a row's gradients in one order.
+    """
+    # cuBLAS reads it when it is first used; with this much it has one way to add.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's signature
+    # It looks for bugs, and costs a pass over all memory.
+    torch_deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    torch.backends.cudnn.benchmark = False
+
+
 @contextmanager
-def joined(world: World) -> Iterator[World]:
+def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[World]:
     """The process group of all ranks (nccl on GPUs, gloo elsewhere), left when the block ends.
 
-    When the block fails, the group is not waited for: the launcher ends the other ranks.
+    When the block fails on one rank, the group is not waited for: the launcher ends the other ranks.
+
+    Args:
+        world: where this process stands.
+        timeout: how long a collective may wait; `watch.py` speaks earlier, where it can.
     """
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     if world.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-    yield world
+        dist.init_process_group(backend, timeout=timeout)
+    try:
+        yield world
+    except (Failure, Interrupted, Refusal):
+        # All ranks are here, having agreed on it; a group that is still open would abort the process at its end.
+        dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 

@@ -4,20 +4,20 @@ It does not know how the model was sharded, nor how many ranks there are.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from infnet_rec.batch import Batch
 from infnet_rec.data.loader import Loader
-from infnet_rec.faults import Failure
-from infnet_rec.train.checkpoint import load_weights, save_weights
+from infnet_rec.faults import Interrupted
+from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.evaluate import Evaluation
-from infnet_rec.train.metrics import TaskMetrics, mean_over_ranks
+from infnet_rec.train.guard import Guard
+from infnet_rec.train.metrics import TaskMetrics
 from infnet_rec.train.report import Report
 from infnet_rec.train.schedule import Schedule
 
@@ -34,6 +34,7 @@ class Pace:
         patience: evaluations without improvement before training stops; 0 never stops early.
         global_batch_size: examples a step over all ranks.
         fresh_tables: whether every epoch but the first begins with new tables.
+        save_every_steps: steps between checkpoints, evaluations aside; 0 saves at evaluations only.
     """
 
     num_steps: int
@@ -43,15 +44,28 @@ class Pace:
     patience: int
     global_batch_size: int
     fresh_tables: bool
+    save_every_steps: int = 0
 
     def next_stop(self, step: int) -> int:
-        """Where the stretch from `step` on ends: at an evaluation, at a change of tables or with the run."""
-        stops = [self.num_steps, next_multiple(step, self.eval_every_steps)]
-        return min([*stops, next_multiple(step, self.steps_per_epoch)] if self.fresh_tables else stops)
+        """Where the stretch from `step` on ends: at an evaluation, a checkpoint, a change of tables or with the run."""
+        periods = [self.eval_every_steps, self.save_every_steps, self.steps_per_epoch if self.fresh_tables else 0]
+        return min([self.num_steps, *(next_multiple(step, period) for period in periods if period)])
+
+    def renews_at(self, step: int) -> bool:
+        """Whether the step after this many is the first of an epoch that begins with fresh tables."""
+        return self.fresh_tables and step > 0 and step % self.steps_per_epoch == 0
 
     def evaluates_at(self, step: int) -> bool:
         """Whether valid is scored after this many steps."""
         return step == self.num_steps or step % self.eval_every_steps == 0
+
+    def saves_at(self, step: int) -> bool:
+        """Whether the run is saved after this many steps."""
+        return self.evaluates_at(step) or bool(self.save_every_steps and step % self.save_every_steps == 0)
+
+    def reports_at(self, step: int) -> bool:
+        """Whether there is a progress line after this many steps; when the run is saved changes none of them."""
+        return step % self.log_every_steps == 0 or self.evaluates_at(step) or self.renews_at(step)
 
 
 def next_multiple(step: int, period: int) -> int:
@@ -87,6 +101,30 @@ def mean_auc(metrics: Mapping[str, TaskMetrics]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
+class _Feed:
+    """Batches for the pipeline, which can be ended early; what the pipeline has taken it still trains on."""
+
+    def __init__(self, batches: Iterator[Batch], step: int) -> None:
+        """The first batch is that of `step`, counted from 0."""
+        self._batches: Iterator[Batch] | None = batches
+        self._step = step
+
+    def __iter__(self) -> "_Feed":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            raise StopIteration
+        batch = next(self._batches)
+        self._step += 1
+        return batch
+
+    def end(self) -> int:
+        """Gives no more; returns how many steps are done when all that was given is trained on."""
+        self._batches = None
+        return self._step
+
+
 class RenewsTables(Protocol):
     """What gives every table new weights; see `Pace.fresh_tables`."""
 
@@ -97,8 +135,23 @@ class RenewsTables(Protocol):
 class SetsRates(Protocol):
     """Optimizers whose learning rates the loop moves."""
 
+    @property
+    def gradient_norm(self) -> Tensor | None:
+        """Of the last step's dense gradient."""
+        ...
+
     def set_lr(self, *, sparse: float, dense: float) -> None:
         """Sets both rates for the next step."""
+
+
+class SavesRuns(Protocol):
+    """What keeps a run from being lost."""
+
+    def save(self, at: Progress) -> None:
+        """Saves the run as it stands, the pipeline being drained."""
+
+    def load_best(self, at: Progress) -> None:
+        """Puts the weights of `at.best_step` into the model; if they are lost, others, and says so in `at`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +159,7 @@ class Training:
     """Everything a run needs, built.
 
     Attributes:
-        model: the sharded model, in training mode.
+        model: the sharded model.
         pipeline: its training pipeline; `progress` does one step, or one evaluation batch when the model is in
             evaluation mode.
         optimizers: whose rates to set before each step.
@@ -116,7 +169,8 @@ class Training:
         rates: learning rates.
         pace: how long, and how often what.
         report: whom to tell.
-        best: folder of the best weights.
+        guard: looks at every step's losses, and knows when to stop.
+        saver: of checkpoints.
         renew_tables: called where an epoch begins with fresh tables.
     """
 
@@ -129,59 +183,85 @@ class Training:
     rates: LearningRates
     pace: Pace
     report: Report
-    best: Path
+    guard: Guard
+    saver: SavesRuns
     renew_tables: RenewsTables
 
-    def run(self) -> Trained:
-        """Trains, evaluates on valid as it goes, stops early, and leaves the best weights in the model."""
-        pace, report = self.pace, self.report
-        step, best_step, best_auc, evaluations_since_best = 0, 0, -math.inf, 0
-        best_valid: dict[str, TaskMetrics] = {}
-        self.model.train()
-        while step < pace.num_steps and not (pace.patience and evaluations_since_best >= pace.patience):
-            if pace.fresh_tables and step and step % pace.steps_per_epoch == 0:
-                self.renew_tables(epoch=step // pace.steps_per_epoch)
-            step = self._stretch(step, pace.next_stop(step))
-            if not pace.evaluates_at(step):
-                continue
-            metrics = self.valid.metrics(self.model, self.pipeline)
-            report.evaluated("valid", step, {task: m.to_json() for task, m in metrics.items()})
-            evaluations_since_best += 1
-            found = mean_auc(metrics)
-            if math.isnan(found):
-                report.say("valid has one class only in every task: these weights cannot be judged")
-                found = -math.inf
-            if found > best_auc or not best_valid:
-                save_weights(self.model, self.best)
-                best_step, best_auc, best_valid, evaluations_since_best = step, found, metrics, 0
-        if step < pace.num_steps:
-            report.say(f"stopped early: {pace.patience} evaluations without a better mean AUC than at step {best_step}")
-        if best_step < step:
-            load_weights(self.model, self.best)
-        return Trained(step, best_step, best_valid, report.examples_per_s)
+    def run(self, at: Progress) -> Trained:
+        """Trains on from `at`, evaluates on valid as it goes, stops early, and leaves the best weights in the model.
 
-    def _stretch(self, step: int, stop: int) -> int:
-        """Trains from `step` to `stop`.
+        All that decides about the next step is in `at`, the weights, the optimizers and the random state: what a
+        checkpoint holds. So a run that was saved anywhere and goes on is the run that never stopped.
 
-        The pipeline works on several batches at once. It gets an iterator that ends at `stop`, so it is empty when
-        evaluation borrows it.
+        Raises:
+            Interrupted: somebody asked all ranks to stop; the run is saved.
         """
         pace, report = self.pace, self.report
-        batches = self.loader.batches(step, stop - step)
-        losses: list[Tensor] = []
+        self.model.train()
+        if at.owes_evaluation:
+            self._evaluate_and_save(at)
+        while at.step < pace.num_steps and not (pace.patience and at.evaluations_since_best >= pace.patience):
+            if pace.renews_at(at.step):
+                self.renew_tables(epoch=at.step // pace.steps_per_epoch)
+            self._stretch(at, pace.next_stop(at.step))
+            if self.guard.stop_agreed:
+                # There may not be time for an evaluation; the run that goes on begins with it.
+                at.judged, at.owes_evaluation = None, pace.evaluates_at(at.step)
+                self._save(at)
+                raise Interrupted(f"stopped at step {at.step} of {pace.num_steps}, and saved")
+            self._evaluate_and_save(at)
+        if at.step < pace.num_steps:
+            best = at.best_step
+            report.say(f"stopped early: {pace.patience} evaluations without a better mean AUC than at step {best}")
+        steps_done = at.step
+        if at.best_step < at.step:
+            self.saver.load_best(at)
+        return Trained(steps_done, at.best_step, at.best_valid, report.examples_per_s)
+
+    def _evaluate_and_save(self, at: Progress) -> None:
+        at.owes_evaluation = False
+        at.judged = self._judge(at) if self.pace.evaluates_at(at.step) else None
+        if self.pace.saves_at(at.step):
+            self._save(at)
+
+    def _save(self, at: Progress) -> None:
+        at.spent = self.report.settle()
+        self.saver.save(at)
+
+    def _judge(self, at: Progress) -> tuple[float, dict[str, TaskMetrics]]:
+        """Evaluates, and remembers the step if no other was as good."""
+        metrics = self.valid.metrics(self.model, self.pipeline)
+        self.report.evaluated("valid", at.step, {task: m.to_json() for task, m in metrics.items()})
+        at.evaluations_since_best += 1
+        found = mean_auc(metrics)
+        if math.isnan(found):
+            self.report.say("valid has one class only in every task: these weights cannot be judged")
+            found = -math.inf
+        if found > at.best_auc or not at.best_valid:
+            at.best_step, at.best_auc, at.best_valid, at.evaluations_since_best = at.step, found, metrics, 0
+        return found, metrics
+
+    def _stretch(self, at: Progress, stop: int) -> None:
+        """Trains from `at.step` to `stop`.
+
+        The pipeline works on several batches at once. It gets an iterator that ends at `stop`, so it is empty when
+        evaluation borrows it or the run is saved.
+        """
+        pace, report, guard = self.pace, self.report, self.guard
+        batches = _Feed(self.loader.batches(at.step, stop - at.step), at.step)
+        guard.follow(at)
         report.training_resumed()
-        while step < stop:
-            rates = self.rates.at(step)
+        while at.step < stop:
+            rates = self.rates.at(at.step)
             self.optimizers.set_lr(**rates)
-            losses.append(self.pipeline.progress(batches).loss_T)
-            step += 1
+            guard.step_done(self.pipeline.progress(batches).loss_T, self.optimizers.gradient_norm)
+            at.step += 1
             report.step_done(pace.global_batch_size)
-            if step % pace.log_every_steps == 0 or step == stop:
-                loss_T = mean_over_ranks(torch.stack(losses).mean(0)).tolist()
-                if not all(math.isfinite(loss) for loss in loss_T):
-                    raise Failure(f"the loss is not finite at step {step} ({loss_T}); lower the learning rates")
-                by_task = dict(zip(self.task_names, loss_T, strict=True))
-                report.progress(step, step / pace.steps_per_epoch, by_task, rates)
-                losses.clear()
+            reports = pace.reports_at(at.step)
+            if reports or guard.is_due or at.step == stop:
+                guard.look()
+                if guard.stop_agreed:
+                    stop = batches.end()
+            if reports:
+                report.progress(at.step, at.step / pace.steps_per_epoch, guard.mean_losses(), rates)
         report.training_paused()
-        return step

@@ -1,11 +1,16 @@
 """What a run tells people and leaves behind: progress lines, metrics.jsonl, TensorBoard, result.json."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from infnet_rec.train.checkpoint.progress import Spent
+
+DROPPED = "metrics.dropped.jsonl"
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -30,11 +35,23 @@ class Report:
         self._examples_since = 0
         self._train_s = 0.0
         self._train_examples = 0
-        self._tensorboard = None
-        if run_dir is not None:
-            from torch.utils.tensorboard import SummaryWriter
+        self._purged_from: int | None = None
+        self._tensorboard: Any = None
 
-            self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"))
+    def go_on(self, step: int, spent: Spent) -> None:
+        """Goes on where a checkpoint stands: what was reported after it did not happen, and is set aside."""
+        self._started_at = time.perf_counter() - spent.elapsed_s
+        self._train_s, self._train_examples = spent.train_s, spent.train_examples
+        self._purged_from = step + 1
+        if self._run_dir is not None:
+            drop_lines_after(step, self._run_dir / "metrics.jsonl")
+
+    def settle(self) -> Spent:
+        """Puts all reports on disk, for a checkpoint taken now; time and examples so far."""
+        if self._run_dir is not None and (path := self._run_dir / "metrics.jsonl").exists():
+            with path.open("ab") as file:
+                os.fsync(file.fileno())
+        return Spent(time.perf_counter() - self._started_at, self._train_s, self._train_examples)
 
     def step_done(self, num_examples: int) -> None:
         """Counts a training step."""
@@ -90,9 +107,37 @@ class Report:
         record["elapsed_s"] = round(time.perf_counter() - self._started_at, 3)
         with (self._run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        assert self._tensorboard is not None
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=self._purged_from)
         for name, value in _flat(record):
             self._tensorboard.add_scalar(name, value, record["step"])
+
+
+def drop_lines_after(step: int, path: Path) -> None:
+    """Moves reports of later steps, and a line that was cut off, to a file beside; so does a test, which comes last."""
+    if not path.exists():
+        return
+    kept, dropped = [], []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        (kept if _stays(line, step) else dropped).append(line + "\n")
+    if not dropped:
+        return
+    # In this order, so that a kill in between leaves a line twice rather than nowhere.
+    with path.with_name(DROPPED).open("a", encoding="utf-8") as file:
+        file.writelines(dropped)
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _stays(line: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+        return record["step"] <= step and record.get("split") != "test"
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _flat(record: Mapping[str, Any]) -> list[tuple[str, float]]:

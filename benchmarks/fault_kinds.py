@@ -1,0 +1,291 @@
+"""The faults: each is a function that hurts one run, lets it go on, and says how it came out."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fault_runs import NUM_STEPS, SAVE_EVERY, Attempt, Run
+from infnet_rec.faults import TRY_AGAIN
+
+LOSS_TOLERANCE = 1e-3  # other sums in other orders, over forty steps
+STEP_S = 0.05
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one try came out.
+
+    Attributes:
+        survived: the run went on to its last step, and everything that should be said on the way was said.
+        lost: examples that no committed step was trained on.
+        doubled: examples that more than one was trained on.
+        equal: "bits" where all weights, optimizer and random states and every progress line are those of the
+            undisturbed run; "close" where losses and examples are; "no"; "-" where it was not asked.
+        redone: steps that had been done and were done again.
+        note: what else is worth knowing.
+    """
+
+    survived: bool
+    lost: int
+    doubled: int
+    equal: str
+    redone: int
+    note: str = ""
+
+    def noted(self, note: str, *, unless: bool) -> "Outcome":
+        """The same, failed with a note, unless all was well."""
+        return self if unless else replace(self, survived=False, note=f"{self.note} {note}".strip())
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all tries share: the undisturbed run, the dice, and a folder of their own."""
+
+    reference: Run
+    dice: random.Random
+    folder: Path
+
+    def run(self, *overrides: str, **named: Path) -> Run:
+        """A new run on the same store, unless another is named."""
+        return Run(named.get("store", self.reference.store), self.folder, overrides, named.get("checkpoints"))
+
+    def any_step(self, first: int = 1) -> int:
+        """A step to be hurt after."""
+        return self.dice.randrange(first, NUM_STEPS)
+
+    def reach(self, attempt: Attempt, step: int) -> None:
+        """Waits for a step and some random part of the next."""
+        attempt.until(lambda: attempt.step() >= step)
+        time.sleep(self.dice.random() * STEP_S)
+
+    def hurt(self, run: Run, ranks: list[int], first: int = 1) -> Attempt:
+        """Starts a run and kills ranks of it at a random moment."""
+        attempt = run.start()
+        self.reach(attempt, self.any_step(first))
+        attempt.kill(ranks)
+        attempt.finish()
+        return attempt
+
+    def judge(self, run: Run, *, equal: str = "bits") -> Outcome:
+        """Looks at a run whose last attempt should have finished it."""
+        examples, last = run.examples(), run.attempts[-1]
+        survived = not any(last.exits.values()) and (run.run_dir / "result.json").is_file()
+        if equal == "bits":
+            same = run.final_parts() == self.reference.final_parts() and run.log_lines() == self.reference.log_lines()
+        else:
+            mine, other = run.losses(), self.reference.losses()
+            same = mine.shape == other.shape and bool(np.abs(mine - other).max() < LOSS_TOLERANCE)
+        found = equal if same and examples.in_order else "no"
+        return Outcome(survived, examples.lost, examples.doubled, found, self._redone(run))
+
+    @staticmethod
+    def _redone(run: Run) -> int:
+        done = [{json.loads(x)["step"] for x in p.read_text().splitlines()} for p in run.notes.glob("steps-*-0.jsonl")]
+        return sum(map(len, done)) - len(set().union(*done))
+
+
+def kill(ranks: list[int]) -> Callable[[Bench], Outcome]:
+    """SIGKILL at a random moment of a random step."""
+
+    def fault(bench: Bench) -> Outcome:
+        run = bench.run()
+        bench.hurt(run, ranks)
+        run.complete()
+        return bench.judge(run)
+
+    return fault
+
+
+def kill_writing(mode: str) -> Callable[[Bench], Outcome]:
+    """SIGKILL at a random byte of a random checkpoint, or at one of the calls that commit it."""
+
+    def fault(bench: Bench) -> Outcome:
+        run, rank = bench.run(f"checkpoint.mode='{mode}'"), bench.dice.randrange(2)
+        sizes = {name: part["bytes"] for name, part in bench.reference.commits()[-1].parts.items()}
+        share = bench.dice.uniform(0, 1.0 if rank else 1.25)  # the first rank also commits
+        write = bench.dice.randrange(1, NUM_STEPS // SAVE_EVERY)
+        die = {"rank": rank, "write": write, "share": share, "part_bytes": sizes[f"__{rank}_0.distcp"]}
+        first = run.start(die=die)
+        first.finish()
+        run.complete()
+        hit = first.exits[rank] == -signal.SIGKILL
+        return bench.judge(run).noted("the kill came too late", unless=hit)
+
+    return fault
+
+
+def ask_to_stop(number: int, ranks: list[int]) -> Callable[[Bench], Outcome]:
+    """A signal that asks: all ranks save at one step and end with the code for "try again"."""
+
+    def fault(bench: Bench) -> Outcome:
+        run = bench.run()
+        first = run.start()
+        bench.reach(first, bench.any_step())
+        asked_at = time.monotonic()
+        first.kill(ranks, number)
+        while first.alive():
+            time.sleep(0.01)
+        took_s = time.monotonic() - asked_at
+        saved = run.commits()[-1].step
+        run.complete()
+        outcome = bench.judge(run)
+        outcome = replace(outcome, note=f"stopped after {took_s:.1f} s")
+        codes_right = set(first.exits.values()) == {TRY_AGAIN}
+        outcome = outcome.noted(f"exit codes {first.exits}", unless=codes_right or saved == NUM_STEPS)
+        return outcome.noted("steps were done again", unless=outcome.redone == 0)
+
+    return fault
+
+
+def broken(damage: Callable[[Path, random.Random], None]) -> Callable[[Bench], Outcome]:
+    """The newest checkpoint is damaged: it is named, and an older one is used."""
+
+    def fault(bench: Bench) -> Outcome:
+        run = bench.run()
+        bench.hurt(run, [0, 1], first=2 * SAVE_EVERY + 2)
+        newest = run.commits()[-1]
+        part = bench.dice.choice([name for name in newest.parts if name.endswith(".distcp")])
+        damage(run.run_dir / "checkpoints" / f"step-{newest.step:08}" / part, bench.dice)
+        second = run.complete()
+        named = f"step-{newest.step:08}: is broken" in second.said and part in second.said
+        older = f"goes on from step {newest.step - SAVE_EVERY}," in second.said
+        return bench.judge(run).noted("not named, or no older one used", unless=named and older)
+
+    return fault
+
+
+def truncate(path: Path, dice: random.Random) -> None:
+    """Cuts a file off at a random byte."""
+    os.truncate(path, dice.randrange(path.stat().st_size))
+
+
+def flip_bit(path: Path, dice: random.Random) -> None:
+    """Changes one random bit."""
+    data = bytearray(path.read_bytes())
+    data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+    path.write_bytes(data)
+
+
+def disk_full(bench: Bench) -> Outcome:
+    """A disk with room for two checkpoints and a half; when one was lost it is made larger, the run still going on."""
+    disk = bench.folder.parent / f"{bench.folder.name}-disk"
+    disk.mkdir()
+    size = int(2.5 * bench.reference.commits()[-1].num_bytes)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+    try:
+        run = bench.run(f"checkpoint.folder='{disk}'", checkpoints=disk)
+        only = run.start()
+        lost = only.until(lambda: "is lost, training goes on" in only.said)
+        older = len(run.commits())
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        only.finish()
+        return bench.judge(run).noted("no checkpoint was lost, or an older one was", unless=lost and older >= 2)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=False)
+
+
+def store_truncated(bench: Bench) -> Outcome:
+    """A file of the store is cut while it is read; with the file cut the run refuses to go on, with it mended it does."""
+    store = bench.folder.parent / f"{bench.folder.name}-store"
+    shutil.copytree(bench.reference.store, store)
+    run, file = bench.run(store=store), store / "examples" / "train.arrow"
+    first = run.start()
+    bench.reach(first, bench.any_step(SAVE_EVERY) // 2)
+    whole = file.read_bytes()
+    os.truncate(file, len(whole) // 4)
+    first.finish()
+    second = run.complete()
+    file.write_bytes(whole)
+    run.complete()
+    refused = set(second.exits.values()) == {2} and "train.arrow" in second.said
+    outcome = bench.judge(run).noted("went on with half a store", unless=refused and any(first.exits.values()))
+    return replace(outcome, note=f"{outcome.note} first exits {sorted(first.exits.values())}".strip())
+
+
+def nan_in_a_batch(bench: Bench) -> Outcome:
+    """A label is NaN: both ranks stop at that step and keep its rows; mended, the run goes on as if nothing had been."""
+    step, rank = bench.any_step(), bench.dice.randrange(2)
+    run = bench.run()
+    first = run.start(nan_step=step, nan_rank=rank)
+    first.finish()
+    record = run.run_dir / "checkpoints" / f"nonfinite-step-{step}.json"
+    kept = json.loads(record.read_text()) if record.is_file() else {"examples_by_rank": {}}
+    rows = [example["row"] for example in kept["examples_by_rank"].get(str(rank), [])]
+    trained = {line["step"]: line["rows"] for line in map(json.loads, (run.notes / f"steps-0-{rank}.jsonl").open())}
+    run.complete()
+    outcome = bench.judge(run).noted(f"exit codes {first.exits}", unless=set(first.exits.values()) == {1})
+    return outcome.noted("other rows were kept", unless=rows == trained.get(step) and len(rows) > 0)
+
+
+def hung(bench: Bench) -> Outcome:
+    """SIGSTOP: the other rank says who does not answer, and ends."""
+    run, rank = bench.run("train.collective_timeout_s=5"), bench.dice.randrange(2)
+    first = run.start()
+    bench.reach(first, bench.any_step())
+    stopped_at = time.monotonic()
+    first.kill([rank], signal.SIGSTOP)
+    first.until(lambda: len(first.alive()) < 2)
+    took_s = time.monotonic() - stopped_at
+    first.kill([rank])
+    first.finish()
+    run.complete()
+    named = f"rank {rank} has not answered for" in first.said
+    return replace(bench.judge(run).noted("not named", unless=named), note=f"noticed after {took_s:.0f} s of 5")
+
+
+def resume_on(num_ranks: int) -> Callable[[Bench], Outcome]:
+    """Both ranks are killed, and another number goes on."""
+
+    def fault(bench: Bench) -> Outcome:
+        run = bench.run()
+        bench.hurt(run, [0, 1])
+        run.complete(num_ranks)
+        return bench.judge(run, equal="bits" if num_ranks == 2 else "close")
+
+    return fault
+
+
+def other_plan(bench: Bench) -> Outcome:
+    """Goes on with tables spread in other ways: row-wise tables whole, or the other way round."""
+    run = bench.run()
+    bench.hurt(run, [0, 1], first=SAVE_EVERY + 1)
+    run.complete(2, f"sharding.row_wise_min_rows={bench.dice.choice([20, 1_000_000])}")
+    return bench.judge(run, equal="close")
+
+
+def config_changed(bench: Bench) -> Outcome:
+    """What would change the run is refused and named; what would not is taken; nothing is lost on the way."""
+    run = bench.run()
+    bench.hurt(run, [0, 1])
+    refused = run.complete(2, "train.dense.lr=0.5")
+    taken = run.complete(2, "train.patience=7")
+    codes = set(refused.exits.values()) == {2} and "train.dense.lr = 0.5" in refused.said
+    return bench.judge(run).noted("not refused or not named", unless=codes and "train.patience = 7" in taken.said)
+
+
+def elastic(bench: Bench) -> Outcome:
+    """A worker is killed under torchrun, which starts all again; they go on by themselves."""
+    run, rank = bench.run(), bench.dice.randrange(2)
+    agent = run.elastic(max_restarts=3)
+    try:
+        watched = Attempt([], run.folder / "log-torchrun.txt", run.notes, 0)
+        step, deadline = bench.any_step(SAVE_EVERY + 1), time.monotonic() + 300
+        while watched.step() < step and agent.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(int((run.notes / f"pid-{rank}").read_text()), signal.SIGKILL)
+        code = agent.wait(timeout=300)
+    finally:
+        agent.kill()
+    run.attempts.append(replace(watched, exits={0: code}))
+    restarts = len(list(run.notes.glob("steps-*-0.jsonl"))) - 1
+    outcome = bench.judge(run).noted("was not restarted", unless=restarts > 0)
+    return replace(outcome, note=f"{outcome.note} {restarts} restarts".strip())

@@ -1,0 +1,171 @@
+"""What a run directory holds already, and whether the run that is asked for may go on there."""
+
+import fcntl
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infnet_rec.commands.assemble import Data
+from infnet_rec.config.run import RunConfig
+from infnet_rec.faults import Fault
+from infnet_rec.strict import check, read_json
+from infnet_rec.train.checkpoint.shelf import Shelf, name_of
+
+# What may differ from the run as it was: it changes where and how fast the same examples are learned from, how long,
+# and what is said about it, but no step that was done.
+MAY_CHANGE = (
+    "checkpoint",
+    "data.store",  # the contents are compared by fingerprint
+    "model.attention",
+    "model.compile",
+    "sharding",
+    "train.collective_timeout_s",
+    "train.deterministic",
+    "train.eval_batch_size",
+    "train.eval_every_steps",
+    "train.log_every_steps",
+    "train.max_skipped",
+    "train.num_epochs",
+    "train.num_threads",
+    "train.on_nonfinite",
+    "train.patience",
+)
+NOT_A_RUN_YET = re.compile(r"\.lock|\.config\.json\.writing")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is in a run directory.
+
+    Attributes:
+        is_new: nothing of a run is there.
+        changed: settings that differ from the run as it was, each as a line; all of them may.
+        result: of the finished run, if there is nothing left to train.
+    """
+
+    is_new: bool
+    changed: list[str]
+    result: dict[str, Any] | None
+
+
+def shelf_of(config: RunConfig, run_dir: Path) -> Shelf:
+    """Where a run's checkpoints are."""
+    return Shelf(config.checkpoint.folder or run_dir / "checkpoints")
+
+
+def look(run_dir: Path, config: RunConfig, data: Data) -> Standing:
+    """Finds out what stands in a run directory; nothing is changed there.
+
+    Raises:
+        Fault: it is no run directory and not empty, or another run's.
+    """
+    was = former_config(run_dir)
+    commits = shelf_of(config, run_dir).commits()
+    changed: list[str] = []
+    if was is not None:
+        changed = _compare(was, config, f"--run-dir {run_dir}")
+        _check_folder(was, config, run_dir)
+        environment = run_dir / "environment.json"
+        if environment.is_file():
+            _check_store(read_json(environment)["store"], data, f"--run-dir {run_dir}")
+    if commits:
+        newest, where = commits[-1], f"checkpoint {name_of(commits[-1].step)} in {shelf_of(config, run_dir).where}"
+        saved = check(RunConfig, newest.run["config"], where)
+        changed = _compare(saved, config, where)
+        _check_store(newest.run["store"], data, where)
+    result = None
+    if was is not None and (run_dir / "result.json").is_file() and not _trains_longer(was, config):
+        result = read_json(run_dir / "result.json")
+    return Standing(was is None and not commits, changed, result)
+
+
+def former_config(run_dir: Path) -> RunConfig | None:
+    """The configuration of the run that a folder holds; None for a folder that is empty or not there.
+
+    Raises:
+        Fault: the folder holds something else.
+    """
+    path = run_dir / "config.json"
+    if path.is_file():
+        return check(RunConfig, read_json(path), str(path))
+    if run_dir.exists() and (
+        not run_dir.is_dir() or any(not NOT_A_RUN_YET.fullmatch(p.name) for p in run_dir.iterdir())
+    ):
+        raise Fault(f"--run-dir {run_dir}: exists, is not empty and holds no run; name a new folder or a run's own")
+    return None
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Makes the folder if it is not there, and keeps other processes from training in it; a lock dies with its process.
+
+    Raises:
+        Fault: the folder cannot be made, or another process trains in it.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise Fault(f"--run-dir {run_dir}: cannot be made: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Fault(f"--run-dir {run_dir}: another process trains in it; wait for it or name another") from error
+        yield
+
+
+def _compare(was: RunConfig, now: RunConfig, where: str) -> list[str]:
+    """Lines on settings that changed and may.
+
+    Raises:
+        Fault: others changed too; all are listed.
+    """
+    old, new = (_flat(config.model_dump(mode="json")) for config in (was, now))
+    lines = {
+        key: f"{key} = {new.get(key)!r}, was {old.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    }
+    refused = [line for key, line in lines.items() if not key.startswith(MAY_CHANGE)]
+    if refused:
+        text = "\n".join(f"  {line}" for line in refused)
+        raise Fault(
+            f"{where}: is of a run with other settings, so it cannot go on there\n{text}\nset them as they were, or "
+            "name a new folder (with --from it starts from these weights)"
+        )
+    if "train.num_epochs" in lines and "cosine" in (now.train.sparse.schedule.kind, now.train.dense.schedule.kind):
+        lines["train.num_epochs"] += " (the cosine of the learning rate is now that of a run of this length)"
+    return list(lines.values())
+
+
+def _check_store(fingerprint: str, data: Data, where: str) -> None:
+    if data.store.fingerprint != fingerprint:
+        raise Fault(
+            f"store {data.store.path}: is not the one that {where} was trained on (it has fingerprint "
+            f"{data.store.fingerprint}, that one {fingerprint}); set data.store to the right one"
+        )
+
+
+def _check_folder(was: RunConfig, now: RunConfig, run_dir: Path) -> None:
+    before, after = shelf_of(was, run_dir), shelf_of(now, run_dir)
+    if before.root != after.root and before.commits() and not after.commits():
+        raise Fault(
+            f"checkpoint.folder = {now.checkpoint.folder!r}: holds no checkpoint, but {before.where} does; move them "
+            "there, or leave the setting as it was"
+        )
+
+
+def _trains_longer(was: RunConfig, now: RunConfig) -> bool:
+    more_patience = was.train.patience and (not now.train.patience or now.train.patience > was.train.patience)
+    return now.train.num_epochs > was.train.num_epochs or bool(more_patience)
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
