@@ -20,17 +20,18 @@ P tokens of one query set, T tasks, D width.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.faults import Fault
 from infnet_rec.model.attention import DenseTokens, Reading, TokenSet
 from infnet_rec.model.fused import Attention, lay_out_sequences
 from infnet_rec.model.heads import LearnedTokens, Mlp, TaskHeads, pool_proxies, pool_tokens
+from infnet_rec.model.options import option_faults
 from infnet_rec.model.precision import Precision, computing_in, narrowed, widened
 from infnet_rec.model.proxies import CategoricalProxies, Pooling, SequenceProxies
 from infnet_rec.model.tokens import Tokens
@@ -90,17 +91,7 @@ class InfnetOptions:
     checkpoint_blocks: bool = False
 
     def __post_init__(self) -> None:
-        faults = []
-        for field in fields(self):
-            name, value, choices = field.name, getattr(self, field.name), get_args(field.type)
-            if get_origin(field.type) is Literal and value not in choices:
-                faults.append(f"{name} is {value!r}; it must be one of {choices}{did_you_mean(value, choices)}")
-            if name.startswith("num_") and value < 1:
-                faults.append(f"{name} is {value}; it must be at least 1")
-            if name.endswith("_hidden") and min(value, default=1) < 1:
-                faults.append(f"{name} is {value}; a hidden layer has at least 1 unit: leave it out")
-        if not 0 <= self.dropout < 1:
-            faults.append(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        faults = option_faults(self)
         if self.ablation == "none" and self.num_blocks == 1:
             faults.append(
                 "num_blocks is 1; it must be at least 2: one block leaves the categorical and the sequence proxies"
