@@ -4,17 +4,39 @@
 `--set train.dense.lr=3e-4`.
 """
 
+from typing import Annotated
+
+from pydantic import Discriminator, Tag
+
+from infnet_rec.config.baselines import MmoeConfig, PleConfig, SharedBottomConfig, StemConfig
 from infnet_rec.config.data import DataConfig
-from infnet_rec.config.model import ModelConfig
+from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.sharding import ShardingConfig
 from infnet_rec.config.train import TrainConfig
 from infnet_rec.strict import StrictModel
+
+
+def _name_of(model: object) -> str:
+    """The union's tag; a section without a name is INFNet's."""
+    name = model.get("name", "infnet") if isinstance(model, dict) else getattr(model, "name", "infnet")
+    return f"({name})"
+
+
+AnyModel = Annotated[
+    Annotated[InfnetConfig, Tag("(infnet)")]
+    | Annotated[SharedBottomConfig, Tag("(shared_bottom)")]
+    | Annotated[MmoeConfig, Tag("(mmoe)")]
+    | Annotated[MmoeConfig, Tag("(omoe)")]
+    | Annotated[PleConfig, Tag("(ple)")]
+    | Annotated[StemConfig, Tag("(stem)")],
+    Discriminator(_name_of),
+]
 
 
 class RunConfig(StrictModel):
     """A complete run; see the sections' own classes."""
 
     data: DataConfig
-    model: ModelConfig = ModelConfig()
+    model: AnyModel = InfnetConfig()
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
