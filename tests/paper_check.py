@@ -99,7 +99,9 @@ def check_against_paper(
     assert not parameters, f"unknown to the paper: {sorted(parameters)}"
     categorical_BMD = tokens.categorical_BMD.detach().to(torch.float64).requires_grad_()
     sequence_LD = tokens.sequence_LD.detach().to(torch.float64).requires_grad_()
-    variant = literal.Variant(options.num_heads, options.pooling, options.residual, options.ablation, options.ablation_head)
+    variant = literal.Variant(
+        options.num_heads, options.pooling, options.residual, options.ablation, options.ablation_head
+    )
     event_BFED, present_BFE = literal.pad(sequence_LD, tokens.lengths_FB)
     expected_BT = literal.logits(weights, sizes, variant, categorical_BMD, event_BFED, present_BFE)
     expected_BT.backward(direction_BT.to(torch.float64))

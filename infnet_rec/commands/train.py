@@ -23,11 +23,11 @@ from infnet_rec.commands.assemble import (
     train_loader,
 )
 from infnet_rec.commands.run_dir import create_run_dir, default_run_dir, environment, num_cores, plan_json
+from infnet_rec.commands.towers import describe_tower, table_width
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.train import DenseConfig, SparseConfig
 from infnet_rec.faults import Fault
-from infnet_rec.model.fused import why_eager
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.world import World, joined, place
 from infnet_rec.train.checkpoint import BEST
@@ -76,7 +76,7 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
     report = Report(run_dir if world.is_first else None, pace.num_steps)
     sharded = shard_model(config, data, world)
     tables = data.schema.bag_tables + data.schema.sequence_tables
-    num_sparse = sum(t.num_rows for t in tables) * config.model.width
+    num_sparse = sum(t.num_rows for t in tables) * table_width(config, data.schema)
     num_dense = count_dense(sharded.model)
     if world.is_first:
         write_json(run_dir / "environment.json", environment(world, data.store))
@@ -87,10 +87,7 @@ def run(config: RunConfig, data: Data, world: World, run_dir: Path) -> dict[str,
         f"{pace.global_batch_size:,} on {ranks}; {len(tables)} tables with {num_sparse:,} parameters, "
         f"{num_dense:,} dense parameters"
     )
-    reason = why_eager(config.model.attention, world.device, config.model.width)
-    report.say(
-        f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
-    )
+    report.say(describe_tower(config, world))
     training = Training(
         model=sharded.model,
         pipeline=sharded.pipeline,
