@@ -1,19 +1,24 @@
 """A run's model: which tower, how wide its tables are, and what a run may not ask of it."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from infnet_rec.config.baselines import MmoeConfig, PleConfig, SharedBottomConfig, StemConfig
 from infnet_rec.config.model import InfnetConfig, ModelConfig
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
+from infnet_rec.model.baselines.dcn import Dcn, DcnOptions
+from infnet_rec.model.baselines.din import Din, DinOptions
+from infnet_rec.model.baselines.fm import Fm, FmOptions
+from infnet_rec.model.baselines.gdcn import Gdcn, GdcnOptions
 from infnet_rec.model.baselines.mmoe import Mmoe, MmoeOptions, Omoe
 from infnet_rec.model.baselines.ple import Ple, PleOptions
 from infnet_rec.model.baselines.shared_bottom import SharedBottom, SharedBottomOptions
-from infnet_rec.model.baselines.stem import Stem, StemOptions, stem_table_width
+from infnet_rec.model.baselines.stem import Stem, StemOptions
+from infnet_rec.model.baselines.wukong import Wukong, WukongOptions
 from infnet_rec.model.fused import why_eager
 from infnet_rec.model.infnet import Infnet, InfnetOptions
 from infnet_rec.model.tokens import TokenLayout
@@ -23,35 +28,40 @@ from infnet_rec.shard.world import World
 Options = TypeVar("Options")
 
 
+# What a baseline's name stands for.
+BASELINES: dict[str, tuple[Callable[[TokenLayout, int, Any], nn.Module], type[Any]]] = {
+    "fm": (Fm, FmOptions),
+    "din": (Din, DinOptions),
+    "dcnv2": (Dcn, DcnOptions),
+    "gdcn": (Gdcn, GdcnOptions),
+    "wukong": (Wukong, WukongOptions),
+    "shared_bottom": (SharedBottom, SharedBottomOptions),
+    "mmoe": (Mmoe, MmoeOptions),
+    "omoe": (Omoe, MmoeOptions),
+    "ple": (Ple, PleOptions),
+    "stem": (Stem, StemOptions),
+}
+# Those that keep more than one embedding in a row.
+WIDE: dict[str, Callable[[TokenLayout, int], int]] = {"fm": Fm.table_width, "stem": Stem.table_width}
+
+
 def make_tower(config: RunConfig, schema: Schema) -> nn.Module:
     """The dense part of the run's model.
 
     Raises:
         Fault: the model cannot be built for this schema.
     """
-    layout, model, width = TokenLayout.of(schema), config.model, config.model.width
-    match model:
-        case InfnetConfig():
-            return make_infnet(config, schema, Infnet)
-        case SharedBottomConfig():
-            return SharedBottom(layout, width, _options(SharedBottomOptions, model))
-        case MmoeConfig(name="mmoe"):
-            return Mmoe(layout, width, _options(MmoeOptions, model))
-        case MmoeConfig():
-            return Omoe(layout, width, _options(MmoeOptions, model))
-        case PleConfig():
-            return Ple(layout, width, _options(PleOptions, model))
-        case StemConfig():
-            return Stem(layout, width, _options(StemOptions, model))
+    model = config.model
+    if isinstance(model, InfnetConfig):
+        return make_infnet(config, schema, Infnet)
+    tower, options = BASELINES[model.name]
+    return tower(TokenLayout.of(schema), model.width, _options(options, model))
 
 
 def table_width(config: RunConfig, schema: Schema) -> int:
-    """Columns of every embedding table: `model.width`, unless the model keeps several embeddings in a row."""
-    match config.model:
-        case StemConfig(width=width):
-            return stem_table_width(width, len(schema.tasks))
-        case _:
-            return config.model.width
+    """Columns of every embedding table: `model.width`, unless the model keeps more in a row."""
+    wider = WIDE.get(config.model.name)
+    return wider(TokenLayout.of(schema), config.model.width) if wider else config.model.width
 
 
 def make_infnet(config: RunConfig, schema: Schema, form: type[Infnet]) -> Infnet:

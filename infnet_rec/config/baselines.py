@@ -1,6 +1,7 @@
 """The models that INFNet is compared with.
 
-Every class has the keys of its model's options, which `infnet_rec.model.baselines` explains, with the same defaults.
+Every class has the keys of its model's options, which `infnet_rec.model.baselines` explains, with the same defaults: a
+test compares them, since importing the options would import torch.
 """
 
 from typing import Literal
@@ -8,7 +9,68 @@ from typing import Literal
 from infnet_rec.config.model import ModelConfig
 from infnet_rec.config.ranges import Count, Dropout, Hidden
 
-EXPERT_HIDDEN, GATE_HIDDEN, HEAD_HIDDEN = (512, 256, 128), (128, 64), (128, 64)
+DEEP_HIDDEN: Hidden = (512, 256, 128)
+EXPERT_HIDDEN: Hidden = (512, 256, 128)
+GATE_HIDDEN: Hidden = (128, 64)
+HEAD_HIDDEN: Hidden = (128, 64)
+
+
+class FmConfig(ModelConfig):
+    """Its tables are wider than `width`; see `infnet_rec.model.baselines.fm`."""
+
+    name: Literal["fm"]
+
+
+class DinConfig(ModelConfig):
+    """See `infnet_rec.model.baselines.din.DinOptions`."""
+
+    name: Literal["din"]
+    attention_hidden: Hidden = (64,)
+    deep_hidden: Hidden = (512, 128, 64)
+    head_hidden: Hidden = ()
+    batch_norm: bool = False
+    dropout: Dropout = 0.0
+
+
+class DcnConfig(ModelConfig):
+    """DCNv2; see `infnet_rec.model.baselines.dcn.DcnOptions`."""
+
+    name: Literal["dcnv2"]
+    cross: Literal["mixture", "full"] = "mixture"
+    num_cross_layers: Count = 3
+    num_experts: Count = 4
+    rank: Count = 32
+    deep_hidden: Hidden = DEEP_HIDDEN
+    head_hidden: Hidden = ()
+    batch_norm: bool = False
+    dropout: Dropout = 0.0
+
+
+class GdcnConfig(ModelConfig):
+    """See `infnet_rec.model.baselines.gdcn.GdcnOptions`."""
+
+    name: Literal["gdcn"]
+    structure: Literal["stacked", "parallel"] = "stacked"
+    num_cross_layers: Count = 3
+    deep_hidden: Hidden = DEEP_HIDDEN
+    head_hidden: Hidden = ()
+    batch_norm: bool = False
+    dropout: Dropout = 0.0
+
+
+class WukongConfig(ModelConfig):
+    """See `infnet_rec.model.baselines.wukong.WukongOptions`."""
+
+    name: Literal["wukong"]
+    num_layers: Count = 3
+    num_products: Count = 40
+    num_linear: Count = 40
+    rank: Count = 8
+    product_hidden: Hidden = (32, 32)
+    deep_hidden: Hidden = (32, 32)
+    head_hidden: Hidden = ()
+    batch_norm: bool = True
+    dropout: Dropout = 0.0
 
 
 class SharedBottomConfig(ModelConfig):
@@ -45,7 +107,7 @@ class PleConfig(ModelConfig):
 
 
 class StemConfig(ModelConfig):
-    """Its tables are (T + 1) * width wide; see `infnet_rec.model.baselines.stem.StemOptions`."""
+    """Its tables are (tasks + 1) * `width` wide; see `infnet_rec.model.baselines.stem.StemOptions`."""
 
     name: Literal["stem"]
     num_shared_experts: Count = 8

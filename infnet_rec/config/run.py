@@ -8,7 +8,17 @@ from typing import Annotated
 
 from pydantic import Discriminator, Tag
 
-from infnet_rec.config.baselines import MmoeConfig, PleConfig, SharedBottomConfig, StemConfig
+from infnet_rec.config.baselines import (
+    DcnConfig,
+    DinConfig,
+    FmConfig,
+    GdcnConfig,
+    MmoeConfig,
+    PleConfig,
+    SharedBottomConfig,
+    StemConfig,
+    WukongConfig,
+)
 from infnet_rec.config.data import DataConfig
 from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.sharding import ShardingConfig
@@ -24,6 +34,11 @@ def _name_of(model: object) -> str:
 
 AnyModel = Annotated[
     Annotated[InfnetConfig, Tag("(infnet)")]
+    | Annotated[FmConfig, Tag("(fm)")]
+    | Annotated[DinConfig, Tag("(din)")]
+    | Annotated[DcnConfig, Tag("(dcnv2)")]
+    | Annotated[GdcnConfig, Tag("(gdcn)")]
+    | Annotated[WukongConfig, Tag("(wukong)")]
     | Annotated[SharedBottomConfig, Tag("(shared_bottom)")]
     | Annotated[MmoeConfig, Tag("(mmoe)")]
     | Annotated[MmoeConfig, Tag("(omoe)")]

@@ -26,9 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.experts import Experts, Gate
 from infnet_rec.model.baselines.fields import fields_BND
 from infnet_rec.model.heads import TaskHeads
+from infnet_rec.model.options import option_faults
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -53,6 +55,10 @@ class PleOptions:
     gate_hidden: tuple[int, ...] = (128, 64)
     head_hidden: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if faults := option_faults(self):
+            raise Fault("\n".join(f"ple: {fault}" for fault in faults))
 
 
 class CgcLayer(nn.Module):

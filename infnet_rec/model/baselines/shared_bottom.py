@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.fields import DeepMlp, fields_BND, for_every_task
 from infnet_rec.model.heads import TaskHeads
+from infnet_rec.model.options import option_faults
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -30,6 +32,10 @@ class SharedBottomOptions:
     bottom_hidden: tuple[int, ...] = (512, 256, 128)
     head_hidden: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if faults := option_faults(self):
+            raise Fault("\n".join(f"shared_bottom: {fault}" for fault in faults))
 
 
 class SharedBottom(nn.Module):

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.experts import Experts, Gate
 from infnet_rec.model.baselines.fields import fields_BND
 from infnet_rec.model.heads import TaskHeads
+from infnet_rec.model.options import option_faults
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -49,6 +51,10 @@ class StemOptions:
     head_hidden: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        if faults := option_faults(self):
+            raise Fault("\n".join(f"stem: {fault}" for fault in faults))
+
 
 class Stem(nn.Module):
     """Tokens of width (T + 1) * D in, one logit a task out."""
@@ -58,7 +64,7 @@ class Stem(nn.Module):
 
         Args:
             layout: of the tokens.
-            width: D, of one embedding; see `stem_table_width` for the tokens'.
+            width: D, of one embedding; the tokens are `table_width` wide.
             options: everything else.
         """
         super().__init__()
@@ -72,6 +78,11 @@ class Stem(nn.Module):
         num_outputs = (num_inputs, *options.expert_hidden)[-1]
         self.heads = TaskHeads(layout.num_tasks, num_outputs, options.head_hidden, dropout)
 
+    @staticmethod
+    def table_width(layout: TokenLayout, width: int) -> int:
+        """How wide tables are: an embedding of each task's own, and the shared one."""
+        return (layout.num_tasks + 1) * width
+
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         field_BNSD = fields_BND(tokens).unflatten(2, (self.num_tasks + 1, self.width))
@@ -84,8 +95,3 @@ class Stem(nn.Module):
             expert_BEH = [*stopped_BEH[:t], own_BEH[t], *stopped_BEH[t + 1 :], shared_BEH]
             mixed_BH.append(gate(task_BX[t] + shared_BX, torch.cat(expert_BEH, dim=1)))
         return self.heads(torch.stack(mixed_BH, dim=1))
-
-
-def stem_table_width(width: int, num_tasks: int) -> int:
-    """Columns of every table, for embeddings of this width."""
-    return (num_tasks + 1) * width
