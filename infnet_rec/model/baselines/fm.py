@@ -10,9 +10,9 @@ sequence of several behaviours has a column for each of these roles, so that hav
 being shown it; two sequences of one behaviour that read one table share theirs. The weights start as small as the
 embeddings do.
 
-Several tasks (ours): columns of w of its own for each task, b of its own, and sum_k becomes sum_k p_k with p of its own,
-starting at 1: the prediction layer of a neural factorisation machine without hidden layers. One task has no p: it would
-say twice what the scale of the embeddings says.
+Several tasks (ours): each has its own columns of w and its own b, and its sum over k weighs column k by its own p_k,
+which starts at 1: the prediction layer of a neural factorisation machine without hidden layers. One task has no p: it
+would say twice what the scale of the embeddings says.
 
 Reference: Rendle, Factorization Machines, ICDM 2010; He and Chua, Neural Factorization Machines, SIGIR 2017, for p.
 

@@ -8,7 +8,7 @@ A layer takes N_i vectors X and gives N_F + N_L of them:
                                                                          differ; X itself where they agree
 
 The MLP of an FMB ends in a linear layer (FuxiCTR puts a ReLU there, two other implementations do not). The body MLP
-reads the flattened last X, and the head reads the body; with several tasks each has a head of its own on the same vector.
+reads the flattened last X, and the head reads the body; with several tasks each has its own head on the same vector.
 
 Reference: Zhang et al., Wukong: Towards a Scaling Law for Large-Scale Recommendation, ICML 2024.
 
