@@ -11,9 +11,11 @@ from infnet_rec.config.model import InfnetConfig, ModelConfig
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.dcn import Dcn, DcnOptions
+from infnet_rec.model.baselines.dien import Dien, DienOptions
 from infnet_rec.model.baselines.din import Din, DinOptions
 from infnet_rec.model.baselines.fm import Fm, FmOptions
 from infnet_rec.model.baselines.gdcn import Gdcn, GdcnOptions
+from infnet_rec.model.baselines.hstu import Hstu, HstuOptions
 from infnet_rec.model.baselines.mmoe import Mmoe, MmoeOptions, Omoe
 from infnet_rec.model.baselines.ple import Ple, PleOptions
 from infnet_rec.model.baselines.shared_bottom import SharedBottom, SharedBottomOptions
@@ -32,9 +34,11 @@ Options = TypeVar("Options")
 BASELINES: dict[str, tuple[Callable[[TokenLayout, int, Any], nn.Module], type[Any]]] = {
     "fm": (Fm, FmOptions),
     "din": (Din, DinOptions),
+    "dien": (Dien, DienOptions),
     "dcnv2": (Dcn, DcnOptions),
     "gdcn": (Gdcn, GdcnOptions),
     "wukong": (Wukong, WukongOptions),
+    "hstu": (Hstu, HstuOptions),
     "shared_bottom": (SharedBottom, SharedBottomOptions),
     "mmoe": (Mmoe, MmoeOptions),
     "omoe": (Omoe, MmoeOptions),

@@ -7,7 +7,7 @@ test compares them, since importing the options would import torch.
 from typing import Literal
 
 from infnet_rec.config.model import ModelConfig
-from infnet_rec.config.ranges import Count, Dropout, Hidden
+from infnet_rec.config.ranges import Count, Dropout, Hidden, NotNegative
 
 DEEP_HIDDEN: Hidden = (512, 256, 128)
 EXPERT_HIDDEN: Hidden = (512, 256, 128)
@@ -29,6 +29,18 @@ class DinConfig(ModelConfig):
     deep_hidden: Hidden = (512, 128, 64)
     head_hidden: Hidden = ()
     batch_norm: bool = False
+    dropout: Dropout = 0.0
+
+
+class DienConfig(ModelConfig):
+    """See `infnet_rec.model.baselines.dien.DienOptions`."""
+
+    name: Literal["dien"]
+    auxiliary_weight: NotNegative = 1.0
+    auxiliary_hidden: Hidden = (100, 50)
+    deep_hidden: Hidden = (200, 80)
+    head_hidden: Hidden = ()
+    batch_norm: bool = True
     dropout: Dropout = 0.0
 
 
@@ -71,6 +83,17 @@ class WukongConfig(ModelConfig):
     head_hidden: Hidden = ()
     batch_norm: bool = True
     dropout: Dropout = 0.0
+
+
+class HstuConfig(ModelConfig):
+    """See `infnet_rec.model.baselines.hstu.HstuOptions`."""
+
+    name: Literal["hstu"]
+    num_layers: Count = 2
+    num_heads: Count = 2
+    max_tokens: Count = 256
+    head_hidden: Hidden = (64, 32)
+    dropout: Dropout = 0.2
 
 
 class SharedBottomConfig(ModelConfig):

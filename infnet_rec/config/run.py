@@ -10,9 +10,11 @@ from pydantic import Discriminator, Tag
 
 from infnet_rec.config.baselines import (
     DcnConfig,
+    DienConfig,
     DinConfig,
     FmConfig,
     GdcnConfig,
+    HstuConfig,
     MmoeConfig,
     PleConfig,
     SharedBottomConfig,
@@ -36,9 +38,11 @@ AnyModel = Annotated[
     Annotated[InfnetConfig, Tag("(infnet)")]
     | Annotated[FmConfig, Tag("(fm)")]
     | Annotated[DinConfig, Tag("(din)")]
+    | Annotated[DienConfig, Tag("(dien)")]
     | Annotated[DcnConfig, Tag("(dcnv2)")]
     | Annotated[GdcnConfig, Tag("(gdcn)")]
     | Annotated[WukongConfig, Tag("(wukong)")]
+    | Annotated[HstuConfig, Tag("(hstu)")]
     | Annotated[SharedBottomConfig, Tag("(shared_bottom)")]
     | Annotated[MmoeConfig, Tag("(mmoe)")]
     | Annotated[MmoeConfig, Tag("(omoe)")]
