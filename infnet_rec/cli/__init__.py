@@ -96,6 +96,26 @@ def eval(
 @app.command(
     epilog="""\b
 Example:
+  $ infnet-rec model configs/quickstart.toml"""
+)
+def model(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
+    overrides: Overrides = None,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="Histories of training examples, in the place of full ones.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Count the parameters and the FLOPs of a run's model, part by part; its tables apart."""
+    from infnet_rec.commands import model as command
+
+    result = command.describe_model(config, overrides or [], ragged=ragged)
+    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+
+
+@app.command(
+    epilog="""\b
+Example:
   $ infnet-rec doctor
   ok     python         3.11
   ok     versions       torch 2.13.0+cpu, torchrec 1.8.0, fbgemm-gpu-cpu 1.8.0
