@@ -4,27 +4,26 @@ For each behaviour, with q the candidate's attributes side by side and k_t the s
 
     h_t = GRU(k_t, h_{t-1})
     a_t = softmax over the example's events of (h_t W) . q             W starts as the identity
-    s_t = s_{t-1} + a_t u_t * (n_t - s_{t-1})                          AUGRU: u_t, n_t update gate and candidate state of a
-                                                                       GRU that reads h_t; a_t slows the update down
+    s_t = s_{t-1} + a_t u_t * (n_t - s_{t-1})                          AUGRU: u_t and n_t are update gate and candidate
+                                                                       state of a GRU that reads h_t
 
-The last s, cut into one field a sequence, stands for the sequence; it is 0 without events. A sequence whose attribute the
-candidate lacks gives its mean event instead. A body MLP reads the categorical tokens and then one field a sequence; a
-head reads the body. With several tasks each has a head of its own on the same vector.
+The last s, cut into one field a sequence, stands for the sequences; it is 0 without events. A sequence whose attribute
+the candidate lacks gives its mean event instead. A body MLP reads the categorical tokens and then one field a sequence;
+a head reads the body. With several tasks each has a head of its own on the same vector.
 
 Auxiliary loss, while training: h_t must tell the next event from a random one,
 
     mean over t of  -log sigmoid(MLP([h_t, k_{t+1}])) - log(1 - sigmoid(MLP([h_t, k'_{t+1}])))
 
-with k' drawn from the same behaviour's events of all other examples of the batch; the mean is over all events that have a
-next one, then over behaviours, and the loss has a weight. The paper leaves the network open; this one has ReLUs.
+with k' drawn from the same behaviour's events of all other examples of the batch; the mean is over all events that have
+a next one, then over behaviours, and the loss has a weight. The paper leaves the network open; this one has ReLUs.
 
 Reference: Zhou et al., Deep Interest Evolution Network, AAAI 2019; weight 1 and sizes as in the authors' code.
 
 Shapes: B examples, M categorical tokens, F sequences, N events of one behaviour in the whole batch, P pairs of
-neighbouring events, X = attributes * D values of an event, Y examples that have events, T tasks, D width.
+neighbouring events, X = attributes * D values of an event, A = N + 1, C = B + 1, T tasks, D width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +34,7 @@ from infnet_rec.faults import Fault
 from infnet_rec.model.auxiliary import carry_loss
 from infnet_rec.model.baselines.fields import DeepMlp, for_every_task
 from infnet_rec.model.baselines.histories import behaviours_of, histories
-from infnet_rec.model.baselines.packed import Packing
+from infnet_rec.model.baselines.packed import Packing, walk
 from infnet_rec.model.heads import Mlp, TaskHeads
 from infnet_rec.model.options import option_faults
 from infnet_rec.model.tokens import TokenLayout, Tokens
@@ -69,47 +68,14 @@ class DienOptions:
             raise Fault("\n".join(f"dien: {fault}" for fault in faults))
 
 
-class Augru(nn.Module):
-    """A GRU whose update gate is slowed down by attention."""
-
-    def __init__(self, num_values: int) -> None:
-        super().__init__()
-        self.cell = nn.GRUCell(num_values, num_values)  # for its weights
-
-    def forward(self, state_NX: Tensor, attention_N: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The last states of the examples that have events, sorted as in `Packing`: [Y, X].
-
-        Args:
-            state_NX: the packed input.
-            attention_N: how much each event matters.
-            sizes: examples of each step.
-        """
-        cell, num_values = self.cell, state_NX.shape[1]
-        input_NZ = functional.linear(state_NX, cell.weight_ih, cell.bias_ih)
-        s_YX = state_NX.new_zeros(sizes[0], num_values)
-        ended = []
-        steps = zip(input_NZ.split(sizes), attention_N[:, None].split(sizes), [*sizes[1:], 0], strict=True)
-        for input_YZ, attention_Y1, num_left in steps:
-            inner_YZ = functional.linear(s_YX, cell.weight_hh, cell.bias_hh)
-            reset_in, update_in, new_in = input_YZ.chunk(3, dim=1)
-            reset_inner, update_inner, new_inner = inner_YZ.chunk(3, dim=1)
-            update_YX = attention_Y1 * torch.sigmoid(update_in + update_inner)
-            new_YX = torch.tanh(new_in + torch.sigmoid(reset_in + reset_inner) * new_inner)
-            s_YX = s_YX + update_YX * (new_YX - s_YX)
-            ended.append(s_YX[num_left:])
-            s_YX = s_YX[:num_left]
-        # The shortest histories end first and are sorted last.
-        return torch.cat(ended[::-1])
-
-
 class Evolution(nn.Module):
     """One behaviour's histories to what they have become."""
 
     def __init__(self, num_values: int, options: DienOptions) -> None:
         super().__init__()
-        self.gru = nn.GRU(num_values, num_values)
+        self.gru = nn.GRUCell(num_values, num_values)
         self.attention_XX = nn.Parameter(torch.empty(num_values, num_values))
-        self.augru = Augru(num_values)
+        self.augru = nn.GRUCell(num_values, num_values)
         self.tells_next: Mlp | None = None
         if options.auxiliary_weight:
             self.tells_next = Mlp(2 * num_values, options.auxiliary_hidden, 1)
@@ -122,14 +88,14 @@ class Evolution(nn.Module):
     def forward(self, query_BX: Tensor, event_NX: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor | None]:
         """The last state of each example [B, X], and while training the auxiliary loss."""
         # One more example with one event: a batch without events then needs no other path, and every weight learns.
-        query_AX, padded_AX = functional.pad(query_BX, (0, 0, 0, 1)), functional.pad(event_NX, (0, 0, 0, 1))
+        query_CX, padded_AX = functional.pad(query_BX, (0, 0, 0, 1)), functional.pad(event_NX, (0, 0, 0, 1))
         packing = Packing.of(functional.pad(lengths_B, (0, 1), value=1), len(padded_AX))
         packed_AX = packing.pack(padded_AX)
-        state_AX = packing.run(self.gru, packed_AX)
+        state_AX = torch.cat(walk(self.gru, packed_AX, packing.sizes))
         # (h W) . q = h . (W q), and there are fewer examples than events.
-        reader_AX = (query_AX @ self.attention_XX.t()).index_select(0, packing.example_N)
+        reader_AX = (query_CX @ self.attention_XX.t()).index_select(0, packing.example_N)
         attention_A = packing.softmax((state_AX * reader_AX).sum(dim=1))
-        last_BX = packing.by_example(self.augru(state_AX, attention_A, packing.sizes))[:-1]
+        last_BX = packing.last_BX(walk(self.augru, state_AX, packing.sizes, attention_A))[:-1]
         if self.tells_next is None or not self.training:
             return last_BX, None
         before_P, next_P = packing.pairs()

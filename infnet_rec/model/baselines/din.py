@@ -8,9 +8,9 @@ For each behaviour, q is the candidate's attributes side by side, k_t the same a
 A sequence whose attribute the candidate lacks gives its mean event instead. A body MLP reads the categorical tokens and
 then one field a sequence; a head reads the body. With several tasks each has a head of its own on the same vector.
 
-The weights of a_t are those of its equation, but W [q, k, q - k, q * k] is computed as (W1 + W3) q, once an example, plus
-(W2 - W3) k + W4 (q * k): half the work and no four-fold copy of the events. Only events that exist are looked at, so Dice
-takes its statistics from them alone.
+The weights of a_t are those of its equation, but W [q, k, q - k, q * k] is computed as (W1 + W3) q, once an example,
+plus (W2 - W3) k + W4 (q * k): half the work and no four-fold copy of the events. Only events that exist are looked at,
+so Dice takes its statistics from them alone.
 
 Reference: Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018.
 
@@ -21,6 +21,7 @@ values of an event, R rows, H hidden units, T tasks, D width.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ class TargetAttention(nn.Module):
 
     def forward(self, query_BX: Tensor, history: History, event_NX: Tensor) -> Tensor:
         """[B, X]; 0 for an example without events."""
-        first, *others = self.layers
+        first, *others = cast(Sequence[Linear], self.layers)
         query_HX, key_HX, difference_HX, product_HX = first.weight.chunk(4, dim=1)
         hidden_BH = functional.linear(query_BX, query_HX + difference_HX, first.bias)
         query_NX, hidden_NH = query_BX.index_select(0, history.example_N), hidden_BH.index_select(0, history.example_N)

@@ -1,10 +1,10 @@
 """Sequences as histories of whole events, without padding.
 
-Sequences of one behaviour list the same events, so the n-th rows of all of them are one event: side by side they are its
-attributes. Rows stay in TorchRec's order: all events of example 0, oldest first, then those of example 1.
+Sequences of one behaviour list the same events, so the n-th rows of all of them are one event: side by side they are
+its attributes. Rows stay in TorchRec's order: all events of example 0, oldest first, then those of example 1.
 
-Shapes: B examples, M categorical tokens, F sequences, L sequence tokens of the whole batch, N events of one behaviour in
-the whole batch, X = attributes * D values of an event, D width.
+Shapes: B examples, F sequences, N events of one behaviour in the whole batch, X = attributes * D values of an event,
+D width.
 """
 
 from collections.abc import Sequence

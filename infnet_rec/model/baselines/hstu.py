@@ -14,8 +14,8 @@ Each of the layers is, with Nmax a fixed number and not the example's own number
     X' = (LayerNorm(A V) * U) O + X                        O without a bias; dropout on what it multiplies
 
 The mask: an event sees the context, itself and what stands before it in the history; context sees context and history;
-the target sees everything; nobody else sees the target. There are no positions or times in it. A head for each task reads
-the LayerNorm of the target's last token.
+the target sees everything; nobody else sees the target. There are no positions or times in it. A head for each task
+reads the LayerNorm of the target's last token.
 
 The last layer is computed for the target only, because nothing reads the others. Without a softmax a token that is not
 there is one whose value is 0, so padding needs no mask of its own.
@@ -114,8 +114,8 @@ class HstuLayer(nn.Module):
 
     def _read(self, query_BHQK: Tensor, key_BHNK: Tensor, value_BHNK: Tensor, sees_QN: Tensor) -> Tensor:
         """A V, [B, H, Q, K]."""
-        score_BHQN = query_BHQK @ key_BHNK.transpose(2, 3) / math.sqrt(query_BHQK.shape[3])
-        return (functional.silu(score_BHQN) * sees_QN) @ value_BHNK / self.max_tokens
+        score_BHQN = (query_BHQK / math.sqrt(query_BHQK.shape[3])) @ key_BHNK.transpose(2, 3)
+        return functional.silu(score_BHQN).mul_(sees_QN) @ (value_BHNK / self.max_tokens)
 
 
 class Hstu(nn.Module):
@@ -150,10 +150,10 @@ class Hstu(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         categorical_BMD = tokens.categorical_BMD
-        context_BCD = torch.stack([categorical_BMD[:, m] for m in self.context], dim=1)
+        context_B1D = [categorical_BMD[:, m : m + 1] for m in self.context]
         target_BX = torch.cat([categorical_BMD[:, m] for m in self.targets], dim=1)
         event_BED, present_BE = self._events(tokens)
-        token_BND = torch.cat([context_BCD, event_BED, self.target(target_BX)[:, None]], dim=1)
+        token_BND = torch.cat([*context_B1D, event_BED, self.target(target_BX)[:, None]], dim=1)
         present_BN = functional.pad(present_BE, (len(self.context), 1), value=1.0)
         sees_NN = what_sees_what(len(self.context), event_BED.shape[1], token_BND)
         *inner, last = self.layers
