@@ -106,7 +106,7 @@ STUDIES = {
 # What the first block's gates then read.
 PROXIES = {
     **{f"{m} categorical proxies": {"categorical": m, "sequence": 7, "task": 2} for m in (2, 4, 8)},
-    **{f"sequence proxies by {g}": {"sequence": n} for g, n in (("all", 1), ("behaviour", 7), ("sequence", 28))},
+    **{f"sequence proxies by {g}": {"sequence": n} for g, n in {"all": 1, "behaviour": 7, "sequence": 28}.items()},
     **{f"{n} shared tokens": {"categorical": 4, "task": n} for n in (1, 2, 3)},
 }
 

@@ -40,7 +40,7 @@ def cost_of(tower: nn.Module, num_features: int, width: int, lengths_FB: Tensor)
         width: D, of tokens.
         lengths_FB: numbers of events; the FLOPs are a mean over these examples.
     """
-    tower.eval().requires_grad_(False)
+    tower.eval().requires_grad_(requires_grad=False)
     num_examples = lengths_FB.shape[1]
     once = _flops(tower, num_features, width, lengths_FB)
     twice = _flops(tower, num_features, width, torch.cat([lengths_FB, lengths_FB], dim=1))

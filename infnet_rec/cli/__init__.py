@@ -96,7 +96,17 @@ def eval(
 @app.command(
     epilog="""\b
 Example:
-  $ infnet-rec model configs/quickstart.toml"""
+  $ infnet-rec model configs/quickstart.toml
+  infnet of width 16: 89 features, 28 sequences with 560 events an example (at most 20 each), ...
+
+  part                                      parameters    FLOPs an example
+  start.categorical_proxy                      190,656             380,928
+  ...
+  blocks.0                                      22,768             476,992
+  blocks.1                                       6,224             234,304
+  heads                                          9,603              18,624
+  dense part                                   229,603           1,114,432
+  89 tables, 10,641 rows of 16                 170,256"""
 )
 def model(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],

@@ -56,7 +56,8 @@ def open_data(config: RunConfig) -> Data:
     for task in config.train.loss.task_weights:
         if task not in names:
             raise Fault(
-                f"train.loss.task_weights.{task}: the run's tasks are {', '.join(names)}{did_you_mean(task, names)}"
+                f"train.loss.task_weights.{task}: the run's tasks are {', '.join(names)}; leave the weight out"
+                f"{did_you_mean(task, names)}"
             )
     outside = ids_outside_tables(store, schema)
     if outside:
