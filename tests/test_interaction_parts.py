@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 import interaction_loops as loops
 from infnet_rec.faults import Fault
@@ -21,6 +22,8 @@ from infnet_rec.model.baselines.gdcn import GdcnOptions
 from infnet_rec.model.baselines.hstu import Hstu, HstuOptions, what_sees_what
 from infnet_rec.model.baselines.wukong import WukongOptions
 from infnet_rec.model.tokens import Tokens
+from infnet_rec.train.evaluate import agree_on_statistics
+from rank_pair import RankPair
 from test_interaction_models import CASES, LAYOUT, LENGTHS_FB, WIDTH, examples_of, kuairand, make_model, make_tokens
 
 
@@ -87,6 +90,21 @@ def test_one_row_is_normalised_by_what_others_left(num_rows):
 
     torch.testing.assert_close(norm(rows), norm.eval()(rows))
     assert torch.equal(norm.running_mean, before)
+
+
+def statistics_of_a_rank(rank: int, world_size: int) -> list[list[float]]:
+    """Runs on a rank: what is left after ranks that have seen other rows agree."""
+    model = nn.Sequential(BatchNorm(2, momentum=1.0), nn.Linear(2, 1), Dice(1))
+    model(torch.tensor([[0.0, 1.0], [2.0, 1.0]]) + 10 * rank)
+    agree_on_statistics(model)
+    norms = (model[0], model[2].norm)
+    return [value.tolist() for norm in norms for value in (norm.running_mean, norm.running_var)]
+
+
+def test_ranks_agree_on_what_they_normalise_by(ranks: RankPair):
+    first, second = ranks(statistics_of_a_rank)
+    assert first == second
+    assert first[:2] == [[6.0, 6.0], [2.0, 0.0]]
 
 
 def test_another_examples_event_is_drawn_and_each_of_them_now_and_then():
