@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import interaction_loops as loops
-from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.dcn import Dcn, DcnOptions
 from infnet_rec.model.baselines.dien import Dien, DienOptions
 from infnet_rec.model.baselines.din import Din, DinOptions

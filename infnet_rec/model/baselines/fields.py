@@ -3,7 +3,8 @@
 A field is one vector an example. Models that do not read sequences event by event see each sequence as one field, the
 mean of its events.
 
-Shapes: B examples, M categorical tokens, F sequences, N = M + F fields, R rows, X inputs of a layer, T tasks, D width.
+Shapes: B examples, M categorical tokens, F sequences, N = M + F fields, L sequence tokens of the whole batch, R rows,
+X whatever a layer takes, T tasks, D width.
 """
 
 from collections.abc import Sequence
@@ -13,16 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from infnet_rec.model.attention import check_lengths, per_token
 from infnet_rec.model.heads import Linear
-from infnet_rec.model.proxies import pool_sequences
 from infnet_rec.model.tokens import Tokens
 
 
 def pool_each_sequence(tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """sum_BFD, the events of each sequence added up, and count_BF1, how many they are."""
-    each = tuple(range(tokens.lengths_FB.shape[0]))
-    sum_BFD, count_BF = pool_sequences(tokens.sequence_LD, tokens.lengths_FB, each)
-    return sum_BFD, count_BF[..., None].to(sum_BFD.dtype)
+    """sum_BFD, the events of each sequence added up, and count_BF1, how many they are.
+
+    Raises:
+        Fault: lengths and tokens do not fit.
+    """
+    lengths_FB, token_LD = tokens.lengths_FB, tokens.sequence_LD
+    check_lengths(token_LD, lengths_FB)
+    place_FB = torch.arange(lengths_FB.numel(), device=lengths_FB.device).view_as(lengths_FB)
+    place_L = per_token(place_FB, lengths_FB, token_LD.shape[0])
+    sum_XD = token_LD.new_zeros(lengths_FB.numel(), token_LD.shape[1]).index_add(0, place_L, token_LD)
+    sum_FBD = sum_XD.unflatten(0, lengths_FB.shape)
+    return sum_FBD.transpose(0, 1), lengths_FB.t()[..., None].to(sum_FBD.dtype)
 
 
 def fields_BND(tokens: Tokens) -> Tensor:
