@@ -85,7 +85,7 @@ def flops(form: type[Infnet], sizes: Formula, lengths_FB: torch.Tensor) -> int:
 
 
 def test_the_formula_is_that_of_the_papers_setting() -> None:
-    """5.95 and 2.02 MFLOP, worked out by hand; the second with every event projected, 2 L d^2, not every proxy, 2 F d^2."""
+    """5.95 and 2.02 MFLOP, worked out by hand; the second projects every event (2 L d^2), not every proxy (2 F d^2)."""
     setting = Formula(M=89, L=560, F=28, d=16)
     assert round(setting.literal() / 1e6, 2) == 5.95
     assert round((setting.absorbed() + 2 * (560 - 28) * 16**2) / 1e6, 2) == 2.02

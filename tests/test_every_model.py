@@ -66,7 +66,7 @@ def test_every_model_trains_on_two_ranks(ranks: RankPair, small_store: Path) -> 
             if "running_" in parameter or "num_batches" in parameter:
                 continue
             assert np.array_equal(value, second[name]["after"][parameter]), (name, parameter)
-            # A behaviour that is rare may have no history of two events in so few batches: DIEN then has nothing to evolve.
+            # A rare behaviour may have no history of two events in so few batches: DIEN then has nothing to evolve.
             if ".evolutions." not in parameter:
                 assert not np.array_equal(value, run["before"][parameter]), (name, parameter)
 

@@ -200,6 +200,15 @@ def test_one_gate_mixes_for_all_tasks_and_one_of_each_for_itself() -> None:
         assert [len(row.unique()) for row in logits_BT] == [4 - num_alike] * len(logits_BT)
 
 
+@pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "ple_two_layers", "stem"])
+def test_a_tower_is_compiled_whole(name: str) -> None:
+    torch.manual_seed(0)
+    model, tokens = make_model(CASES[name]), make_tokens(CASES[name].width(3))
+    logits_BT = model(tokens)
+    model.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(model(tokens), logits_BT, rtol=1e-12, atol=1e-12)
+
+
 def kuairand() -> TokenLayout:
     """89 features, 4 behaviours of 7 attributes, 3 tasks."""
     behaviours = tuple(f // 7 for f in range(28))
