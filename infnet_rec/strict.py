@@ -12,7 +12,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
 from infnet_rec.faults import Fault, did_you_mean
 
@@ -71,8 +71,11 @@ def check(model: type[Model], data: dict[str, Any], source: str) -> Model:
     try:
         return model.model_validate_json(json.dumps(data, default=_instant))
     except ValidationError as error:
-        lines = [_line(model, fault) for fault in error.errors(include_url=False)]
-        raise Fault(f"{source}: {len(lines)} fault{'s' * (len(lines) > 1)}\n" + "\n".join(lines)) from error
+        faults = error.errors(include_url=False)
+        lines = [_line(model, fault) for fault in faults]
+        hints = dict.fromkeys(hint for fault in faults if (hint := _hint(model, fault)))
+        title = f"{source}: {len(lines)} fault{'s' * (len(lines) > 1)}"
+        raise Fault("\n".join([title, *lines, *hints])) from error
 
 
 def _instant(value: Any) -> str:
@@ -87,7 +90,11 @@ def _line(model: type[BaseModel], fault: Any) -> str:
     loc = tuple(part for part in fault["loc"] if not str(part).startswith("("))
     key = ".".join(str(part) for part in loc) or "(the whole file)"
     if fault["type"] == "extra_forbidden":
-        return f"  {key}: unknown key{did_you_mean(str(loc[-1]), _fields_at(model, loc[:-1]))}"
+        return f"  {key}: unknown key{did_you_mean(str(loc[-1]), _fields_at(model, fault['loc'][:-1]))}"
+    if fault["type"] == "union_tag_invalid":
+        tags = [tag.strip("'()") for tag in fault["ctx"]["expected_tags"].split(", ")]
+        name, value = next((n, v) for n, v in fault["input"].items() if f"({v})" == fault["ctx"]["tag"])
+        return f"  {key}.{name} = {value!r}: Input should be one of {', '.join(tags)}{did_you_mean(str(value), tags)}"
     if fault["type"] == "missing":
         return f"  {key}: missing; it has no default"
     message = fault["msg"].removeprefix("Value error, ")
@@ -101,6 +108,15 @@ def _line(model: type[BaseModel], fault: Any) -> str:
     return f"  {key} = {fault['input']!r}: {message}{suggestion}"
 
 
+def _hint(model: type[BaseModel], fault: Any) -> str:
+    """What the chosen kind of a section has, where the fault is a key that another kind may have; or ""."""
+    *section, tag, _ = ("", "", *fault["loc"])
+    if fault["type"] != "extra_forbidden" or not str(tag).startswith("("):
+        return ""
+    key = ".".join(str(part) for part in section if part)
+    return f"  {key} of {str(tag)[1:-1]}: has {', '.join(_fields_at(model, fault['loc'][:-1]))}; leave out all others"
+
+
 def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     """Names of the keys that the model nested at `loc` knows."""
     current: Any = model
@@ -108,10 +124,12 @@ def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
         if isinstance(current, type) and issubclass(current, BaseModel):
             field = current.model_fields.get(str(part))
             current = field.annotation if field else None
-            if typing.get_origin(current) not in (tuple, list, dict):
-                current = _innermost_model(current)
+        elif str(part).startswith("("):
+            tagged = (m for m in typing.get_args(current) if Tag(str(part)) in typing.get_args(m))
+            current = _innermost_model(next(tagged, current))
         else:
             current = _innermost_model(current)  # `part` is a list's index or a dict's key
+    current = _innermost_model(current)
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
 
 

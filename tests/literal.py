@@ -44,6 +44,7 @@ class Sizes:
     gate_hidden: tuple[int, ...] = (64,)
     head_hidden: tuple[int, ...] = (64, 32)
     norms: bool = False
+    tokens_a_head_reads: int = 1
 
     @property
     def F(self) -> int:
@@ -58,6 +59,7 @@ class Variant:
     pooling: str = "sum"
     residual: str = "both"
     ablation: str = "none"
+    ablation_head: str = "pool"
 
 
 def package_names(sizes: Sizes) -> dict[str, str]:
@@ -105,7 +107,7 @@ def shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
         if sizes.norms:
             found |= {f"{n} LN({query}) {part}": (d,) for query in QUERIES for part in ("weight", "bias")}
     for t in range(sizes.num_tasks):
-        mlp(f"head {t}", d, *sizes.head_hidden, 1)
+        mlp(f"head {t}", sizes.tokens_a_head_reads * d, *sizes.head_hidden, 1)
     return found
 
 
@@ -218,9 +220,14 @@ def logits(
     scores = []
     for t in range(sizes.num_tasks):
         token_BD = T[:, t] if has_tasks else C_.mean(dim=1) + S_.mean(dim=1)
+        if variant.ablation == "no_task_tokens" and variant.ablation_head == "late":
+            proxies = [C_[:, i] for i in range(C_.shape[1])] + [S_[:, i] for i in range(S_.shape[1])]
+            token_BD = torch.cat(proxies, dim=1)
         if variant.ablation == "no_cross_attention":
             present_BX1 = everywhere["S"][..., None]
             mean_S = (S * present_BX1).sum(dim=1) / present_BX1.sum(dim=1).clamp(min=1)
-            token_BD = token_BD + C.mean(dim=1) + mean_S
+            mean_C = C.sum(dim=1) / C.shape[1]
+            late = variant.ablation_head == "late"
+            token_BD = torch.cat([token_BD, mean_C, mean_S], dim=1) if late else token_BD + mean_C + mean_S
         scores.append(mlp(w, f"head {t}", token_BD))
     return torch.cat(scores, dim=1)

@@ -47,6 +47,10 @@ def make_model(
 
 
 def sizes_of(options: InfnetOptions, groups: tuple[int, ...]) -> literal.Sizes:
+    late = {
+        "no_task_tokens": options.num_categorical_proxies + len(set(groups)),
+        "no_cross_attention": 3,
+    }.get(options.ablation, 1)
     return literal.Sizes(
         num_features=NUM_FEATURES,
         num_tasks=NUM_TASKS,
@@ -59,6 +63,7 @@ def sizes_of(options: InfnetOptions, groups: tuple[int, ...]) -> literal.Sizes:
         gate_hidden=options.gate_hidden,
         head_hidden=options.head_hidden,
         norms=options.proxy_norm == "layer",
+        tokens_a_head_reads=late if options.ablation_head == "late" else 1,
     )
 
 
@@ -94,7 +99,9 @@ def check_against_paper(
     assert not parameters, f"unknown to the paper: {sorted(parameters)}"
     categorical_BMD = tokens.categorical_BMD.detach().to(torch.float64).requires_grad_()
     sequence_LD = tokens.sequence_LD.detach().to(torch.float64).requires_grad_()
-    variant = literal.Variant(options.num_heads, options.pooling, options.residual, options.ablation)
+    variant = literal.Variant(
+        options.num_heads, options.pooling, options.residual, options.ablation, options.ablation_head
+    )
     event_BFED, present_BFE = literal.pad(sequence_LD, tokens.lengths_FB)
     expected_BT = literal.logits(weights, sizes, variant, categorical_BMD, event_BFED, present_BFE)
     expected_BT.backward(direction_BT.to(torch.float64))

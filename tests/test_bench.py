@@ -66,8 +66,19 @@ def gradients(model: Infnet, shape: TowerShape) -> list[torch.Tensor]:
         replace(SMALL, residual="proxy", ablation="no_task_tokens"),
         replace(SMALL, residual="gate", ablation="no_gates", num_blocks=1),
         replace(SMALL, ablation="no_cross_attention"),
+        replace(SMALL, ablation="no_task_tokens", ablation_head="late"),
+        replace(SMALL, ablation="no_cross_attention", ablation_head="late"),
     ],
-    ids=["default", "heads, blocks, norms", "mean", "no_task_tokens", "no_gates", "no_cross_attention"],
+    ids=[
+        "default",
+        "heads, blocks, norms",
+        "mean",
+        "no_task_tokens",
+        "no_gates",
+        "no_cross_attention",
+        "no_task_tokens, late",
+        "no_cross_attention, late",
+    ],
 )
 def test_the_literal_form_is_the_same_function(options: InfnetOptions) -> None:
     """Logits and every gradient, with full, ragged and missing histories."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from infnet_rec.model.attention import Flow
-from infnet_rec.model.heads import pool_proxies, pool_tokens
+from infnet_rec.model.heads import read_proxies, read_tokens
 from infnet_rec.model.infnet import Block, Infnet, SequenceProxies
 from infnet_rec.model.tokens import Tokens
 
@@ -73,9 +73,10 @@ class LiteralInfnet(Infnet):
         match self.ablation:
             case "no_task_tokens":
                 proxies = query_BPD["categorical_proxy"], query_BPD["sequence_proxy"]
-                return self.heads(pool_proxies(*proxies, self.num_tasks))
+                return self.heads(read_proxies(*proxies, self.num_tasks, self.ablation_head))
             case "no_cross_attention":
-                return self.heads(pool_tokens(query_BPD["task"], sets["categorical"].mean(), sets["sequence"].mean()))
+                means = sets["categorical"].mean(), sets["sequence"].mean()
+                return self.heads(read_tokens(query_BPD["task"], *means, self.ablation_head))
             case _:
                 return self.heads(query_BPD["task"])
 

@@ -108,6 +108,36 @@ def eval(
 @app.command(
     epilog="""\b
 Example:
+  $ infnet-rec model configs/quickstart.toml
+  infnet of width 16: 89 features, 28 sequences with 560 events an example (at most 20 each), ...
+
+  part                                      parameters    FLOPs an example
+  start.categorical_proxy                      190,656             380,928
+  ...
+  blocks.0                                      22,768             476,992
+  blocks.1                                       6,224             234,304
+  heads                                          9,603              18,624
+  dense part                                   229,603           1,114,432
+  89 tables, 10,641 rows of 16                 170,256"""
+)
+def model(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
+    overrides: Overrides = None,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="Histories of training examples, in the place of full ones.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Count the parameters and the FLOPs of a run's model, part by part; its tables apart."""
+    from infnet_rec.commands import model as command
+
+    result = command.describe_model(config, overrides or [], ragged=ragged)
+    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+
+
+@app.command(
+    epilog="""\b
+Example:
   $ infnet-rec doctor
   ok     python         3.11
   ok     versions       torch 2.13.0+cpu, torchrec 1.8.0, fbgemm-gpu-cpu 1.8.0

@@ -3,7 +3,7 @@
 Nothing here opens a process group or allocates a table until `build_model` is called.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from infnet_rec.commands.fetch import fetched
 from infnet_rec.commands.table_rules import precisions_of
 from infnet_rec.commands.training_plan import check_tables, training_plan
+from infnet_rec.commands.towers import check_tower, make_tower, table_width
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.check import ids_outside_tables
 from infnet_rec.data.loader import BatchReader, Loader
@@ -20,8 +21,6 @@ from infnet_rec.data.order import EvalOrder, ShuffledOrder, TimeOrder, TrainOrde
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.model.embeddings import TokenAssembly, make_bags, make_events
-from infnet_rec.model.fused import why_eager
-from infnet_rec.model.infnet import Infnet, InfnetOptions
 from infnet_rec.model.ranking import MultiTaskLoss, RankingModel
 from infnet_rec.schema import Schema
 from infnet_rec.shard.optim import Optimizers, check_sparse, fuse_sparse
@@ -48,18 +47,19 @@ class Data:
 
 
 def open_data(config: RunConfig) -> Data:
-    """Opens the store with the run's profile and grouping; a store behind a URL is fetched first.
+    """Opens the store with the run's profile, grouping and tasks; a store behind a URL is fetched first.
 
     Raises:
         Fault: no such store, profile or task, or an id that no table has a row for.
     """
     store = Store(fetched(config.data.store))
-    schema = store.profile_schema(config.data.profile).with_grouping(config.data.sequence_groups)
+    schema = run_schema(config, store)
     names = [task.name for task in schema.tasks]
     for task in config.train.loss.task_weights:
         if task not in names:
             raise Fault(
-                f"train.loss.task_weights.{task}: the store's tasks are {', '.join(names)}{did_you_mean(task, names)}"
+                f"train.loss.task_weights.{task}: the run's tasks are {', '.join(names)}; leave the weight out"
+                f"{did_you_mean(task, names)}"
             )
     outside = ids_outside_tables(store, schema)
     if outside:
@@ -67,19 +67,45 @@ def open_data(config: RunConfig) -> Data:
     return Data(store, schema)
 
 
+def run_schema(config: RunConfig, store: Store) -> Schema:
+    """The features, sequences and tasks of a store that a run uses.
+
+    Raises:
+        Fault: no such profile or task.
+    """
+    schema = store.profile_schema(config.data.profile).with_grouping(config.data.sequence_groups)
+    return with_tasks(schema, config.train.tasks)
+
+
+def with_tasks(schema: Schema, chosen: tuple[str, ...] | None) -> Schema:
+    """The same schema with these of its tasks, in its own order; all where None.
+
+    Raises:
+        Fault: the store has no such task, or one is named twice.
+    """
+    if chosen is None:
+        return schema
+    names = [task.name for task in schema.tasks]
+    for task in chosen:
+        if task not in names:
+            raise Fault(f"train.tasks: {task!r}: the store's tasks are {', '.join(names)}{did_you_mean(task, names)}")
+        if chosen.count(task) > 1:
+            raise Fault(f"train.tasks: {task!r} stands there {chosen.count(task)} times; name each task once")
+    return replace(schema, tasks=tuple(task for task in schema.tasks if task.name in chosen))
+
+
 def check_run(config: RunConfig, data: Data, world: World) -> None:
     """Refuses, before any process group, what would fail later.
 
     Raises:
         Fault: the batch does not divide or is larger than its split, the device lacks the optimizer or the fused
-            attention, or tables cannot be kept as the configuration says.
+            attention, the model cannot be built, or tables cannot be kept as the configuration says.
     """
     check_gpus(world)
     check_divides("train.global_batch_size", config.train.global_batch_size, world.world_size)
     check_fits(config.train.global_batch_size, data.store.num_examples("train"))
     check_sparse(config.train.sparse.optimizer, world.device)
-    why_eager(config.model.attention, world.device, config.model.width)
-    infnet_options(config)
+    check_tower(config, data.schema, world)
     check_tables(meta_model(config, data), config, data.store, data.schema, world)
 
 
@@ -119,30 +145,12 @@ def _loader(reader: BatchReader, order: TrainOrder | EvalOrder, config: RunConfi
     )
 
 
-def infnet_options(config: RunConfig) -> InfnetOptions:
-    """The tower's options; their names are the configuration's keys."""
-    names = [field.name for field in fields(InfnetOptions)]
-    return InfnetOptions(**{name: getattr(config.model, name) for name in names})
-
-
-def make_tower(config: RunConfig, schema: Schema, form: type[Infnet]) -> Infnet:
-    """INFNet in one of its forms: they have the same parameters."""
-    return form(
-        num_features=len(schema.features),
-        group_of_sequence=schema.group_of_sequence,
-        num_tasks=len(schema.tasks),
-        width=config.model.width,
-        options=infnet_options(config),
-        precision=config.train.precision,
-    )
-
-
 def meta_model(config: RunConfig, data: Data) -> RankingModel:
     """The whole model on the meta device: nothing is allocated."""
-    schema, width = data.schema, config.model.width
+    schema, width = data.schema, table_width(config, data.schema)
     weights = tuple(config.train.loss.task_weights.get(name, 1.0) for name in data.task_names)
     with torch.device("meta"):
-        tower = make_tower(config, schema, Infnet)
+        tower = make_tower(config, schema)
         criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
     half = [name for name, precision in precisions_of(config, schema).items() if precision == "fp16"]
     bags, events = make_bags(schema, width, half), make_events(schema, width, half)

@@ -11,6 +11,7 @@ from infnet_rec.bench.every_token import TokenByTokenAssembly, every_token, make
 from infnet_rec.bench.lookups import Lookup, measure_lookups
 from infnet_rec.bench.machine import describe
 from infnet_rec.commands.assemble import Data, check_run, meta_model, open_data, shard, train_loader
+from infnet_rec.commands.towers import table_width
 from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
@@ -52,7 +53,7 @@ def bench_embedding(config_path: Path, overrides: Sequence[str], *, num_rounds: 
         "machine": describe(world.device),
         "num_ranks": world.world_size,
         "global_batch_size": config.train.global_batch_size,
-        "width": config.model.width,
+        "width": table_width(config, data.schema),
         "tokens_per_distinct_id": facts["distinct"]["tokens"] / facts["distinct"]["ids"],
         "lookups": facts,
     }
@@ -62,8 +63,9 @@ def make_model(config: RunConfig, data: Data, dedup: Dedup) -> RankingModel:
     """The whole model on the meta device, with or without dedup."""
     model = meta_model(config, data)
     if dedup == "every_token":
-        model.events = make_token_events(data.schema, config.model.width)
-        model.assembly = TokenByTokenAssembly(data.schema, config.model.width)
+        width = table_width(config, data.schema)
+        model.events = make_token_events(data.schema, width)
+        model.assembly = TokenByTokenAssembly(data.schema, width)
     return model
 
 

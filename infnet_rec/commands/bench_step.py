@@ -11,8 +11,9 @@ from infnet_rec.bench.every_token import every_token
 from infnet_rec.bench.literal import LiteralInfnet
 from infnet_rec.bench.machine import describe
 from infnet_rec.bench.steps import measure_steps
-from infnet_rec.commands.assemble import Sharded, check_run, make_tower, open_data, shard, train_loader
+from infnet_rec.commands.assemble import Sharded, check_run, open_data, shard, train_loader
 from infnet_rec.commands.bench_embedding import Dedup, make_model
+from infnet_rec.commands.towers import infnet_options, make_infnet
 from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.load import load_config
 from infnet_rec.faults import Fault
@@ -37,9 +38,10 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
     """Times the steps that `train` would do on one rank, on batches of the store.
 
     Raises:
-        Fault: the configuration or its store is at fault, or there are several ranks.
+        Fault: the configuration or its store is at fault, its model is not INFNet, or there are several ranks.
     """
     config = load_config(config_path, overrides)
+    infnet_options(config)
     data, world = open_data(config), place()
     if world.world_size > 1:
         raise Fault(f"bench step: measures one rank, and torchrun started {world.world_size}; start it alone")
@@ -55,7 +57,7 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
         for name, (tower, dedup) in VARIANTS.items():
             model = make_model(config, data, dedup)
             with torch.device("meta"):
-                model.tower = make_tower(config, data.schema, tower)
+                model.tower = make_infnet(config, data.schema, tower)
             sharded[name] = shard(model, config, data, world)
             sharded[name].model.train()
         facts = measure_steps(

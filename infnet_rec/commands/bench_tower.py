@@ -17,7 +17,8 @@ from infnet_rec.bench.machine import ceilings, describe
 from infnet_rec.bench.sweep import slopes, sweep
 from infnet_rec.bench.tower import Precision, measure_tower
 from infnet_rec.commands import bench_plot
-from infnet_rec.commands.assemble import check_run, infnet_options, open_data
+from infnet_rec.commands.assemble import check_run, open_data
+from infnet_rec.commands.towers import infnet_options
 from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.load import load_config, make_config
 from infnet_rec.config.run import RunConfig
@@ -41,15 +42,15 @@ def bench_tower(
     """Measures forward and forward with backward in every form, and the machine, in one run.
 
     Raises:
-        Fault: no such device, or the configuration is at fault.
+        Fault: no such device, or the configuration is at fault, or its model is not INFNet.
     """
     config, where = _config(config_path, overrides), device_of(device)
+    options = infnet_options(config)
     shape = _shape(config, config_path, ragged=ragged)
     _prepare(config)
     limits = ceilings(where)
     # Where a run has no such key, it computes in float32.
     precision: Precision = getattr(config.train, "precision", "fp32")
-    options = infnet_options(config)
     result = measure_tower(shape, options, where, limits, num_rounds=num_rounds, precision=precision)
     return {
         "bench": "tower",
@@ -67,9 +68,11 @@ def bench_sweep(
     """Measures every length and width, writes a line of JSON for each, and draws them.
 
     Raises:
-        Fault: the files cannot be written, no such device, or the configuration is at fault.
+        Fault: the files cannot be written, no such device, or the configuration is at fault, or its model is not
+            INFNet.
     """
     config, where = _config(config_path, overrides), device_of(device)
+    options = infnet_options(config)
     points_path = bench_plot.check_sweep_files(picture)
     shape = _shape(config, config_path, ragged=False)
     _prepare(config)
@@ -78,7 +81,7 @@ def bench_sweep(
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    points = list(sweep(shape, infnet_options(config), where, limits, num_rounds=num_rounds, say=say))
+    points = list(sweep(shape, options, where, limits, num_rounds=num_rounds, say=say))
     machine = describe(where)
     lines = [json.dumps({"bench": "sweep", "machine": machine, "ceilings": limits, **p}) for p in points]
     temporary = points_path.with_name(f".{points_path.name}.writing")

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from infnet_rec.commands.assemble import Data, meta_model
+from infnet_rec.commands.assemble import Data, meta_model, run_schema
 from infnet_rec.commands.table_rules import controls_of
+from infnet_rec.commands.towers import table_width
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.cache import is_url, read_manifest
 from infnet_rec.data.order import check_divides
@@ -78,9 +79,8 @@ class Case:
     def __init__(self, config: RunConfig, source: Source, cluster: Cluster) -> None:
         check_divides("train.global_batch_size", config.train.global_batch_size, cluster.world_size)
         self.config, self.source, self.cluster = config, source, cluster
-        self.schema: Schema = source.store.profile_schema(config.data.profile).with_grouping(
-            config.data.sequence_groups
-        )
+        self.schema: Schema = run_schema(config, source.store)
+        self.width = table_width(config, self.schema)
         self.controls = controls_of(config, self.schema, cluster.hardware.device)
         # With replica groups, tables are spread over the ranks of a group; every group has all of them.
         self.group = group_cluster(cluster, config.sharding.replica_groups)
@@ -116,7 +116,7 @@ class Case:
     @cached_property
     def tower(self) -> TowerCost:
         """What the model above the tables costs."""
-        return tower_cost(self.model, self.schema, self.shape, width=self.config.model.width, on_gpu=self.on_gpu)
+        return tower_cost(self.model, self.schema, self.shape, width=self.width, on_gpu=self.on_gpu)
 
     @cached_property
     def dense(self) -> DenseMemory:
@@ -126,7 +126,7 @@ class Case:
             self.schema,
             self.shape,
             self.tower,
-            width=self.config.model.width,
+            width=self.width,
             optimizer=self.config.train.dense.optimizer,
             on_gpu=self.on_gpu,
         )
@@ -149,7 +149,7 @@ class Case:
         traffic = traffic_of(
             self.source.manifest,
             self.schema,
-            width=self.config.model.width,
+            width=self.width,
             sequence_length=self.config.data.sequence_length,
             local_batch_size=self.local_batch_size,
             world_size=self.group.world_size,

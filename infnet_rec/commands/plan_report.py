@@ -51,7 +51,7 @@ def question(case: Case) -> JSON:
         "model": {
             "num_tables": len(tables),
             "num_rows": sum(table.num_rows for table in tables),
-            "width": case.config.model.width,
+            "width": case.width,
             "sparse_optimizer": case.config.train.sparse.optimizer,
             "precision": case.config.train.precision,
             "num_dense_parameters": case.dense.parameter_bytes // 4,
@@ -67,7 +67,7 @@ def question(case: Case) -> JSON:
             "tokens_per_distinct_id": tokens / max(1.0, distinct),
             "repeats_are_measured": shape.repeats_are_measured,
             # Without naming ids once, every token would be looked up, exchanged and updated on its own.
-            "exchange_bytes_saved": (tokens - distinct) * case.config.model.width * 4,
+            "exchange_bytes_saved": (tokens - distinct) * case.width * 4,
         },
         "dense": {**asdict(case.dense), "total_bytes": case.dense.total_bytes},
     }

@@ -28,11 +28,11 @@ from infnet_rec.commands.attend import Attendants, attended, make_guard
 from infnet_rec.commands.continue_run import go_on, make_saver, start_from
 from infnet_rec.commands.resume import Standing, claimed, look
 from infnet_rec.commands.run_dir import default_run_dir, environment, num_cores, start_anew
+from infnet_rec.commands.towers import describe_tower, table_width
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.train import DenseConfig, SparseConfig
 from infnet_rec.faults import Fault, Interrupted
-from infnet_rec.model.fused import why_eager
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.planning.plan_file import write_plan
 from infnet_rec.shard.world import World, place
@@ -99,7 +99,7 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     report = Report(run_dir if world.is_first else None, pace.num_steps)
     sharded = shard_model(config, data, world)
     tables = data.schema.bag_tables + data.schema.sequence_tables
-    num_sparse = sum(t.num_rows for t in tables) * config.model.width
+    num_sparse = sum(t.num_rows for t in tables) * table_width(config, data.schema)
     num_dense = count_dense(sharded.model)
     if world.is_first:
         start_anew(run_dir, config)
@@ -111,7 +111,7 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
         f"{pace.global_batch_size:,} on {ranks}; {len(tables)} tables with {num_sparse:,} parameters, "
         f"{num_dense:,} dense parameters"
     )
-    report.say(attention_line(config, world))
+    report.say(describe_tower(config, world))
     at = go_on(config, world, run_dir, start.standing, sharded, report)
     if start.weights_from is not None and at.step == 0:
         start_from(start.weights_from, sharded, report)
@@ -153,14 +153,6 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     }
     write_json(run_dir / "result.json", result)
     return result
-
-
-def attention_line(config: RunConfig, world: World) -> str:
-    """Which form of the attention runs, and why."""
-    reason = why_eager(config.model.attention, world.device, config.model.width)
-    return (
-        f"attention: {'fused' if reason is None else f'eager, because {reason}'}; products in {config.train.precision}"
-    )
 
 
 def pace_of(config: RunConfig, data: Data) -> Pace:

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from infnet_rec.commands.table_rules import controls_of
+from infnet_rec.commands.towers import table_width
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault
@@ -94,7 +95,7 @@ def workload_of(model: RankingModel, config: RunConfig, store: Store, schema: Sc
     on_gpu = group.hardware.device == "cuda"
     reserved_hbm_bytes = 0
     if on_gpu:
-        length, width = config.data.sequence_length, config.model.width
+        length, width = config.data.sequence_length, table_width(config, schema)
         shape = batch_shape(store.manifest, schema, sequence_length=length, local_batch_size=local_batch_size)
         tower = tower_cost(model, schema, shape, width=width, on_gpu=True)
         optimizer = config.train.dense.optimizer
@@ -116,7 +117,7 @@ def _traffic(config: RunConfig, store: Store, schema: Schema, group: Cluster) ->
     return traffic_of(
         store.manifest,
         schema,
-        width=config.model.width,
+        width=table_width(config, schema),
         sequence_length=config.data.sequence_length,
         local_batch_size=_local_batch_size(config, group),
         world_size=group.world_size,

@@ -75,6 +75,7 @@ class TrainConfig(StrictModel):
     """The loop.
 
     Attributes:
+        tasks: of the store's tasks, those to train and score; all by default. One alone makes "one model a task".
         global_batch_size: examples a step, over all ranks.
         num_epochs: passes over the training split; may be a fraction.
         order: "shuffled" anew each epoch, or by "time", oldest first, as a model in service would have met them.
@@ -95,6 +96,7 @@ class TrainConfig(StrictModel):
         deterministic: the same bits from the same numbers on the same machine; slower on a GPU.
     """
 
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     global_batch_size: Count = 1024
     num_epochs: Positive = 1.0
     order: Literal["shuffled", "time"] = "shuffled"

@@ -5,11 +5,14 @@ Shapes: B examples, T tasks, P proxies, X whatever an MLP takes, D width.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from infnet_rec.model.tokens import Tokens
+
+AblationHead = Literal["pool", "late"]
 
 
 class Linear(nn.Linear):
@@ -68,18 +71,31 @@ class TaskHeads(nn.Module):
         return torch.cat([tower(token) for tower, token in zip(self.towers, token_BD, strict=True)], dim=1)
 
 
-def pool_proxies(categorical_BPD: Tensor, sequence_BPD: Tensor, num_tasks: int) -> Tensor:
-    """What heads read where there are no task tokens: the same sum of mean proxies for every task, [B, T, D]."""
-    pooled_BD = categorical_BPD.mean(dim=1) + sequence_BPD.mean(dim=1)
-    return pooled_BD[:, None].expand(-1, num_tasks, -1)
+def read_proxies(categorical_BPD: Tensor, sequence_BPD: Tensor, num_tasks: int, head: AblationHead) -> Tensor:
+    """What heads read where there are no task tokens, the same for every task: [B, T, D], or [B, T, P * D] for "late".
+
+    Args:
+        categorical_BPD: C~.
+        sequence_BPD: S~.
+        num_tasks: T.
+        head: mean C~ + mean S~, or all of them side by side.
+    """
+    if head == "late":
+        read_BX = torch.cat([categorical_BPD, sequence_BPD], dim=1).flatten(1)
+    else:
+        read_BX = categorical_BPD.mean(dim=1) + sequence_BPD.mean(dim=1)
+    return read_BX[:, None].expand(-1, num_tasks, -1)
 
 
-def pool_tokens(task_BTD: Tensor, categorical_B1D: Tensor, sequence_B1D: Tensor) -> Tensor:
-    """What heads read where task tokens learn nothing from the example: each task's token plus the mean tokens.
+def read_tokens(task_BTD: Tensor, categorical_B1D: Tensor, sequence_B1D: Tensor, head: AblationHead) -> Tensor:
+    """What heads read where task tokens learn nothing from the example: [B, T, D], or [B, T, 3 * D] for "late".
 
     Args:
         task_BTD: task tokens.
         categorical_B1D: mean categorical token.
         sequence_B1D: mean sequence token; 0 for an example without events.
+        head: each task's token plus the mean tokens, or the three side by side.
     """
+    if head == "late":
+        return torch.cat([task_BTD, *(mean.expand_as(task_BTD) for mean in (categorical_B1D, sequence_B1D))], dim=2)
     return task_BTD + categorical_B1D + sequence_B1D

@@ -20,17 +20,18 @@ P tokens of one query set, T tasks, D width.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.faults import Fault
 from infnet_rec.model.attention import DenseTokens, Reading, TokenSet
 from infnet_rec.model.fused import Attention, lay_out_sequences
-from infnet_rec.model.heads import LearnedTokens, Mlp, TaskHeads, pool_proxies, pool_tokens
+from infnet_rec.model.heads import AblationHead, LearnedTokens, Mlp, TaskHeads, read_proxies, read_tokens
+from infnet_rec.model.options import option_faults
 from infnet_rec.model.precision import Precision, computing_in, narrowed, widened
 from infnet_rec.model.proxies import CategoricalProxies, Pooling, SequenceProxies
 from infnet_rec.model.tokens import Tokens
@@ -67,8 +68,10 @@ class InfnetOptions:
             the gate's factor 1 + sigmoid, "both" does both. "none" is the paper to the letter; it trains slowly.
         proxy_norm: "layer" normalises C~', S~', T~' and T^ before anything reads them.
         dropout: on the hidden layers of proxies, gates and heads.
-        ablation: the paper's w/o1, w/o2, w/o3. Options of a part that is left out do nothing. Heads without task tokens
-            read mean C~ + mean S~; heads without cross attention read T_i + mean C + mean S.
+        ablation: the paper's w/o1, w/o2, w/o3. Options of a part that is left out do nothing.
+        ablation_head: what heads read where task tokens are missing (w/o1) or learn nothing (w/o3). "pool": mean C~ +
+            mean S~, and T_i + mean C + mean S. "late": all of C~ and S~ side by side, and T_i, mean C, mean S side by
+            side, which is more than the whole network's heads read.
         attention: how sequences are read; "auto" is "fused" where that works. See `infnet_rec.model.fused`.
         checkpoint_blocks: the backward pass computes every block again instead of storing what is inside. Saves the
             scores of long sequences where they are stored, which "fused" never does.
@@ -86,21 +89,12 @@ class InfnetOptions:
     proxy_norm: ProxyNorm = "none"
     dropout: float = 0.0
     ablation: Ablation = "none"
+    ablation_head: AblationHead = "pool"
     attention: Attention = "auto"
     checkpoint_blocks: bool = False
 
     def __post_init__(self) -> None:
-        faults = []
-        for field in fields(self):
-            name, value, choices = field.name, getattr(self, field.name), get_args(field.type)
-            if get_origin(field.type) is Literal and value not in choices:
-                faults.append(f"{name} is {value!r}; it must be one of {choices}{did_you_mean(value, choices)}")
-            if name.startswith("num_") and value < 1:
-                faults.append(f"{name} is {value}; it must be at least 1")
-            if name.endswith("_hidden") and min(value, default=1) < 1:
-                faults.append(f"{name} is {value}; a hidden layer has at least 1 unit: leave it out")
-        if not 0 <= self.dropout < 1:
-            faults.append(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        faults = option_faults(self)
         if self.ablation == "none" and self.num_blocks == 1:
             faults.append(
                 "num_blocks is 1; it must be at least 2: one block leaves the categorical and the sequence proxies"
@@ -223,6 +217,7 @@ class Infnet(nn.Module):
             faults.append(f"num_heads is {options.num_heads}; it must divide width {width}: take one of {divisors}")
         _raise(faults)
         self.num_tasks, self.ablation = num_tasks, options.ablation
+        self.ablation_head: AblationHead = options.ablation_head
         self.attention: Attention = options.attention
         self.precision: Precision = precision
         self.checkpoint_blocks = options.checkpoint_blocks
@@ -242,7 +237,11 @@ class Infnet(nn.Module):
         }
         self.start = nn.ModuleDict({name: start[name]() for name in queries})
         self.blocks = nn.ModuleList(Block(plan, num_tokens, width, options) for plan in plans)
-        self.heads = TaskHeads(num_tasks, width, options.head_hidden, options.dropout)
+        num_read = {
+            ("no_task_tokens", "late"): num_tokens["categorical_proxy"] + num_tokens["sequence_proxy"],
+            ("no_cross_attention", "late"): 3,
+        }.get((options.ablation, options.ablation_head), 1)
+        self.heads = TaskHeads(num_tasks, num_read * width, options.head_hidden, options.dropout)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT.
@@ -266,15 +265,16 @@ class Infnet(nn.Module):
         return logits_BT if self.precision == "fp32" else widened(logits_BT)
 
     def _read_out(self, query_BPD: Mapping[str, Tensor], sets: Mapping[str, TokenSet]) -> Tensor:
-        """The token that each task's head reads, [B, T, D]."""
+        """What each task's head reads, [B, T, D] or wider."""
         match self.ablation:
             case "no_task_tokens":
-                return pool_proxies(query_BPD["categorical_proxy"], query_BPD["sequence_proxy"], self.num_tasks)
+                proxies_BPD = query_BPD["categorical_proxy"], query_BPD["sequence_proxy"]
+                return read_proxies(*proxies_BPD, self.num_tasks, self.ablation_head)
             case "no_cross_attention":
                 # A query of zeros finds all tokens alike: it reads their mean.
                 zero_B1D = torch.zeros_like(query_BPD["task"][:, :1])
-                mean_B1D = [sets[kind].attend(zero_B1D) for kind in ("categorical", "sequence")]
-                return pool_tokens(query_BPD["task"], *mean_B1D)
+                categorical_B1D, sequence_B1D = (sets[kind].attend(zero_B1D) for kind in ("categorical", "sequence"))
+                return read_tokens(query_BPD["task"], categorical_B1D, sequence_B1D, self.ablation_head)
             case _:
                 return query_BPD["task"]
 

@@ -49,6 +49,11 @@ class TokenLayout:
     target_of_sequence: tuple[int | None, ...]
     num_tasks: int
 
+    @property
+    def num_fields(self) -> int:
+        """Categorical tokens, and sequences of which a model makes one vector each."""
+        return len(self.feature_names) + len(self.sequence_names)
+
     @classmethod
     def of(cls, schema: Schema) -> Self:
         """The layout of the tokens that `TokenAssembly` makes for a schema."""

@@ -21,6 +21,7 @@ from infnet_rec.train.metrics import (
     evaluate_over_ranks,
     evaluate_scores,
     gather_predictions,
+    mean_over_ranks,
 )
 
 
@@ -40,6 +41,7 @@ class Evaluation:
 
     def _score(self, model: nn.Module, pipeline: TrainPipelineSparseDist) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         was_training = model.training
+        agree_on_statistics(model)
         model.eval()
         logits, labels, users, weights = [], [], [], []
         batches = self._loader.batches(0, self._num_steps)
@@ -52,6 +54,20 @@ class Evaluation:
                 weights.append(scores.weight_B)
         model.train(was_training)
         return torch.cat(logits), torch.cat(labels), torch.cat(users), torch.cat(weights)
+
+
+def agree_on_statistics(model: nn.Module) -> None:
+    """Gives every rank the mean of what batch normalisation has seen on each; all ranks call it.
+
+    In training each rank normalises by its own examples. In evaluation they must agree, or an example's logits would
+    depend on the rank that it comes to, and saved weights on the rank that saves them.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    found = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
+    if found:
+        means = mean_over_ranks(torch.cat(found)).to(found[0].device).split([len(value) for value in found])
+        for value, mean in zip(found, means, strict=True):
+            value.copy_(mean)
 
 
 def final_metrics(predictions: Predictions, task_names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,128 @@
+"""A run's model: which tower, how wide its tables are, and what a run may not ask of it."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from infnet_rec.config.model import InfnetConfig, ModelConfig
+from infnet_rec.config.run import RunConfig
+from infnet_rec.faults import Fault
+from infnet_rec.model.baselines.dcn import Dcn, DcnOptions
+from infnet_rec.model.baselines.dien import Dien, DienOptions
+from infnet_rec.model.baselines.din import Din, DinOptions
+from infnet_rec.model.baselines.fm import Fm, FmOptions
+from infnet_rec.model.baselines.gdcn import Gdcn, GdcnOptions
+from infnet_rec.model.baselines.hstu import Hstu, HstuOptions
+from infnet_rec.model.baselines.mmoe import Mmoe, MmoeOptions, Omoe
+from infnet_rec.model.baselines.ple import Ple, PleOptions
+from infnet_rec.model.baselines.shared_bottom import SharedBottom, SharedBottomOptions
+from infnet_rec.model.baselines.stem import Stem, StemOptions
+from infnet_rec.model.baselines.wukong import Wukong, WukongOptions
+from infnet_rec.model.fused import why_eager
+from infnet_rec.model.infnet import Infnet, InfnetOptions
+from infnet_rec.model.tokens import TokenLayout
+from infnet_rec.schema import Schema
+from infnet_rec.shard.world import World
+
+Options = TypeVar("Options")
+
+
+# What a baseline's name stands for.
+BASELINES: dict[str, tuple[Callable[[TokenLayout, int, Any], nn.Module], type[Any]]] = {
+    "fm": (Fm, FmOptions),
+    "din": (Din, DinOptions),
+    "dien": (Dien, DienOptions),
+    "dcnv2": (Dcn, DcnOptions),
+    "gdcn": (Gdcn, GdcnOptions),
+    "wukong": (Wukong, WukongOptions),
+    "hstu": (Hstu, HstuOptions),
+    "shared_bottom": (SharedBottom, SharedBottomOptions),
+    "mmoe": (Mmoe, MmoeOptions),
+    "omoe": (Omoe, MmoeOptions),
+    "ple": (Ple, PleOptions),
+    "stem": (Stem, StemOptions),
+}
+# Those that keep more than one embedding in a row.
+WIDE: dict[str, Callable[[TokenLayout, int], int]] = {"fm": Fm.table_width, "stem": Stem.table_width}
+
+
+def make_tower(config: RunConfig, schema: Schema) -> nn.Module:
+    """The dense part of the run's model.
+
+    Raises:
+        Fault: the model cannot be built for this schema.
+    """
+    model = config.model
+    if isinstance(model, InfnetConfig):
+        return make_infnet(config, schema, Infnet)
+    tower, options = BASELINES[model.name]
+    return tower(TokenLayout.of(schema), model.width, _options(options, model))
+
+
+def table_width(config: RunConfig, schema: Schema) -> int:
+    """Columns of every embedding table: `model.width`, unless the model keeps more in a row."""
+    wider = WIDE.get(config.model.name)
+    return wider(TokenLayout.of(schema), config.model.width) if wider else config.model.width
+
+
+def make_infnet(config: RunConfig, schema: Schema, form: type[Infnet]) -> Infnet:
+    """INFNet in one of its forms: they have the same parameters.
+
+    Raises:
+        Fault: the run's model is another one.
+    """
+    return form(
+        num_features=len(schema.features),
+        group_of_sequence=schema.group_of_sequence,
+        num_tasks=len(schema.tasks),
+        width=config.model.width,
+        options=infnet_options(config),
+        precision=config.train.precision,
+    )
+
+
+def infnet_options(config: RunConfig) -> InfnetOptions:
+    """INFNet's options.
+
+    Raises:
+        Fault: the run's model is another one.
+    """
+    if not isinstance(config.model, InfnetConfig):
+        raise Fault(f'model.name is "{config.model.name}": only "infnet" has several forms to compare; choose it')
+    return _options(InfnetOptions, config.model)
+
+
+def check_tower(config: RunConfig, schema: Schema, world: World) -> None:
+    """Refuses a model that cannot be built, or not as the run wants it; allocates nothing.
+
+    Raises:
+        Fault: see there.
+    """
+    if isinstance(config.model, InfnetConfig):
+        why_eager(config.model.attention, world.device, config.model.width)
+    elif config.train.precision != "fp32":
+        raise Fault(
+            f'train.precision is "{config.train.precision}": {config.model.name} computes in "fp32"; "infnet" alone '
+            "has another"
+        )
+    with torch.device("meta"):
+        make_tower(config, schema)
+
+
+def describe_tower(config: RunConfig, world: World) -> str:
+    """How the model computes, in a line."""
+    if not isinstance(config.model, InfnetConfig):
+        return f"model: {config.model.name}; products in {config.train.precision}"
+    reason = why_eager(config.model.attention, world.device, config.model.width)
+    attention = "fused" if reason is None else f"eager, because {reason}"
+    return f"attention: {attention}; products in {config.train.precision}"
+
+
+def _options(kind: type[Options], model: ModelConfig) -> Options:
+    """The tower's options; their names are the section's keys."""
+    names = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]
+    values: dict[str, Any] = {name: getattr(model, name) for name in names}
+    return kind(**values)

@@ -1,0 +1,1 @@
+"""The models that INFNet is compared with: `Tokens` in, logits_BT out, one file a family."""
