@@ -4,17 +4,17 @@ Shapes: B examples, M categorical tokens, F sequences, G groups of them, L seque
 P proxies, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from infnet_rec.model.attention import per_token
+from infnet_rec.model.attention import check_lengths, per_token
 from infnet_rec.model.heads import Linear, Mlp
-from infnet_rec.model.jagged import chunk_tokens
+from infnet_rec.model.jagged import chunk_tokens, next_link
 from infnet_rec.model.tokens import Tokens
 
 Pooling = Literal["sum", "mean"]
@@ -58,6 +58,8 @@ class SequenceProxies(nn.Module):
         return proxy_BGD if self.pooling == "sum" else proxy_BGD / count_BG1.clamp(min=1), token_LD
 
 
+# Its gradient is shared with the readings, which torch.compile is not to know of.
+@torch.compiler.disable
 def pool_sequences(
     token_LD: Tensor, lengths_FB: Tensor, group_of_sequence: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,15 +74,19 @@ def pool_sequences(
         sum_BGD: sums of tokens; 0 for a group without events.
         count_BG: numbers of events.
         token_LD: the same tokens, for readings and nothing else.
+
+    Raises:
+        Fault: see `check_lengths`.
     """
+    check_lengths(token_LD, lengths_FB)
     num_examples, num_groups = lengths_FB.shape[1], max(group_of_sequence) + 1
     # Made on the device out of Python numbers: no buffer to lose on the meta device, no copy to wait for.
     group_F = torch.cat([lengths_FB.new_full((len(list(run)),), group) for group, run in groupby(group_of_sequence)])
     slot_FB = torch.arange(num_examples, device=group_F.device) * num_groups + group_F[:, None]
     slot_L = per_token(slot_FB, lengths_FB, token_LD.shape[0])
-    sum_XD, token_LD = _pool(token_LD, slot_L, num_examples * num_groups)
+    sum_XD, passed_on_LD = _Pool.apply(token_LD, slot_L, num_examples * num_groups)
     count_GB = lengths_FB.new_zeros(num_groups, num_examples).index_add(0, group_F, lengths_FB)
-    return sum_XD.view(num_examples, num_groups, -1), count_GB.t(), token_LD
+    return sum_XD.view(num_examples, num_groups, -1), count_GB.t(), next_link(token_LD, passed_on_LD)
 
 
 class _Pool(torch.autograd.Function):
@@ -107,7 +113,3 @@ class _Pool(torch.autograd.Function):
         for grad_XD, slot_X in zip(grad_token_LD.split(size), slot_L.split(size), strict=True):
             grad_XD += grad_sum_XD.index_select(0, slot_X)
         return grad_token_LD, None, None
-
-
-# With the readings it shares a gradient, which torch.compile is not to know of.
-_pool: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = cast(Any, torch.compiler.disable(_Pool.apply))
