@@ -148,9 +148,7 @@ ONE_SIZE, SIZES = ((4, 6),), ((4, 6), (4, 3), (4, 9), (4, 3))
         ),
     ],
 )
-def test_a_compiled_tower_has_the_same_gradients(
-    backend: str, sizes: tuple, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_tower_has_the_same_gradients(backend: str, sizes: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     """aot_eager captures and differentiates as inductor does, and runs the graphs as they stand; eager only captures.
 
     Sequences are read between graphs. The second size is captured once more, for all sizes; no batch is after that.

@@ -100,7 +100,7 @@ def test_gradients_are_those_of_small_differences() -> None:
 @pytest.mark.parametrize("network", [chained, forked])
 def test_a_graph_can_be_walked_in_parts_and_again(network: Callable[..., Outputs]) -> None:
     """Nothing is left behind between walks, and none writes into what an earlier one returned."""
-    token_LD, query_BRD, gate_BD = inputs = draw()
+    token_LD, query_BRD, _ = inputs = draw()
     expected = torch.autograd.grad(loss_of(looped(*inputs)), inputs)
     outputs = network(*inputs)
     loss = loss_of(outputs)
@@ -168,8 +168,12 @@ def test_under_autocast_only_products_are_narrow() -> None:
     expected = torch.autograd.grad(loss_of(looped(*inputs)), inputs)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = chained(*inputs)
-    got = torch.autograd.grad(loss_of(outputs), inputs)
+    loss = loss_of(outputs)
+    got = torch.autograd.grad(loss, inputs, retain_graph=True)
+    with torch.autocast("cpu", torch.float16):
+        again = torch.autograd.grad(loss, inputs)
 
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
     assert {x.dtype for x in (*outputs, *got)} == {torch.float32}
     for narrow, exact in zip(got, expected, strict=True):
         assert not torch.equal(narrow, exact)

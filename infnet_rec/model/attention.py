@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from infnet_rec.faults import Fault
-from infnet_rec.model.precision import widened
 
 
 class TokenSet(Protocol):

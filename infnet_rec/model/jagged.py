@@ -19,9 +19,9 @@ Shapes: B examples, R queries, F sequences, L sequence tokens of the whole batch
 each, C = N * S, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, ParamSpec, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +34,14 @@ from infnet_rec.model.precision import product_dtype, widened
 # memory hardly depends on it. A GPU is given more for each launch; how much is best has not been measured.
 CHUNK_TOKENS = 8192
 CHUNK_TOKENS_GPU = 16 * CHUNK_TOKENS
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
+
+def outside_graphs(function: Callable[Given, Made]) -> Callable[Given, Made]:
+    """torch.compile goes around it: what a chunk holds depends on the lengths, and the chain on who has a gradient."""
+    return cast(Any, torch.compiler.disable(function))
 
 
 class Chunk(NamedTuple):
@@ -81,8 +89,7 @@ class JaggedTokens:
     layout: Layout
     gate_BD: Tensor | None = None
 
-    # What a chunk holds depends on the lengths: torch.compile goes around everything here.
-    @torch.compiler.disable
+    @outside_graphs
     def attend(self, query_BRD: Tensor) -> tuple[Tensor, Self]:
         """See `TokenSet.attend`. An example without tokens gets exactly 0, and so do its gradients."""
         check_query(query_BRD, self.token_LD, len(self.layout.example_B))
@@ -94,7 +101,7 @@ class JaggedTokens:
         return replace(self, gate_BD=next_gate(self.gate_BD, factor_BD, self.token_LD, len(self.layout.example_B)))
 
 
-@torch.compiler.disable
+@outside_graphs
 def arrange_sequences(token_LD: Tensor, lengths_FB: Tensor) -> JaggedTokens:
     """Finds out where each example's tokens are. Done once a forward; every block reads the same chunks.
 
@@ -154,21 +161,16 @@ def _chunks(row_L: Tensor, length_B: Tensor) -> Iterator[Chunk]:
 
 
 class _Read(torch.autograd.Function):
-    """query_BRD and token_LD to read_BRD, at least in float32, and token_LD."""
+    """query_BRD and token_LD to read_BRD, at least in float32, and token_LD. Stores the two, and no scores."""
 
     @staticmethod
     def forward(ctx: Any, query_BRD: Tensor, token_LD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        dtype = product_dtype(token_LD)
         ctx.layout, ctx.query_dtype = layout, query_BRD.dtype
         ctx.set_materialize_grads(False)
-        with torch.autocast(token_LD.device.type, enabled=False):
-            query_BRD = query_BRD.index_select(0, layout.example_B).to(dtype)
-            read_BRD = torch.zeros_like(query_BRD, dtype=torch.promote_types(dtype, torch.float32))
-            for chunk in layout.chunks:
-                token_NSD = _gather(token_LD, chunk, dtype)
-                weight_NRS = _weights(query_BRD[chunk.first : chunk.last], token_NSD, chunk.absent_N1S)
-                read_BRD[chunk.first : chunk.last] = torch.bmm(weight_NRS.to(dtype), token_NSD)
-        ctx.save_for_backward(query_BRD, token_LD)
+        sorted_BRD = query_BRD.index_select(0, layout.example_B).to(product_dtype(token_LD))
+        ctx.save_for_backward(sorted_BRD, token_LD)
+        with _as_it_stands(token_LD):
+            read_BRD = _read_chunks(sorted_BRD, token_LD, layout)
         return read_BRD.index_select(0, layout.rank_B), token_LD.view_as(token_LD)
 
     @staticmethod
@@ -178,26 +180,52 @@ class _Read(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None]:
         if grad_read_BRD is None:
             return None, grad_token_LD, None
-        query_BRD, token_LD = ctx.saved_tensors
-        num_queries, dtype = query_BRD.shape[1], query_BRD.dtype
-        if ctx.needs_input_grad[1] and grad_token_LD is None:
+        sorted_BRD, token_LD = ctx.saved_tensors
+        if grad_token_LD is None and ctx.needs_input_grad[1]:
             grad_token_LD = torch.zeros_like(token_LD)
-        grad_BRD = grad_read_BRD.index_select(0, ctx.layout.example_B).to(dtype)
-        grad_query_BRD = torch.zeros_like(query_BRD, dtype=ctx.query_dtype)
-        for chunk in ctx.layout.chunks:
-            token_NSD = _gather(token_LD, chunk, dtype)
-            query_NRD, grad_NRD = query_BRD[chunk.first : chunk.last], grad_BRD[chunk.first : chunk.last]
-            weight_NRS = _weights(query_NRD, token_NSD, chunk.absent_N1S)
-            grad_score_NRS = widened(torch.bmm(grad_NRD, token_NSD.transpose(1, 2)))
-            # The derivative of softmax. Slots that are left over weigh 0, and so does their gradient.
-            grad_score_NRS = torch._softmax_backward_data(grad_score_NRS, weight_NRS, -1, weight_NRS.dtype).to(dtype)
-            grad_query_BRD[chunk.first : chunk.last] = torch.bmm(grad_score_NRS, token_NSD)
-            if grad_token_LD is not None:
-                # A token is the key of a query, and it is the value too: two products, in one.
-                left_NQS = torch.cat([weight_NRS.to(dtype), grad_score_NRS], dim=1)
-                grad_NSD = torch.bmm(left_NQS.transpose(1, 2), torch.cat([grad_NRD, query_NRD], dim=1))
-                grad_token_LD.index_add_(0, chunk.row_C, grad_NSD.flatten(0, 1).to(grad_token_LD.dtype))
-        return grad_query_BRD.index_select(0, ctx.layout.rank_B), grad_token_LD, None
+        grad_BRD = grad_read_BRD.index_select(0, ctx.layout.example_B).to(sorted_BRD.dtype)
+        with _as_it_stands(token_LD):
+            grad_query_BRD = _walk_back(grad_BRD, sorted_BRD, token_LD, ctx.layout, grad_token_LD)
+        return grad_query_BRD.index_select(0, ctx.layout.rank_B).to(ctx.query_dtype), grad_token_LD, None
+
+
+def _as_it_stands(token_LD: Tensor) -> torch.autocast:
+    """Autocast holds in the forward pass and not in the backward pass; what it asks for has been done already."""
+    return torch.autocast(token_LD.device.type, enabled=False)
+
+
+def _read_chunks(query_BRD: Tensor, token_LD: Tensor, layout: Layout) -> Tensor:
+    """What the queries of the examples, the longest first, read; 0 for examples without tokens."""
+    read_BRD = widened(torch.zeros_like(query_BRD))
+    for chunk in layout.chunks:
+        examples = slice(chunk.first, chunk.last)
+        token_NSD = _gather(token_LD, chunk, query_BRD.dtype)
+        weight_NRS = _weights(query_BRD[examples], token_NSD, chunk.absent_N1S)
+        read_BRD[examples] = torch.bmm(weight_NRS.to(query_BRD.dtype), token_NSD)
+    return read_BRD
+
+
+def _walk_back(
+    grad_BRD: Tensor, query_BRD: Tensor, token_LD: Tensor, layout: Layout, grad_token_LD: Tensor | None
+) -> Tensor:
+    """The gradient of the queries; adds that of the tokens to `grad_token_LD`, if there is one."""
+    dtype = query_BRD.dtype
+    grad_query_BRD = torch.zeros_like(query_BRD)
+    for chunk in layout.chunks:
+        examples = slice(chunk.first, chunk.last)
+        token_NSD = _gather(token_LD, chunk, dtype)
+        query_NRD, grad_NRD = query_BRD[examples], grad_BRD[examples]
+        weight_NRS = _weights(query_NRD, token_NSD, chunk.absent_N1S)
+        grad_weight_NRS = widened(torch.bmm(grad_NRD, token_NSD.transpose(1, 2)))
+        # The derivative of softmax in one pass. Slots that are left over weigh 0, and so does their gradient.
+        grad_score_NRS = torch._softmax_backward_data(grad_weight_NRS, weight_NRS, -1, weight_NRS.dtype).to(dtype)
+        grad_query_BRD[examples] = torch.bmm(grad_score_NRS, token_NSD)
+        if grad_token_LD is not None:
+            # A token is the value and the key of every query: two products, made as one.
+            left_NQS = torch.cat([weight_NRS.to(dtype), grad_score_NRS], dim=1)
+            grad_NSD = torch.bmm(left_NQS.transpose(1, 2), torch.cat([grad_NRD, query_NRD], dim=1))
+            grad_token_LD.index_add_(0, chunk.row_C, grad_NSD.flatten(0, 1).to(grad_token_LD.dtype))
+    return grad_query_BRD
 
 
 def _gather(token_LD: Tensor, chunk: Chunk, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from infnet_rec.model.attention import check_lengths, per_token
 from infnet_rec.model.heads import Linear, Mlp
-from infnet_rec.model.jagged import chunk_tokens, next_link
+from infnet_rec.model.jagged import chunk_tokens, next_link, outside_graphs
 from infnet_rec.model.tokens import Tokens
 
 Pooling = Literal["sum", "mean"]
@@ -58,8 +58,7 @@ class SequenceProxies(nn.Module):
         return proxy_BGD if self.pooling == "sum" else proxy_BGD / count_BG1.clamp(min=1), token_LD
 
 
-# Its gradient is shared with the readings, which torch.compile is not to know of.
-@torch.compiler.disable
+@outside_graphs
 def pool_sequences(
     token_LD: Tensor, lengths_FB: Tensor, group_of_sequence: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
