@@ -17,7 +17,7 @@ NUM_FEATURES, NUM_TASKS, WIDTH = 5, 3, 8
 BY_BEHAVIOUR, BY_SEQUENCE = (0, 0, 1, 1), (0, 1, 2, 3)
 SMALL = InfnetOptions(proxy_hidden=(11,), gate_hidden=(7,), head_hidden=(6, 5))
 
-# Per example: nothing at all; one event; ragged; one sequence only; more than one tile; ragged.
+# Per example: nothing at all; one event; ragged; one sequence only; long; ragged.
 LENGTHS_FB = torch.tensor([[0, 0, 2, 0, 40, 1], [0, 1, 0, 9, 0, 3], [0, 0, 5, 0, 33, 2], [0, 0, 1, 0, 3, 0]])
 
 

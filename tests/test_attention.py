@@ -4,25 +4,28 @@ Shapes: B examples, F sequences, L sequence tokens, P and R queries, X tokens of
 """
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from infnet_rec.model.attention import (
-    TILE_SLOTS,
-    DenseTokens,
-    Flow,
-    JaggedTokens,
-    Reading,
-    tile_sequences,
-)
+from infnet_rec.model import jagged
+from infnet_rec.model.attention import DenseTokens, Flow, Reading
+from infnet_rec.model.jagged import JaggedTokens, arrange_sequences
 from infnet_rec.model.proxies import pool_sequences
 from literal import cross_attention
 
 DTYPE = torch.float64
-# Totals around the edges of tiles, an empty example first, last and in between, and a long one.
-RAGGED = (0, 1, TILE_SLOTS - 1, TILE_SLOTS, 0, TILE_SLOTS + 1, 2 * TILE_SLOTS, 6 * TILE_SLOTS + 5, 3, 0)
+# An empty example first, last and in between, and one that is longer than all others together.
+RAGGED = (0, 1, 7, 8, 0, 9, 16, 53, 3, 0)
+
+
+@pytest.fixture(params=[1, 16, 24, 8192])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tokens of a chunk: an example at a time; borders in between, the last chunk smaller; all examples at once."""
+    monkeypatch.setattr(jagged, "CHUNK_TOKENS", request.param)
+    return request.param
 
 
 def draw_lengths(totals: tuple[int, ...], num_sequences: int = 3) -> Tensor:
@@ -42,15 +45,15 @@ def attend_one(query_RD: Tensor, token_XD: Tensor) -> Tensor:
     return torch.softmax(query_RD @ token_XD.T, dim=-1) @ token_XD
 
 
-@pytest.mark.parametrize("totals", [RAGGED, (0, 0, 0), (1,), (200,)])
-def test_jagged_attention_is_the_loop_over_examples(totals):
+@pytest.mark.parametrize("totals", [RAGGED, (0, 0, 0), (1,), (200,), (8,) * 5, (9, 8, 8, 8, 7)])
+def test_jagged_attention_is_the_loop_over_examples(totals, chunk):
     torch.manual_seed(0)
     lengths_FB = draw_lengths(totals)
     token_LD = torch.randn(sum(totals), 4, dtype=DTYPE, requires_grad=True)
     query_BRD = torch.randn(len(totals), 5, 4, dtype=DTYPE, requires_grad=True)
     gate_BD = torch.rand(len(totals), 4, dtype=DTYPE, requires_grad=True)
 
-    got_BRD = tile_sequences(token_LD, lengths_FB).gated(gate_BD).attend(query_BRD)
+    got_BRD, _ = arrange_sequences(token_LD, lengths_FB).gated(gate_BD).attend(query_BRD)
     expected_BRD = torch.stack(
         [attend_one(query_BRD[b], tokens_of_example(token_LD, lengths_FB, b) * gate_BD[b]) for b in range(len(totals))]
     )
@@ -72,7 +75,7 @@ def test_an_example_without_tokens_gets_exactly_zero_and_finite_gradients():
     query_BRD = torch.full((3, 2, 4), 1e4, requires_grad=True)
     token_LD = torch.full((2, 4), 1e4, requires_grad=True)
 
-    out_BRD = tile_sequences(token_LD, torch.tensor([[0, 2, 0]])).attend(query_BRD)
+    out_BRD, _ = arrange_sequences(token_LD, torch.tensor([[0, 2, 0]])).attend(query_BRD)
     out_BRD.sum().backward()
 
     assert torch.equal(out_BRD[0], torch.zeros(2, 4)) and torch.equal(out_BRD[2], torch.zeros(2, 4))
@@ -83,28 +86,69 @@ def test_an_example_without_tokens_gets_exactly_zero_and_finite_gradients():
 
 
 def test_scores_too_large_for_exp_do_not_overflow():
-    """The largest score may lie in any tile of an example."""
-    token_LD = torch.zeros(3 * TILE_SLOTS, 2)
-    token_LD[TILE_SLOTS + 3] = 300.0
+    token_LD = torch.zeros(96, 2)
+    token_LD[35] = 300.0
 
-    out_BRD = tile_sequences(token_LD, torch.tensor([[3 * TILE_SLOTS]])).attend(torch.ones(1, 1, 2))
+    out_BRD, _ = arrange_sequences(token_LD, torch.tensor([[96]])).attend(torch.ones(1, 1, 2))
 
     torch.testing.assert_close(out_BRD, torch.full((1, 1, 2), 300.0))
 
 
-def test_tiles_take_memory_for_the_tokens_and_not_for_the_longest_example():
-    lengths_FB = torch.tensor([[1400] + [0] * 63 + [5] * 64])
+def test_a_token_that_is_not_a_number_spoils_its_own_example_only(chunk):
+    """Slots that are left over weigh 0, and 0 times what is no number is none either."""
+    token_LD = torch.randn(14, 2)
+    token_LD[11:] = torch.nan
 
-    tiles = tile_sequences(torch.randn(int(lengths_FB.sum()), 2), lengths_FB)
+    out_BRD, _ = arrange_sequences(token_LD, torch.tensor([[4, 5, 2, 3]])).attend(torch.randn(4, 2, 2))
 
-    assert tiles.tile_NSD.shape[0] * TILE_SLOTS <= int(lengths_FB.sum()) + 128 * TILE_SLOTS
-    assert int((~tiles.absent_NS).sum()) == int(lengths_FB.sum())
+    assert torch.isfinite(out_BRD[:3]).all() and torch.isnan(out_BRD[3]).all()
+
+
+def test_chunks_hold_every_token_once_and_little_else(chunk):
+    lengths_FB = draw_lengths(RAGGED)
+    layout = arrange_sequences(torch.randn(sum(RAGGED), 2), lengths_FB).layout
+
+    first = 0
+    rows = []
+    for part in layout.chunks:
+        lengths = [RAGGED[b] for b in layout.example_B[part.first : part.last]]
+        assert part.first == first and min(lengths) > 0
+        assert len(part.row_C) == max(lengths) * len(lengths) <= max(chunk, lengths[0])
+        present_C = torch.ones(len(part.row_C), dtype=torch.bool)
+        if part.absent_N1S is not None:
+            present_C = ~part.absent_N1S.flatten()
+        assert int(present_C.sum()) == sum(lengths)
+        rows += part.row_C[present_C].tolist()
+        first = part.last
+    assert sorted(rows) == list(range(sum(RAGGED))) and first == sum(total > 0 for total in RAGGED)
+
+
+def stored_elsewhere(run: Callable[[], object], token_LD: Tensor) -> int:
+    """Numbers that autograd keeps between the passes, those of the tokens aside."""
+    stored: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    assert stored.pop(token_LD.untyped_storage().data_ptr())
+    return sum(stored.values())
+
+
+def test_what_is_stored_for_the_backward_pass_does_not_grow_with_queries_times_tokens():
+    token_LD = torch.randn(400, 8, requires_grad=True)
+    query_BRD = torch.randn(2, 16, 8, requires_grad=True)
+    tokens = arrange_sequences(token_LD, torch.tensor([[200, 200]]))
+
+    assert stored_elsewhere(lambda: tokens.attend(query_BRD), token_LD) <= 2 * query_BRD.numel()
 
 
 def make_set(kind: str, token_BXD: Tensor) -> DenseTokens | JaggedTokens:
     if kind == "dense":
         return DenseTokens(token_BXD)
-    return tile_sequences(token_BXD.flatten(0, 1), torch.tensor([[token_BXD.shape[1]] * token_BXD.shape[0]]))
+    return arrange_sequences(token_BXD.flatten(0, 1), torch.tensor([[token_BXD.shape[1]] * token_BXD.shape[0]]))
 
 
 @pytest.mark.parametrize("kind", ["dense", "jagged"])
@@ -113,20 +157,17 @@ def test_gates_multiply_up(kind):
     token_BXD, first_BD, second_BD = (torch.rand(s, dtype=DTYPE) for s in ((3, 6, 4), (3, 4), (3, 4)))
     query_BRD = torch.randn(3, 2, 4, dtype=DTYPE)
 
-    got_BRD = make_set(kind, token_BXD).gated(first_BD).gated(second_BD).attend(query_BRD)
+    got_BRD, _ = make_set(kind, token_BXD).gated(first_BD).gated(second_BD).attend(query_BRD)
 
-    expected_BRD = make_set(kind, token_BXD * (first_BD * second_BD)[:, None]).attend(query_BRD)
+    expected_BRD, _ = make_set(kind, token_BXD * (first_BD * second_BD)[:, None]).attend(query_BRD)
     torch.testing.assert_close(got_BRD, expected_BRD, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["dense", "jagged"])
 def test_a_query_of_zeros_reads_the_mean(kind):
     token_BXD = torch.randn(3, 6, 4, dtype=DTYPE)
-    tokens = (
-        DenseTokens(token_BXD) if kind == "dense" else tile_sequences(token_BXD.flatten(0, 1), torch.tensor([[6] * 3]))
-    )
 
-    mean_B1D = tokens.attend(torch.zeros(3, 1, 4, dtype=DTYPE))
+    mean_B1D, _ = make_set(kind, token_BXD).attend(torch.zeros(3, 1, 4, dtype=DTYPE))
 
     torch.testing.assert_close(mean_B1D[:, 0], token_BXD.mean(dim=1), rtol=1e-12, atol=1e-12)
 
@@ -138,7 +179,7 @@ def test_flows_that_read_together_are_the_flows_with_keys_and_values(num_heads):
     query_BPD = {"a": torch.randn(3, 4, 8, dtype=DTYPE), "b": torch.randn(3, 1, 8, dtype=DTYPE)}
     token_BXD = torch.randn(3, 7, 8, dtype=DTYPE)
 
-    got_BPD = reading(query_BPD, DenseTokens(token_BXD))
+    got_BPD, _ = reading(query_BPD, DenseTokens(token_BXD))
 
     for name, flow in reading.items():
         assert isinstance(flow, Flow)
@@ -163,7 +204,7 @@ def test_pooling_adds_up_each_groups_events(group_of_sequence):
     token_LD = torch.randn(sum(RAGGED), 4, dtype=DTYPE)
     runs = token_LD.split(lengths_FB.flatten().tolist())
 
-    sum_BGD, count_BG = pool_sequences(token_LD, lengths_FB, group_of_sequence)
+    sum_BGD, count_BG, _ = pool_sequences(token_LD, lengths_FB, group_of_sequence)
 
     for b in range(len(RAGGED)):
         for g in range(max(group_of_sequence) + 1):

@@ -19,8 +19,9 @@ import sharded_runs
 from infnet_rec.commands.assemble import open_data, shard_model
 from infnet_rec.faults import Fault
 from infnet_rec.model import fused
-from infnet_rec.model.attention import DenseTokens, tile_sequences
+from infnet_rec.model.attention import DenseTokens
 from infnet_rec.model.fused import FusedTokens, fuse_sequences, lay_out_sequences, max_queries, why_eager
+from infnet_rec.model.jagged import arrange_sequences
 from infnet_rec.shard.world import joined
 from paper_check import BY_BEHAVIOUR, SMALL, check_against_paper
 
@@ -52,8 +53,8 @@ def read(kind: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, lengths_FB: 
     """What queries read, and the gradients of tokens, queries and gates, in float64 on the CPU."""
     device = DEVICE if kind == "fused" else "cpu"
     token_LD, query_BRD, gate_BD = (x.to(device, dtype).requires_grad_() for x in inputs)
-    lay_out = fuse_sequences if kind == "fused" else tile_sequences
-    read_BRD = lay_out(token_LD, lengths_FB.to(device)).gated(gate_BD).attend(query_BRD)
+    lay_out = fuse_sequences if kind == "fused" else arrange_sequences
+    read_BRD, _ = lay_out(token_LD, lengths_FB.to(device)).gated(gate_BD).attend(query_BRD)
     direction_BRD = torch.randn(read_BRD.shape, generator=torch.Generator().manual_seed(1))
     grads = torch.autograd.grad(read_BRD, (token_LD, query_BRD, gate_BD), direction_BRD.to(read_BRD))
     return tuple(x.detach().to("cpu", torch.float64) for x in (read_BRD, *grads))
@@ -218,7 +219,7 @@ TOKEN_LD, TWO = torch.randn(3, 8), torch.tensor([[1, 2]])
 
 
 @pytest.mark.parametrize(
-    "lay_out", [fuse_sequences, tile_sequences, lambda token_LD, _: DenseTokens(token_LD[:2, None])]
+    "lay_out", [fuse_sequences, arrange_sequences, lambda token_LD, _: DenseTokens(token_LD[:2, None])]
 )
 @pytest.mark.parametrize(
     ("break_it", "words"),
@@ -236,7 +237,7 @@ def test_queries_and_gates_that_do_not_fit_are_faults(lay_out, break_it, words) 
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize("lay_out", [fuse_sequences, tile_sequences])
+@pytest.mark.parametrize("lay_out", [fuse_sequences, arrange_sequences])
 @pytest.mark.parametrize(
     ("token_LD", "lengths_FB", "words"),
     [

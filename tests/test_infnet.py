@@ -12,6 +12,7 @@ import torch
 
 import literal
 from infnet_rec.faults import Fault
+from infnet_rec.model import jagged
 from infnet_rec.model.infnet import Ablation, Infnet, InfnetOptions
 from infnet_rec.model.tokens import Tokens
 from paper_check import (
@@ -26,6 +27,12 @@ from paper_check import (
 )
 
 ABLATIONS = get_args(Ablation)
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest example is read alone, the next two together, the rest at once."""
+    monkeypatch.setattr(jagged, "CHUNK_TOKENS", 20)
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)

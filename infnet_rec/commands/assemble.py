@@ -12,8 +12,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infnet_rec.commands.fetch import fetched
 from infnet_rec.commands.table_rules import precisions_of
-from infnet_rec.commands.training_plan import check_tables, training_plan
 from infnet_rec.commands.towers import check_tower, make_tower, table_width
+from infnet_rec.commands.training_plan import check_tables, training_plan
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.check import ids_outside_tables
 from infnet_rec.data.loader import BatchReader, Loader

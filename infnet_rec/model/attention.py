@@ -9,7 +9,7 @@ Neither has to be formed. With tokens X, weights Wq, Wk, Wv and a gate G (one ve
 so tokens are only ever read, by a handful of queries, and queries that share a token set read it together.
 
 Shapes: B examples, P queries of one flow, R = absorbed queries of all flows and heads together, X tokens an example,
-L sequence tokens of the whole batch, F sequences, G groups of them, H heads, K = D / H, D width, N tiles of S slots.
+L sequence tokens of the whole batch, F sequences, H heads, K = D / H, D width.
 """
 
 import math
@@ -21,17 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from infnet_rec.faults import Fault
-from infnet_rec.model.precision import widened
-
-# Of 16, 32, 64 and 128 the fastest on CPU, or within a tenth of it, for D = 16 to 64 and 80 to 560 tokens an example.
-TILE_SLOTS = 32
 
 
 class TokenSet(Protocol):
     """Tokens that queries can read."""
 
-    def attend(self, query_BRD: Tensor) -> Tensor:
-        """Each query's mean of the tokens, weighted by the softmax of its inner products with them: [B, R, D]."""
+    def attend(self, query_BRD: Tensor) -> tuple[Tensor, Self]:
+        """Each query's mean of the tokens, weighted by the softmax of its inner products with them: [B, R, D].
+
+        Comes with the same tokens for the next reading: taking those and not these saves memory, see `model.jagged`.
+        """
         ...
 
     def gated(self, factor_BD: Tensor) -> Self:
@@ -51,94 +50,15 @@ class DenseTokens:
     token_BXD: Tensor
     gate_BD: Tensor | None = None
 
-    def attend(self, query_BRD: Tensor) -> Tensor:
+    def attend(self, query_BRD: Tensor) -> tuple[Tensor, Self]:
         """See `TokenSet.attend`. Plain products beat scaled_dot_product_attention on CPU at these sizes."""
         check_query(query_BRD, self.token_BXD, self.token_BXD.shape[0])
         score_BRX = times_gate(query_BRD, self.gate_BD) @ self.token_BXD.transpose(1, 2)
-        return times_gate(score_BRX.softmax(dim=-1) @ self.token_BXD, self.gate_BD)
+        return times_gate(score_BRX.softmax(dim=-1) @ self.token_BXD, self.gate_BD), self
 
     def gated(self, factor_BD: Tensor) -> Self:
         """See `TokenSet.gated`. Costs B x D, whatever the number of tokens."""
         return replace(self, gate_BD=next_gate(self.gate_BD, factor_BD, self.token_BXD, self.token_BXD.shape[0]))
-
-
-@dataclass(frozen=True, slots=True)
-class JaggedTokens:
-    """Any number of tokens in each example, cut into tiles of `TILE_SLOTS`; no tile holds tokens of two examples.
-
-    There are L // S + B tiles: always enough, and known without asking the device. Their memory follows the number of
-    tokens and never the longest example. Those left over are empty.
-
-    Attributes:
-        tile_NSD: the tokens, zeros where there is none.
-        absent_NS: True where a tile holds no token.
-        example_N: the example that each tile belongs to.
-        num_examples: B.
-        gate_BD: product of all factors so far; None before the first.
-    """
-
-    tile_NSD: Tensor
-    absent_NS: Tensor
-    example_N: Tensor
-    num_examples: int
-    gate_BD: Tensor | None = None
-
-    def attend(self, query_BRD: Tensor) -> Tensor:
-        """See `TokenSet.attend`. An example without tokens gets exactly 0, and so do its gradients."""
-        check_query(query_BRD, self.tile_NSD, self.num_examples)
-        query_NRD = times_gate(query_BRD, self.gate_BD).index_select(0, self.example_N)
-        score_NRS = widened(query_NRD @ self.tile_NSD.transpose(1, 2))
-        score_NRS = score_NRS.masked_fill(self.absent_NS[:, None], -math.inf)
-
-        # A softmax does not change when one number is taken from all its scores: no gradient has to flow through it.
-        top_NR = score_NRS.detach().amax(dim=-1)
-        top_BR = top_NR.new_full(query_BRD.shape[:2], torch.finfo(top_NR.dtype).min)
-        top_BR = top_BR.scatter_reduce(0, self.example_N[:, None].expand_as(top_NR), top_NR, "amax")
-        weight_NRS = torch.exp(score_NRS - top_BR.index_select(0, self.example_N)[..., None])
-
-        total_BR = _sum_tiles(weight_NRS.sum(dim=-1), self.example_N, query_BRD.shape[0])
-        value_NRD = widened(weight_NRS.to(self.tile_NSD.dtype) @ self.tile_NSD)
-        value_BRD = _sum_tiles(value_NRD, self.example_N, query_BRD.shape[0])
-        # The highest score weighs exp(0), so a total below 1 is that of an example without tokens: 0 / 1.
-        return times_gate(value_BRD / total_BR.clamp(min=1)[..., None], self.gate_BD)
-
-    def gated(self, factor_BD: Tensor) -> Self:
-        """See `TokenSet.gated`. Costs B x D, whatever the number of tokens."""
-        return replace(self, gate_BD=next_gate(self.gate_BD, factor_BD, self.tile_NSD, self.num_examples))
-
-
-def tile_sequences(token_LD: Tensor, lengths_FB: Tensor) -> JaggedTokens:
-    """Lays feature-major sequence tokens out by example. Done once a forward; every block reads the same tiles.
-
-    Args:
-        token_LD: all events of sequence 0 (example 0, then 1, ...), then all of sequence 1, and so on.
-        lengths_FB: number of events of each sequence in each example; sums to L.
-
-    Raises:
-        Fault: see `check_lengths`.
-    """
-    check_lengths(token_LD, lengths_FB)
-    num_tokens, width = token_LD.shape
-    num_examples = lengths_FB.shape[1]
-    num_tiles = num_tokens // TILE_SLOTS + num_examples
-    lengths_B = lengths_FB.sum(dim=0)
-    tiles_B = (lengths_B + TILE_SLOTS - 1) // TILE_SLOTS
-    end_tile_B = tiles_B.cumsum(dim=0)
-    first_tile_B = end_tile_B - tiles_B
-
-    # Each (sequence, example) is one run of tokens, in the source and in the tiles: a run moves by one distance.
-    source_FB = (lengths_FB.flatten().cumsum(dim=0) - lengths_FB.flatten()).view_as(lengths_FB)
-    target_FB = first_tile_B * TILE_SLOTS + lengths_FB.cumsum(dim=0) - lengths_FB
-    distance_L = per_token(target_FB - source_FB, lengths_FB, num_tokens)
-    place_L = torch.arange(num_tokens, device=token_LD.device) + distance_L
-    # Scattering rather than gathering: the backward of a scatter is a plain gather, that of a gather adds up rows.
-    slot_XD = token_LD.new_zeros(num_tiles * TILE_SLOTS, width).index_copy(0, place_L, token_LD)
-
-    tile_N = torch.arange(num_tiles, device=token_LD.device)
-    example_N = torch.searchsorted(end_tile_B, tile_N, right=True).clamp(max=num_examples - 1)
-    left_N = lengths_B[example_N] - (tile_N - first_tile_B[example_N]) * TILE_SLOTS
-    absent_NS = torch.arange(TILE_SLOTS, device=token_LD.device) >= left_N[:, None]
-    return JaggedTokens(slot_XD.view(num_tiles, TILE_SLOTS, width), absent_NS, example_N, num_examples)
 
 
 class Flow(nn.Module):
@@ -188,8 +108,8 @@ class Reading(nn.ModuleDict):
     def __init__(self, readers: Iterable[str], width: int, num_heads: int) -> None:
         super().__init__({name: Flow(width, num_heads) for name in readers})
 
-    def forward(self, query_BPD: Mapping[str, Tensor], tokens: TokenSet) -> dict[str, Tensor]:
-        """What each reader gets out of the tokens.
+    def forward(self, query_BPD: Mapping[str, Tensor], tokens: TokenSet) -> tuple[dict[str, Tensor], TokenSet]:
+        """What each reader gets out of the tokens, and the tokens for the next reading.
 
         Args:
             query_BPD: at least the readers' queries, [B, P, D] each.
@@ -197,8 +117,9 @@ class Reading(nn.ModuleDict):
         """
         flows = cast(Mapping[str, Flow], self)
         absorbed_BRD = [flow.absorb(query_BPD[name]) for name, flow in flows.items()]
-        read_BRD = tokens.attend(torch.cat(absorbed_BRD, dim=1)).split([part.shape[1] for part in absorbed_BRD], dim=1)
-        return {name: flow.project(part_BRD) for (name, flow), part_BRD in zip(flows.items(), read_BRD, strict=True)}
+        read_BRD, rest = tokens.attend(torch.cat(absorbed_BRD, dim=1))
+        parts_BRD = read_BRD.split([part.shape[1] for part in absorbed_BRD], dim=1)
+        return {n: flow.project(part) for (n, flow), part in zip(flows.items(), parts_BRD, strict=True)}, rest
 
 
 def times_gate(token_BXD: Tensor, gate_BD: Tensor | None) -> Tensor:
@@ -258,11 +179,6 @@ def check_lengths(token_LD: Tensor, lengths_FB: Tensor) -> None:
         torch._assert_async(lengths_FB.sum() == num_tokens, f"lengths do not sum to the {num_tokens} rows of tokens")
     elif (total := int(lengths_FB.sum())) != num_tokens:
         raise Fault(f"lengths: sum to {total}; there are {num_tokens} rows of tokens: both must count the same events")
-
-
-def _sum_tiles(value_N: Tensor, example_N: Tensor, num_examples: int) -> Tensor:
-    """Adds up what the tiles of each example hold: [N, ...] -> [B, ...]."""
-    return value_N.new_zeros(num_examples, *value_N.shape[1:]).index_add(0, example_N, value_N)
 
 
 def per_token(value_FB: Tensor, lengths_FB: Tensor, num_tokens: int) -> Tensor:

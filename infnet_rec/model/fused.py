@@ -2,7 +2,7 @@
 
 "fused" runs the Triton kernels of `infnet_rec.model.fused_kernels`: tokens stay where TorchRec left them, no scores are
 stored, and a reading costs one pass over the tokens (two in the backward pass: one to read, one to write). "eager" is
-`infnet_rec.model.attention` in plain torch. "auto" takes "fused" on a GPU where nothing stands in its way.
+`infnet_rec.model.jagged` in plain torch. "auto" takes "fused" on a GPU where nothing stands in its way.
 
 With TRITON_INTERPRET=1, set before Triton is imported, "fused" also runs on a CPU, very slowly: that is for tests.
 
@@ -30,9 +30,10 @@ from infnet_rec.model.attention import (
     check_lengths,
     check_query,
     next_gate,
-    tile_sequences,
     times_gate,
 )
+from infnet_rec.model.jagged import arrange_sequences
+from infnet_rec.model.precision import narrowed, product_dtype
 
 Attention = Literal["auto", "eager", "fused"]
 
@@ -115,15 +116,16 @@ def lay_out_sequences(token_LD: Tensor, lengths_FB: Tensor, attention: Attention
         Fault: lengths and tokens do not fit, or "fused" does not work on this device.
     """
     reason = why_eager(attention, token_LD.device, token_LD.shape[1])
-    if reason is None and token_LD.dtype not in (torch.float32, torch.bfloat16):
-        reason = f"the tokens are {token_LD.dtype}, and the kernel reads float32 and bfloat16"
+    dtype = product_dtype(token_LD)
+    if reason is None and dtype not in (torch.float32, torch.bfloat16):
+        reason = f"the tokens are {dtype}, and the kernel reads float32 and bfloat16"
         if attention == "fused":
             raise Fault(f'model.attention is "fused": {reason}; say "eager"')
     if reason is None:
-        return fuse_sequences(token_LD, lengths_FB)
+        return fuse_sequences(narrowed(token_LD), lengths_FB)
     if attention == "auto" and not torch.compiler.is_compiling():
         _log_once(f"attention is eager: {reason}")
-    return tile_sequences(token_LD, lengths_FB)
+    return arrange_sequences(token_LD, lengths_FB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +144,14 @@ class FusedTokens:
     num_examples: int
     gate_BD: Tensor | None = None
 
-    def attend(self, query_BRD: Tensor) -> Tensor:
+    def attend(self, query_BRD: Tensor) -> tuple[Tensor, Self]:
         """See `TokenSet.attend`. An example without tokens gets exactly 0, and so do its gradients."""
         check_query(query_BRD, self.token_LD, self.num_examples)
         gated_BRD = times_gate(query_BRD, self.gate_BD)
         # More queries than a kernel can hold come in portions, and each reads all tokens again.
         portions = gated_BRD.split(max_queries(self.token_LD), dim=1)
         read_BRD = [_attend(portion, self.token_LD, self.start_X) for portion in portions]
-        return times_gate(read_BRD[0] if len(read_BRD) == 1 else torch.cat(read_BRD, dim=1), self.gate_BD)
+        return times_gate(read_BRD[0] if len(read_BRD) == 1 else torch.cat(read_BRD, dim=1), self.gate_BD), self
 
     def gated(self, factor_BD: Tensor) -> Self:
         """See `TokenSet.gated`. Costs B x D, whatever the number of tokens."""

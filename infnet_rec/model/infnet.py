@@ -163,7 +163,10 @@ class Block(nn.Module):
         """
         # Heterogeneous stage. Every flow reads the block's input: no update is seen before all have been made.
         keys = {**sets, "task": DenseTokens(query_BPD["task"])} if "task" in self.readings else sets
-        reads = [reading(query_BPD, keys[kind]) for kind, reading in self.readings.items()]
+        reads, read_sets = [], dict(sets)
+        for kind, reading in self.readings.items():
+            read_BPD, read_sets[kind] = reading(query_BPD, keys[kind])
+            reads.append(read_BPD)
         updated_BPD = dict(query_BPD)
         for name, norm in self.norms.items():
             terms_BPD = [query_BPD[name]] if self.adds_query else []
@@ -171,13 +174,13 @@ class Block(nn.Module):
             updated_BPD[name] = norm(sum(terms_BPD[1:], start=terms_BPD[0]))
 
         # Homogeneous stage. Gates read the updated proxies.
-        gated = dict(sets)
+        gated = {kind: read_sets[kind] for kind in sets}
         for kind, gate in self.gates.items():
             factor_BD = self.gate_offset + torch.sigmoid(gate(updated_BPD[f"{kind}_proxy"].flatten(1)))
             if kind == "task":
                 updated_BPD["task"] = updated_BPD["task"] * factor_BD[:, None]
             else:
-                gated[kind] = sets[kind].gated(factor_BD)
+                gated[kind] = gated[kind].gated(factor_BD)
         return updated_BPD, gated
 
 
@@ -250,12 +253,12 @@ class Infnet(nn.Module):
             Fault: lengths and tokens do not fit, or the tokens are where "fused" attention does not work.
         """
         with computing_in(self.precision, tokens.sequence_LD.device):
+            # Proxies pool the tokens as they were looked up: sums over long histories need float32.
+            query_BPD, sequence_LD = self._begin(tokens)
             sets: dict[str, TokenSet] = {
                 "categorical": DenseTokens(narrowed(tokens.categorical_BMD)),
-                "sequence": lay_out_sequences(narrowed(tokens.sequence_LD), tokens.lengths_FB, self.attention),
+                "sequence": lay_out_sequences(sequence_LD, tokens.lengths_FB, self.attention),
             }
-            # Proxies pool the tokens as they were looked up: sums over long histories need float32.
-            query_BPD = {name: start(tokens) for name, start in self.start.items()}
             for block in self.blocks:
                 if self.checkpoint_blocks and torch.is_grad_enabled():
                     query_BPD, sets = checkpoint(block, query_BPD, sets, use_reentrant=False)
@@ -263,6 +266,16 @@ class Infnet(nn.Module):
                     query_BPD, sets = block(query_BPD, sets)
             logits_BT = self.heads(self._read_out(query_BPD, sets))
         return logits_BT if self.precision == "fp32" else widened(logits_BT)
+
+    def _begin(self, tokens: Tokens) -> tuple[dict[str, Tensor], Tensor]:
+        """The first proxies and task tokens, [B, P, D] each, and the sequence tokens for whoever reads them next."""
+        query_BPD, sequence_LD = {}, tokens.sequence_LD
+        for name, start in self.start.items():
+            if isinstance(start, SequenceProxies):
+                query_BPD[name], sequence_LD = start(tokens)
+            else:
+                query_BPD[name] = start(tokens)
+        return query_BPD, sequence_LD
 
     def _read_out(self, query_BPD: Mapping[str, Tensor], sets: Mapping[str, TokenSet]) -> Tensor:
         """What each task's head reads, [B, T, D] or wider."""
@@ -273,7 +286,7 @@ class Infnet(nn.Module):
             case "no_cross_attention":
                 # A query of zeros finds all tokens alike: it reads their mean.
                 zero_B1D = torch.zeros_like(query_BPD["task"][:, :1])
-                categorical_B1D, sequence_B1D = (sets[kind].attend(zero_B1D) for kind in ("categorical", "sequence"))
+                categorical_B1D, sequence_B1D = (sets[kind].attend(zero_B1D)[0] for kind in ("categorical", "sequence"))
                 return read_tokens(query_BPD["task"], categorical_B1D, sequence_B1D, self.ablation_head)
             case _:
                 return query_BPD["task"]

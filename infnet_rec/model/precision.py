@@ -14,12 +14,16 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
 
 
+def product_dtype(value: Tensor) -> torch.dtype:
+    """What autocast's products would make of the value; its own dtype without autocast."""
+    kind = value.device.type
+    casts = torch.is_autocast_enabled(kind) and value.dtype == torch.float32
+    return torch.get_autocast_dtype(kind) if casts else value.dtype
+
+
 def narrowed(value: Tensor) -> Tensor:
     """The value as autocast's products would cast it, once instead of in each of them; the same without autocast."""
-    kind = value.device.type
-    if torch.is_autocast_enabled(kind) and value.dtype == torch.float32:
-        return value.to(torch.get_autocast_dtype(kind))
-    return value
+    return value.to(product_dtype(value))
 
 
 def widened(value: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ P proxies, D width.
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from infnet_rec.model.attention import per_token
+from infnet_rec.model.attention import check_lengths, per_token
 from infnet_rec.model.heads import Linear, Mlp
+from infnet_rec.model.jagged import chunk_tokens, next_link, outside_graphs
 from infnet_rec.model.tokens import Tokens
 
 Pooling = Literal["sum", "mean"]
@@ -48,16 +50,19 @@ class SequenceProxies(nn.Module):
         self.pooling = pooling
         self.projection = Linear(width, width)
 
-    def forward(self, tokens: Tokens) -> Tensor:
-        """[B, G, D]; 0 for a group without events."""
-        sum_BGD, count_BG = pool_sequences(tokens.sequence_LD, tokens.lengths_FB, self.group_of_sequence)
+    def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Proxies [B, G, D], 0 for a group without events, and the sequence tokens for whoever reads them next."""
+        sum_BGD, count_BG, token_LD = pool_sequences(tokens.sequence_LD, tokens.lengths_FB, self.group_of_sequence)
         count_BG1 = count_BG[..., None].to(sum_BGD.dtype)
         proxy_BGD = sum_BGD @ self.projection.weight.t() + count_BG1 * self.projection.bias
-        return proxy_BGD if self.pooling == "sum" else proxy_BGD / count_BG1.clamp(min=1)
+        return proxy_BGD if self.pooling == "sum" else proxy_BGD / count_BG1.clamp(min=1), token_LD
 
 
-def pool_sequences(token_LD: Tensor, lengths_FB: Tensor, group_of_sequence: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Adds up the events of each group of sequences.
+@outside_graphs
+def pool_sequences(
+    token_LD: Tensor, lengths_FB: Tensor, group_of_sequence: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds up the events of each group of sequences. The first link of the chain that `model.jagged` describes.
 
     Args:
         token_LD: feature-major tokens, as in `Tokens.sequence_LD`.
@@ -67,12 +72,43 @@ def pool_sequences(token_LD: Tensor, lengths_FB: Tensor, group_of_sequence: tupl
     Returns:
         sum_BGD: sums of tokens; 0 for a group without events.
         count_BG: numbers of events.
+        token_LD: the same tokens, for readings and nothing else.
+
+    Raises:
+        Fault: see `check_lengths`.
     """
+    check_lengths(token_LD, lengths_FB)
     num_examples, num_groups = lengths_FB.shape[1], max(group_of_sequence) + 1
     # Made on the device out of Python numbers: no buffer to lose on the meta device, no copy to wait for.
     group_F = torch.cat([lengths_FB.new_full((len(list(run)),), group) for group, run in groupby(group_of_sequence)])
     slot_FB = torch.arange(num_examples, device=group_F.device) * num_groups + group_F[:, None]
     slot_L = per_token(slot_FB, lengths_FB, token_LD.shape[0])
-    sum_XD = token_LD.new_zeros(num_examples * num_groups, token_LD.shape[1]).index_add(0, slot_L, token_LD)
+    sum_XD, passed_on_LD = _Pool.apply(token_LD, slot_L, num_examples * num_groups)
     count_GB = lengths_FB.new_zeros(num_groups, num_examples).index_add(0, group_F, lengths_FB)
-    return sum_XD.view(num_examples, num_groups, -1), count_GB.t()
+    return sum_XD.view(num_examples, num_groups, -1), count_GB.t(), next_link(token_LD, passed_on_LD)
+
+
+class _Pool(torch.autograd.Function):
+    """token_LD, the slot of each and the number of slots to the sum of each slot's tokens, and token_LD."""
+
+    @staticmethod
+    def forward(ctx: Any, token_LD: Tensor, slot_L: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(slot_L)
+        sum_XD = token_LD.new_zeros(num_slots, token_LD.shape[1]).index_add_(0, slot_L, token_LD)
+        return sum_XD, token_LD.view_as(token_LD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator's types lose the names
+        ctx: Any, grad_sum_XD: Tensor | None, grad_token_LD: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
+        (slot_L,) = ctx.saved_tensors
+        if grad_sum_XD is None:
+            return grad_token_LD, None, None
+        if grad_token_LD is None:
+            return grad_sum_XD.index_select(0, slot_L), None, None
+        size = chunk_tokens(slot_L.device)
+        for grad_XD, slot_X in zip(grad_token_LD.split(size), slot_L.split(size), strict=True):
+            grad_XD += grad_sum_XD.index_select(0, slot_X)
+        return grad_token_LD, None, None
