@@ -70,8 +70,8 @@ class InfnetOptions:
         ablation: the paper's w/o1, w/o2, w/o3. Options of a part that is left out do nothing. Heads without task tokens
             read mean C~ + mean S~; heads without cross attention read T_i + mean C + mean S.
         attention: how sequences are read; "auto" is "fused" where that works. See `infnet_rec.model.fused`.
-        checkpoint_blocks: the backward pass computes every block again instead of storing what is inside. Saves the
-            scores of long sequences where they are stored, which "fused" never does.
+        checkpoint_blocks: the backward pass computes every block again instead of storing what is inside: scores of
+            categorical tokens, queries, gates. Scores of sequences are never stored.
     """
 
     num_blocks: int = 2
