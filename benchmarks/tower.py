@@ -40,10 +40,15 @@ it together, once a block. A sequence token costs 4 R D FLOPs in a block (R quer
 in the last) in the place of 4 D^2 for each of three flows, or two. Sequences are jagged: what costs is the number of
 events, not the longest history. And a batch looks up each distinct id of a sequence table once.
 
+A few examples at a time are gathered, read while they are in the cache, and forgotten; the backward pass gathers them
+again. So neither scores nor a second layout of the tokens is ever stored, and pooling and all blocks write into one
+gradient of the tokens, which is nearly all that a step needs beside them.
+
 "literal" is those equations token by token, padded to the longest sequence, on the same weights
 ([`bench/literal.py`](../../infnet_rec/bench/literal.py)); logits and gradients agree to 1e-5. It leaves out, as ours
-does, what nothing reads after the last block. "eager" is ours in plain torch, which lays the tokens out by example
-first; "fused" is ours with a kernel that reads them where they lie.
+does, what nothing reads after the last block. "eager" is ours in plain torch
+([`model/jagged.py`](../../infnet_rec/model/jagged.py)); "fused" is ours with a kernel that reads the tokens where they
+lie.
 """
 
 

@@ -73,8 +73,8 @@ class InfnetOptions:
             mean S~, and T_i + mean C + mean S. "late": all of C~ and S~ side by side, and T_i, mean C, mean S side by
             side, which is more than the whole network's heads read.
         attention: how sequences are read; "auto" is "fused" where that works. See `infnet_rec.model.fused`.
-        checkpoint_blocks: the backward pass computes every block again instead of storing what is inside. Saves the
-            scores of long sequences where they are stored, which "fused" never does.
+        checkpoint_blocks: the backward pass computes every block again instead of storing what is inside: scores of
+            categorical tokens, queries, gates. Scores of sequences are never stored.
     """
 
     num_blocks: int = 2
