@@ -17,6 +17,8 @@ from infnet_rec import __version__
 from infnet_rec.cli.bench import bench
 from infnet_rec.cli.checkpoint import checkpoint
 from infnet_rec.cli.data import data
+from infnet_rec.cli.launch import EPILOG as LAUNCH_EPILOG
+from infnet_rec.cli.launch import launch
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, leave
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
@@ -35,6 +37,7 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 app.command(epilog=PLAN_EPILOG)(plan)
+app.command(epilog=LAUNCH_EPILOG)(launch)
 app.add_typer(checkpoint, name="checkpoint")
 
 
