@@ -9,7 +9,7 @@ import yaml
 from torchx.specs import BindMount, VolumeMount, parse_mounts
 
 from infnet_rec.faults import TRY_AGAIN, Fault
-from launch.spec import Launch, Meeting, agent, one_line
+from launch.spec import Launch, Meeting, agent, folded
 
 # A pod that is evicted is told, and has so long to save.
 GRACE_S = 120
@@ -28,12 +28,22 @@ def as_k8s(launch: Launch) -> str:
         Fault: no image, or a mount that cannot be read.
     """
     if not launch.image:
-        raise Fault("image: is missing; --as k8s starts containers: give --with image=NAME that has this project installed")
+        raise Fault(
+            "image: is missing; --as k8s starts containers: give --with image=NAME that has this project installed"
+        )
     head = f"{launch.name}-0.{launch.name}"
-    comment = f"# {launch.name}: {launch.size.nodes} nodes x {launch.size.ranks_per_node} ranks. Hand it in with\n"
+    comment = f"# {launch.name}: {launch.size.words}. Hand it in with\n"
     comment += f"#     kubectl apply -f FILE    (and follow it with: kubectl logs -f job/{launch.name})\n"
     documents = [_service(launch), _job(launch, head)]
-    return comment + yaml.safe_dump_all(documents, sort_keys=False, width=110)
+    return comment + yaml.dump_all(documents, Dumper=_Readable, sort_keys=False)
+
+
+class _Readable(yaml.SafeDumper):
+    """Leaves a text of several lines in its lines."""
+
+    def represent_scalar(self, tag: str, value: Any, style: str | None = None) -> yaml.ScalarNode:
+        lines = isinstance(value, str) and "\n" in value
+        return super().represent_scalar(tag, value, style="|" if lines else style)
 
 
 def _service(launch: Launch) -> Manifest:
@@ -70,7 +80,7 @@ def _job(launch: Launch, head: str) -> Manifest:
         "name": "agent",
         "image": launch.image,
         # The shell becomes torchrun, which then receives the signals.
-        "command": ["bash", "-c", "exec " + _command(launch, head)],
+        "command": ["bash", "-c", _command(launch, head)],
         "env": [{"name": name, "value": value} for name, value in _variables(launch).items()],
         "resources": _resources(launch),
         "volumeMounts": mounts,
@@ -85,7 +95,7 @@ def _job(launch: Launch, head: str) -> Manifest:
 def _command(launch: Launch, head: str) -> str:
     # Kubernetes gives every pod of the Job its number.
     meeting = Meeting(f"{head}:{launch.port}", launch.name, is_first="$((JOB_COMPLETION_INDEX == 0))")
-    return one_line(agent(launch, launch.python, meeting))
+    return "\n".join(folded("exec", agent(launch, launch.python, meeting)))
 
 
 def _variables(launch: Launch) -> dict[str, str]:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from infnet_rec.faults import TRY_AGAIN
-from launch.spec import Launch, Meeting, agent, shell_threads
+from launch.spec import Launch, Meeting, agent, folded, shell_threads
 
 # Time for the ranks to agree on a step and to save before Slurm ends the job.
 WARNING_S = 120
@@ -15,12 +15,12 @@ LAST_NODE_WAIT_S = 60
 def as_torchrun(launch: Launch) -> str:
     """A script to start on every node, with HOST the name of the first where there are several."""
     several = launch.size.max_nodes > 1
-    usage = f"HOST=FIRST-NODE bash SCRIPT, on each of {launch.size.nodes} nodes" if several else "bash SCRIPT"
+    usage = "HOST=FIRST-NODE bash SCRIPT    (on every node)" if several else "bash SCRIPT"
     lines = [
         "#!/bin/bash",
-        f"# {launch.name}: {launch.size.nodes} nodes x {launch.size.ranks_per_node} ranks. Start it with",
+        f"# {launch.name}: {launch.size.words}. Start it with",
         f"#     {usage}",
-        f"# from the same folder as now. Exit code {TRY_AGAIN}: stopped by a signal and saved; start it again to go on.",
+        f"# from the same folder as now. Exit code {TRY_AGAIN}: stopped by a signal, and saved; start it again.",
         "set -euo pipefail",
         "",
         *_python(launch),
@@ -31,10 +31,9 @@ def as_torchrun(launch: Launch) -> str:
             "",
             ': "${HOST:?set it to the name of the first node, the same on all nodes}"',
             f'PORT="${{PORT:-{launch.port}}}"',
-            *_resolves("$HOST", "give a name or an address that every node knows"),
         ]
-    meeting = Meeting('"$HOST:$PORT"', shlex.quote(launch.name))
-    return _text([*lines, "", *_folded("exec", agent(launch, '"$PYTHON"', meeting))])
+    meeting = Meeting('"$HOST:$PORT"', launch.name)
+    return _text([*lines, "", *_checks(launch, "$HOST"), "", *folded("exec", agent(launch, '"$PYTHON"', meeting))])
 
 
 def as_sbatch(launch: Launch) -> str:
@@ -59,7 +58,7 @@ def as_sbatch(launch: Launch) -> str:
     meeting = Meeting('"$HEAD:$PORT"', '"$SLURM_JOB_ID"')
     lines += [
         "",
-        *_folded(" ".join(options), agent(launch, '"$PYTHON"', meeting)),
+        *folded(" ".join(options), agent(launch, '"$PYTHON"', meeting)),
         "code=$?",
         "",
         f"# {TRY_AGAIN}: stopped by a signal, and saved. The same script goes on from there.",
@@ -86,7 +85,7 @@ def _reservation(launch: Launch) -> list[str]:
     wanted += ["--no-kill"] if size.is_elastic else []
     return [
         "#!/bin/bash",
-        f"# {launch.name}: {size.nodes} nodes x {size.ranks_per_node} ranks. Hand it in with",
+        f"# {launch.name}: {size.words}. Hand it in with",
         "#     sbatch --time=12:00:00 --partition=PARTITION SCRIPT",
         "# What stands on sbatch's command line goes before what stands here.",
         *(f"#SBATCH {option}" for option in wanted),
@@ -94,25 +93,28 @@ def _reservation(launch: Launch) -> list[str]:
 
 
 def _look_at_nodes(launch: Launch) -> list[str]:
-    config = launch.words[1] if len(launch.words) > 1 else ""
-    checks = [
-        f"[ -r {shlex.quote(config)} ] || fault "
-        f"{shlex.quote(config + ': is not on')}" + ' "$(hostname); put it in a folder that all nodes share"',
-    ]
+    checks = _checks(launch, "$HEAD")
     if launch.size.max_nodes > 1:
         checks += [
-            *_resolves("$HEAD", "nodes have to know each other by name"),
             'if [ "$SLURM_NODEID" = 0 ] && (exec 3<>"/dev/tcp/$HEAD/$PORT") 2>/dev/null; then',
             '    fault "port $PORT of $HEAD: is in use; hand the job in again"',
             "fi",
         ]
-    return [
-        "# Each node says at once what would cost minutes later.",
-        "srun --kill-on-bad-exit=0 bash -s <<'EOF' || exit 2",
+    start = "srun --kill-on-bad-exit=0 bash -s <<'EOF' || exit 2"
+    return ["# Each node says at once what would cost minutes later.", start, *checks, "EOF"]
+
+
+def _checks(launch: Launch, host: str) -> list[str]:
+    config = launch.words[1]
+    lines = [
         'fault() { echo "infnet-rec: fault: $*" >&2; exit 2; }',
-        *checks,
-        "EOF",
+        f"[ -r {shlex.quote(config)} ] || fault {shlex.quote(config)}"
+        '": is not on $HOSTNAME; put it in a folder that all nodes share"',
     ]
+    if launch.size.max_nodes > 1:
+        fault = f"{host}: does not resolve on $HOSTNAME; all nodes have to know the first one by this name"
+        lines += [f'getent hosts "{host}" >/dev/null || fault "{fault}"']
+    return lines
 
 
 def _python(launch: Launch) -> list[str]:
@@ -122,17 +124,6 @@ def _python(launch: Launch) -> list[str]:
 def _exports(variables: Mapping[str, str], threads: str) -> list[str]:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return lines if "OMP_NUM_THREADS" in variables else [*lines, f'export OMP_NUM_THREADS="{threads}"']
-
-
-def _resolves(host: str, remedy: str) -> list[str]:
-    fault = f'echo "infnet-rec: fault: {host}: does not resolve on $(hostname); {remedy}" >&2'
-    return [f'getent hosts "{host}" >/dev/null || {{', f"    {fault}", "    exit 2", "}"]
-
-
-def _folded(start: str, groups: Iterable[Iterable[str]]) -> list[str]:
-    first, *rest = (" ".join(group) for group in groups)
-    lines = [f"{start} {first}", *(f"    {line}" for line in rest)]
-    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def _text(lines: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What is started, once, however it is started: the words of a verb, on how many nodes and ranks, with what around them.
+"""What is started, said once: the words of a verb, on how many nodes and ranks, with what around them.
 
 Pure: no torch, and nothing is read or run. `scripts.py` and `k8s.py` print it for people, `components.py` hands it to
 torchx.
@@ -44,7 +44,7 @@ class Launch:
     """One start.
 
     Attributes:
-        words: the verb of infnet-rec and its arguments.
+        words: the verb of infnet-rec and its arguments; that of a script is `train` and a configuration.
         size: nodes and ranks.
         name: of the job; letters, digits and dashes.
         environment: laid on `ENVIRONMENT`.
@@ -114,6 +114,13 @@ def agent(launch: Launch, python: str, meeting: Meeting) -> list[list[str]]:
 def one_line(groups: Iterable[Iterable[str]]) -> str:
     """The command in one line."""
     return " ".join(word for group in groups for word in group)
+
+
+def folded(start: str, groups: Iterable[Iterable[str]]) -> list[str]:
+    """The command in lines that a shell reads as one."""
+    first, *rest = (" ".join(group) for group in groups)
+    lines = [f"{start} {first}", *(f"    {line}" for line in rest)]
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def shell_threads(cores: str, num_ranks: int) -> str:

@@ -17,7 +17,9 @@ Example:
 
 Size = Annotated[
     str,
-    typer.Option("-j", metavar="NODESxRANKS", help="Nodes and ranks on each, such as 4x8; MIN:MAXxRANKS, such as 2:4x8."),
+    typer.Option(
+        "-j", metavar="NODESxRANKS", help="Nodes and ranks on each, such as 4x8; MIN:MAXxRANKS, such as 2:4x8."
+    ),
 ]
 Form = Annotated[str, typer.Option("--as", metavar="torchrun|sbatch|k8s", help="What to write.")]
 RunDir = Annotated[Path, typer.Option(help="A folder that all nodes share; that of a run to go on.")]

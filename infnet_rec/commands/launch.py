@@ -118,7 +118,9 @@ def _job(words: tuple[str, ...], size: Size, form: str, settings: Mapping[str, l
             raise Fault(f"--with {key}={settings[key][0]}: --as {form} starts no container; leave it out")
     gpus = numbers.get("gpus", size.ranks_per_node)
     if gpus and gpus < size.ranks_per_node:
-        raise Fault(f"--with gpus={gpus}: {size.ranks_per_node} ranks need a GPU each; ask for more, or for 0 to use CPUs")
+        raise Fault(
+            f"--with gpus={gpus}: {size.ranks_per_node} ranks need a GPU each; ask for more, or for 0 to use CPUs"
+        )
     return Launch(
         words=words,
         size=size,

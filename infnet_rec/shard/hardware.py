@@ -142,6 +142,12 @@ class Size:
         """As torchrun's --nnodes takes it."""
         return f"{self.min_nodes}:{self.max_nodes}" if self.is_elastic else str(self.max_nodes)
 
+    @property
+    def words(self) -> str:
+        """For people."""
+        nodes = f"{self.min_nodes} to {self.max_nodes}" if self.is_elastic else str(self.max_nodes)
+        return f"{nodes} node{'s' * (self.max_nodes > 1)} x {self.ranks_per_node} rank{'s' * (self.ranks_per_node > 1)}"
+
 
 def parse_size(text: str) -> Size:
     """Reads NODESxRANKS or MIN:MAXxRANKS, such as "4x8" or "2:4x8".
