@@ -3,7 +3,7 @@
     source .venv/bin/activate
     torchx run -s local_cwd launch/components.py:train -j 1x2 --config configs/quickstart.toml --run_dir runs/first
 
-torchx reads a component's signature itself: `Optional[str]`, `Dict` and `List`, no postponed annotations; the docstring is the help.
+torchx reads a component's signature itself, so `Optional[str]`, `Dict` and `List`; the docstring is its help.
 `configs/torchxconfig.example` has what each scheduler wants to know; `infnet-rec launch` does without torchx.
 """
 

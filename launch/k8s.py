@@ -63,9 +63,11 @@ def _job(launch: Launch, head: str) -> Manifest:
         "parallelism": size.max_nodes,
         "completionMode": "Indexed",
         "backoffLimit": MAX_FAILED_PODS,
-        # Neither costs a try: a pod that stopped on a signal saved its work, one that was evicted is not at fault.
+        # A fault stays one. The others cost no try: a pod that stopped on a signal saved its work, one that was
+        # evicted is not at fault.
         "podFailurePolicy": {
             "rules": [
+                {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2, 3]}},
                 {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [TRY_AGAIN]}},
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]

@@ -61,6 +61,7 @@ def test_the_manifest_is_a_job_and_a_service_that_belong_together(size: str, num
     assert pod["spec"]["subdomain"] == service["metadata"]["name"]
     # What a policy for failed pods asks for.
     assert pod["spec"]["restartPolicy"] == "Never"
+    assert spec["podFailurePolicy"]["rules"][0]["action"] == "FailJob"
     ignored = [rule for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "Ignore"]
     assert {"operator": "In", "values": [75]} in [rule.get("onExitCodes") for rule in ignored]
     (container,) = pod["spec"]["containers"]
@@ -130,6 +131,17 @@ def test_torchrun_by_hand_asks_for_the_first_node(tmp_path: Path) -> None:
     (line,) = slurm.asked("python")
     assert line.startswith("node  threads 7: -m infnet_rec.shard.torchrun --nnodes=2 --nproc-per-node=4")
     assert "--rdzv-endpoint=localhost:29500" in line
+
+
+def test_a_fault_of_the_ranks_is_not_asked_for_again(tmp_path: Path) -> None:
+    agent = ["infnet_rec.shard.torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+    verb = ["infnet_rec.cli", "train", "nowhere.toml", f"--run-dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", *agent, "-m", *verb]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 2, finished.stderr
+    assert finished.stderr.count("infnet-rec: fault: nowhere.toml") == 1
+    assert "Traceback" not in finished.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
