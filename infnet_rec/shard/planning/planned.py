@@ -33,7 +33,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Estimated milliseconds a step, by TorchRec's estimator.
+    """Estimated milliseconds a step, by TorchRec's estimator (and `crowding` of tables with few rows).
 
     `input_ms` (sending ids to where their rows are) overlaps with the step before and is in no total, as in TorchRec.
     """

@@ -49,5 +49,5 @@ class Question:
             cluster=cluster,
             workload=workload,
             topology=topology,
-            estimates=Estimates(topology, workload, sharder_data(asked)),
+            estimates=Estimates(cluster, topology, workload, sharder_data(asked)),
         )
