@@ -166,15 +166,16 @@ class Estimates:
         assert storage is not None
         assert perf is not None
         work = crowding(table, choice, self._cluster)
-        # Bags are exchanged whole whatever rows they came from, rows of sequences are not.
+        # Bags are exchanged whole whatever rows they came from, rows of sequences are not; one rank exchanges nothing.
         sent = work if table.collection == "events" else 1.0
+        sent = sent if self._cluster.world_size > 1 else 0.0
         times = Times(
             forward_compute_ms=perf.fwd_compute * work,
             forward_comms_ms=perf.fwd_comms * sent,
             backward_compute_ms=perf.bwd_compute * work,
             backward_comms_ms=perf.bwd_comms * sent,
             prefetch_ms=perf.prefetch_compute * work,
-            input_ms=perf.input_dist_comms * work,
+            input_ms=perf.input_dist_comms * work if self._cluster.world_size > 1 else 0.0,
         )
         weight_bytes = size[0] * size[1] * table.weight.element_size()
         tables = Memory(weight_bytes=weight_bytes, optimizer_bytes=optimizer_bytes(table, choice, size))

@@ -114,8 +114,5 @@ def _faster(best: Placed | None, other: Placed | None) -> Placed | None:
 
 
 def _roomiest(menu: Menu, placer: Placer) -> Placed:
-    """Spread by memory alone; of two such placements, the one that lacks least."""
-    return min(
-        (placer.by_memory(picks) for picks in (menu.finest(), menu.smallest())),
-        key=placer.missing_bytes,
-    )
+    """Spread by memory alone; of several such placements, the one that lacks least."""
+    return min((placer.by_memory(picks) for picks in menu.frugal()), key=placer.missing_bytes)
