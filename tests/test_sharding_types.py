@@ -1,7 +1,6 @@
 """Every way of sharding trains the same model as no sharding at all."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
