@@ -11,7 +11,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infnet_rec.commands.fetch import fetched
 from infnet_rec.commands.table_rules import precisions_of
-from infnet_rec.commands.training_plan import check_plan, training_plan
+from infnet_rec.commands.training_plan import check_tables, training_plan
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.check import ids_outside_tables
 from infnet_rec.data.loader import BatchReader, Loader
@@ -78,7 +78,7 @@ def check_run(config: RunConfig, data: Data, world: World) -> None:
     check_sparse(config.train.sparse.optimizer, world.device)
     why_eager(config.model.attention, world.device, config.model.width)
     infnet_options(config)
-    check_plan(meta_model(config, data), config, data.schema, world)
+    check_tables(meta_model(config, data), config, data.store, data.schema, world)
 
 
 def train_order(config: RunConfig, data: Data) -> TrainOrder:

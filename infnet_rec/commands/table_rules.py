@@ -16,21 +16,18 @@ from infnet_rec.shard.planning.demand import Precision, Sharding, TableControl
 
 Device = Literal["cpu", "cuda"]
 COLUMN_WISE = ("column_wise", "table_column_wise", "grid_shard")
-# TorchRec's EmbeddingCollection has no such sharding.
-BAGS_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
 # What only means something with the other key: a later rule that replaces that one drops it.
-DETAILS = {"sharding": "column_width", "kernel": "cache_load_factor"}
-KEYS = ("sharding", "kernel", "cache_load_factor", "precision", "column_width")
+DETAILS = {"sharding": "min_columns", "kernel": "cache_load_factor"}
+KEYS = ("sharding", "kernel", "cache_load_factor", "precision", "min_columns")
 
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """A table of the run, and what its collection implies."""
+    """A table of the run; `in_bags` where it is no sequence's."""
 
     name: str
     num_rows: int
     in_bags: bool
-    averaged: bool
 
 
 def precisions_of(config: RunConfig, schema: Schema) -> dict[str, Precision]:
@@ -58,7 +55,7 @@ def controls_of(config: RunConfig, schema: Schema, device: Device) -> dict[str, 
     for table in tables:
         rule = merged[table.name]
         way = _way(table, rule, sharding, device)
-        _check_way(table, way, config, device)
+        _check_way(table, way, config)
         _check_keys(table, rule, way, device)
         kernel = None if rule.kernel in (None, "auto") else rule.kernel
         control = TableControl(
@@ -66,7 +63,7 @@ def controls_of(config: RunConfig, schema: Schema, device: Device) -> dict[str, 
             kernels=None if kernel is None else (kernel,),
             cache_load_factor=rule.cache_load_factor,
             precision=rule.precision,
-            min_columns=rule.column_width,
+            min_columns=rule.min_columns,
         )
         if control != TableControl():
             controls[table.name] = control
@@ -74,10 +71,9 @@ def controls_of(config: RunConfig, schema: Schema, device: Device) -> dict[str, 
 
 
 def _tables(schema: Schema) -> list[_Named]:
-    averaged = {feature.table for feature in schema.bag_features if feature.max_values > 1}
     return [
-        *(_Named(t.name, t.num_rows, in_bags=True, averaged=t.name in averaged) for t in schema.bag_tables),
-        *(_Named(t.name, t.num_rows, in_bags=False, averaged=False) for t in schema.sequence_tables),
+        *(_Named(table.name, table.num_rows, in_bags=True) for table in schema.bag_tables),
+        *(_Named(table.name, table.num_rows, in_bags=False) for table in schema.sequence_tables),
     ]
 
 
@@ -127,20 +123,10 @@ def _check_device(sharding: ShardingConfig, device: Device) -> None:
         )
 
 
-def _check_way(table: _Named, way: Sharding | None, config: RunConfig, device: Device) -> None:
+def _check_way(table: _Named, way: Sharding | None, config: RunConfig) -> None:
     """Refuses a sharding that this table cannot have."""
     here = f"sharding.tables: {table.name}: sharding = {way!r}"
-    if way in BAGS_ONLY and not table.in_bags:
-        raise Fault(f"{here}: a table that sequences read cannot be sharded so; use row_wise or table_wise")
-    if way == "grid_shard" and table.averaged:
-        raise Fault(
-            f"{here}: the table's feature averages several values, and TorchRec would return their sum; use row_wise"
-        )
-    if way != "data_parallel":
-        return
-    if device == "cpu" and not table.in_bags:
-        raise Fault(f"{here}: a table that sequences read cannot be copied on CPU; use row_wise or table_wise")
-    if config.train.sparse.optimizer == "adam":
+    if way == "data_parallel" and config.train.sparse.optimizer == "adam":
         raise Fault(
             f"{here} with train.sparse.optimizer = 'adam': a copied table would be moved in steps that do not read its "
             "rows, unlike other tables; use another optimizer or another sharding"
@@ -166,8 +152,8 @@ def _check_keys(table: _Named, rule: TableRule, way: Sharding | None, device: De
             f"{here}: cache_load_factor = {rule.cache_load_factor} needs kernel = 'fused_uvm_caching', and it is "
             f"{rule.kernel or 'auto'!r}"
         )
-    if rule.column_width is not None and way not in COLUMN_WISE:
+    if rule.min_columns is not None and way not in COLUMN_WISE:
         raise Fault(
-            f"{here}: column_width = {rule.column_width} needs a sharding that cuts columns "
+            f"{here}: min_columns = {rule.min_columns} needs a sharding that cuts columns "
             f"({', '.join(COLUMN_WISE)}), and it is {way or 'auto'!r}"
         )

@@ -9,28 +9,33 @@ from infnet_rec.commands.table_rules import controls_of
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault
+from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import Schema
 from infnet_rec.shard.hardware import Cluster, load_hardware
 from infnet_rec.shard.plan import cluster_of, group_cluster, make_sharders
-from infnet_rec.shard.planning.demand import TableControl, Workload
+from infnet_rec.shard.planning.demand import TableControl, TableTraffic, Workload
+from infnet_rec.shard.planning.dense import dense_memory
 from infnet_rec.shard.planning.fingerprint import fingerprint_of
+from infnet_rec.shard.planning.options import check_control
 from infnet_rec.shard.planning.plan_file import PlanFile, check_made_for, plan_file, read_plan
 from infnet_rec.shard.planning.search import search_plan
-from infnet_rec.shard.planning.workload import traffic_of
+from infnet_rec.shard.planning.tables import read_tables
+from infnet_rec.shard.planning.tower_cost import tower_cost
+from infnet_rec.shard.planning.workload import batch_shape, traffic_of
 from infnet_rec.shard.this_machine import hardware_here
 from infnet_rec.shard.world import World, from_first_rank
 from infnet_rec.strict import check
 
-# Of a rank's memory, for all that is no table: dense part, activations, allocator, libraries.
-RESERVED_FRACTION = 0.15
+# Of a rank's share of the host's memory, for all that is no table. What a GPU needs besides tables is counted.
+RESERVED_HOST_FRACTION = 0.15
 
 
-def training_plan(model: nn.Module, config: RunConfig, store: Store, schema: Schema, world: World) -> PlanFile:
+def training_plan(model: RankingModel, config: RunConfig, store: Store, schema: Schema, world: World) -> PlanFile:
     """The same plan on every rank; the process group is open.
 
     Args:
         model: on the meta device, with its fused optimizers attached.
-        config: of the run; `check_plan` has passed it.
+        config: of the run; `check_tables` has passed it.
         store: whose manifest says how often tables are read.
         schema: of the run.
         world: all ranks.
@@ -43,64 +48,82 @@ def training_plan(model: nn.Module, config: RunConfig, store: Store, schema: Sch
     return check(PlanFile, json.loads(text), "the plan of rank 0")
 
 
-def check_plan(model: nn.Module, config: RunConfig, schema: Schema, world: World) -> None:
+def check_tables(model: RankingModel, config: RunConfig, store: Store, schema: Schema, world: World) -> None:
     """Refuses, before any process group, rules and a plan's file that this run cannot follow.
 
     Args:
         model: on the meta device.
         config: of the run.
+        store: see `training_plan`.
         schema: of the run.
         world: all ranks.
 
     Raises:
         Fault: a rule that cannot be kept here, or a plan that was made for something else or against the rules.
     """
-    cluster = _cluster(config, world)
-    group_cluster(cluster, config.sharding.replica_groups)
+    cluster = run_cluster(config, world)
+    group = group_cluster(cluster, config.sharding.replica_groups)
     controls = controls_of(config, schema, cluster.hardware.device)
+    workload = Workload(local_batch_size=1, traffic=_traffic(config, store, schema, group))
+    for table in read_tables(model, workload, controls, make_sharders()):
+        check_control(table, group)
     if config.sharding.plan is not None:
         _checked(config.sharding.plan, model, config, cluster, controls)
 
 
-def _decide(model: nn.Module, config: RunConfig, store: Store, schema: Schema, world: World) -> PlanFile:
-    cluster, sharding = _cluster(config, world), config.sharding
+def _decide(model: RankingModel, config: RunConfig, store: Store, schema: Schema, world: World) -> PlanFile:
+    cluster, sharding = run_cluster(config, world), config.sharding
     controls = controls_of(config, schema, cluster.hardware.device)
     if sharding.plan is not None:
         return _checked(sharding.plan, model, config, cluster, controls)
     group = group_cluster(cluster, sharding.replica_groups)
-    local_batch_size = config.train.global_batch_size // world.world_size
     planned = search_plan(
         model,
         group,
-        workload_of(config, store, schema, group),
+        workload_of(model, config, store, schema, group),
         controls,
         sharders=make_sharders(sharding.communication, world.device),
     )
     here = fingerprint_of(model, cluster, replica_groups=sharding.replica_groups)
-    return plan_file(planned, here, local_batch_size=local_batch_size)
+    return plan_file(planned, here, local_batch_size=_local_batch_size(config, group))
 
 
-def workload_of(config: RunConfig, store: Store, schema: Schema, group: Cluster) -> Workload:
-    """What a rank of a group does in a step, as far as training needs to know it to place tables."""
-    ranks = group.world_size * config.sharding.replica_groups
-    local_batch_size = config.train.global_batch_size // ranks
-    traffic = traffic_of(
+def workload_of(model: RankingModel, config: RunConfig, store: Store, schema: Schema, group: Cluster) -> Workload:
+    """What a rank of a replica group does in a step, and the memory that is not for tables."""
+    local_batch_size = _local_batch_size(config, group)
+    on_gpu = group.hardware.device == "cuda"
+    reserved_hbm_bytes = 0
+    if on_gpu:
+        length, width = config.data.sequence_length, config.model.width
+        shape = batch_shape(store.manifest, schema, sequence_length=length, local_batch_size=local_batch_size)
+        tower = tower_cost(model, schema, shape, width=width, on_gpu=True)
+        optimizer = config.train.dense.optimizer
+        dense = dense_memory(model, schema, shape, tower, width=width, optimizer=optimizer, on_gpu=True)
+        reserved_hbm_bytes = dense.total_bytes
+    return Workload(
+        local_batch_size=local_batch_size,
+        traffic=_traffic(config, store, schema, group),
+        reserved_hbm_bytes=reserved_hbm_bytes,
+        reserved_host_bytes=int(group.host_memory_bytes * RESERVED_HOST_FRACTION),
+    )
+
+
+def _local_batch_size(config: RunConfig, group: Cluster) -> int:
+    return config.train.global_batch_size // (group.world_size * config.sharding.replica_groups)
+
+
+def _traffic(config: RunConfig, store: Store, schema: Schema, group: Cluster) -> dict[str, TableTraffic]:
+    return traffic_of(
         store.manifest,
         schema,
         width=config.model.width,
         sequence_length=config.data.sequence_length,
-        local_batch_size=local_batch_size,
+        local_batch_size=_local_batch_size(config, group),
         world_size=group.world_size,
     )
-    return Workload(
-        local_batch_size=local_batch_size,
-        traffic=traffic,
-        reserved_hbm_bytes=int(group.hbm_bytes * RESERVED_FRACTION),
-        reserved_host_bytes=int(group.host_memory_bytes * RESERVED_FRACTION),
-    )
 
 
-def _cluster(config: RunConfig, world: World) -> Cluster:
+def run_cluster(config: RunConfig, world: World) -> Cluster:
     """The ranks of this run on the hardware that was named, or that is here."""
     name = config.sharding.hardware
     hardware = hardware_here(world.device) if name is None else load_hardware(name)

@@ -32,7 +32,8 @@ class TableRule(StrictModel):
             "fused_uvm_caching" in that of the host with a cache on the device. "auto" leaves it to the search.
         cache_load_factor: rows in the cache, as a part of all; for "fused_uvm_caching".
         precision: of the stored weights; what is looked up is fp32. The optimizer's state stays in fp32.
-        column_width: columns of a shard, for the column-wise ways; a multiple of 4.
+        min_columns: the narrowest column shard, for the ways that cut columns; a multiple of 4. A row-wise optimizer keeps
+            one value a row and shard, so with it such a table trains differently.
     """
 
     match: Annotated[str, Field(min_length=1)]
@@ -40,7 +41,7 @@ class TableRule(StrictModel):
     kernel: Kernel | None = None
     cache_load_factor: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     precision: Literal["fp32", "fp16"] | None = None
-    column_width: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
+    min_columns: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

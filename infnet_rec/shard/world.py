@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -99,3 +100,11 @@ def from_first_rank(world: World, make: Callable[[], str]) -> str:
     if outcome != "made":
         raise {"Fault": Fault, "Refusal": Refusal}.get(outcome, Failure)(text)
     return text
+
+
+def gathered(world: World, value: Any) -> list[Any]:
+    """Every rank's value on rank 0, in their order; nothing on the others."""
+    values: list[Any] = [None] * world.world_size
+    # Collective: all ranks have measured what they had to.
+    dist.gather_object(value, values if world.is_first else None, dst=0)
+    return values if world.is_first else []

@@ -189,12 +189,10 @@ def optimizer_bytes(table: Table, choice: Choice, size: Size) -> int:
     """State of a fused optimizer for a shard of `size`.
 
     Ours and not TorchRec's, which takes a share of the weights' bytes: with a row-wise optimizer that is too little for
-    fp16 tables and for column shards, each of which has a value a row of its own. A data-parallel table's state belongs
-    to the dense optimizer, Adam's two values being the most.
+    fp16 tables and for column shards, each of which has a value a row of its own. A data-parallel table has the same
+    optimizer, but not fused (see `Optimizers`); that one also counts its steps.
     """
     rows, columns = size
-    if choice.sharding == "data_parallel":
-        return 2 * rows * columns * STATE_BYTES
     match table.optimizer:
         case None | torch.optim.SGD | torchrec.optim.SGD:
             values = 0
@@ -204,12 +202,13 @@ def optimizer_bytes(table: Table, choice: Choice, size: Size) -> int:
             values = 2 * rows * columns
         case _:
             values = rows * columns
-    return values * STATE_BYTES
+    steps = 1 if choice.sharding == "data_parallel" and values else 0
+    return (values + steps) * STATE_BYTES
 
 
 def copies_bytes(table: Table, choice: Choice) -> int:
-    """Gradient of a data-parallel table and its bucket; fused tables have neither."""
-    return 2 * table.num_bytes if choice.sharding == "data_parallel" else 0
+    """Gradient of a data-parallel table, which is DDP's bucket; fused tables have none."""
+    return table.num_bytes if choice.sharding == "data_parallel" else 0
 
 
 def cache_bytes(table: Table, choice: Choice, size: Size) -> tuple[int, int]:

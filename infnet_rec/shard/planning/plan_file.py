@@ -27,6 +27,7 @@ from infnet_rec.shard.planning.planned import Planned, RankLoad, TablePlan, Tabl
 from infnet_rec.strict import StrictModel, check, read_json
 
 FORMAT = 1
+PRECISIONS: dict[DataType, Precision] = {DataType.FP32: "fp32", DataType.FP16: "fp16"}
 
 
 class Cache(StrictModel):
@@ -40,7 +41,11 @@ class Cache(StrictModel):
 
 
 class PlannedTable(StrictModel):
-    """One table: see `TablePlan`, which has its estimates in its shards."""
+    """One table: see `TablePlan`, which has its estimates in its shards.
+
+    Attributes:
+        output: precision of what is looked up; None is TorchRec's choice.
+    """
 
     name: str
     collection: Collection
@@ -49,6 +54,7 @@ class PlannedTable(StrictModel):
     sharding: Sharding
     kernel: Kernel
     cache: Cache | None = None
+    output: Precision | None = None
     shards: tuple[TableShard, ...]
 
 
@@ -72,7 +78,9 @@ class PlanFile(StrictModel):
     def sharding_plan(self) -> ShardingPlan:
         """What `DistributedModelParallel` takes; with replica groups, the plan of one group."""
         modules: dict[str, EmbeddingModuleShardingPlan] = {}
-        device, ranks_per_node = self.fingerprint.device, self.fingerprint.world.ranks_per_node
+        device, world = self.fingerprint.device, self.fingerprint.world
+        # Of one group: `group_cluster` deals a node's ranks out to the groups.
+        ranks_per_node = world.ranks_per_node // world.replica_groups
         for table in self.tables:
             module = modules.setdefault(table.collection, EmbeddingModuleShardingPlan())
             module[table.name] = _sharding(table, device, ranks_per_node)
@@ -159,7 +167,7 @@ def _each(rows: list[Any], indent: str) -> list[str]:
 def _table(table: TablePlan, plan: ShardingPlan) -> PlannedTable:
     module = plan.plan[table.collection]
     assert isinstance(module, EmbeddingModuleShardingPlan)
-    params = module[table.name].cache_params
+    params, output = module[table.name].cache_params, module[table.name].output_dtype
     cache = None
     if params is not None:
         cache = Cache(
@@ -167,7 +175,7 @@ def _table(table: TablePlan, plan: ShardingPlan) -> PlannedTable:
             algorithm=None
             if params.algorithm is None
             else ("lru" if params.algorithm == CacheAlgorithm.LRU else "lfu"),
-            precision=None if params.precision is None else ("fp16" if params.precision == DataType.FP16 else "fp32"),
+            precision=None if params.precision is None else PRECISIONS[params.precision],
             prefetch_pipeline=params.prefetch_pipeline,
             reserved_memory=params.reserved_memory,
         )
@@ -179,6 +187,7 @@ def _table(table: TablePlan, plan: ShardingPlan) -> PlannedTable:
         sharding=table.sharding,
         kernel=table.kernel,
         cache=cache,
+        output=None if output is None else PRECISIONS[output],
         shards=table.shards,
     )
 
@@ -202,6 +211,7 @@ def _sharding(table: PlannedTable, device: str, ranks_per_node: int) -> Paramete
         ranks=[shard.rank for shard in table.shards],
         sharding_spec=spec,
         cache_params=None if table.cache is None else _cache_params(table.cache),
+        output_dtype=None if table.output is None else DataType[table.output.upper()],
     )
 
 

@@ -1,0 +1,69 @@
+"""Plans for tests, and what ranks do with them; top-level functions that the ranks can run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from infnet_rec.commands.assemble import check_run, open_data, shard_model
+from infnet_rec.commands.plan_case import Case, open_source
+from infnet_rec.commands.plan_check import compare, result_of
+from infnet_rec.faults import Failure, Fault, Refusal
+from infnet_rec.shard.hardware import load_hardware, parse_cluster
+from infnet_rec.shard.planning.plan_file import PlanFile
+from sharded_runs import small_config, world_of
+
+SHOP = ["data.profile='all'", "train.global_batch_size=8", "train.eval_batch_size=8", "sharding.row_wise_min_rows=9"]
+
+
+def make_plan(store: str, *overrides: str, cluster: str = "1x2", hardware: str = "cpu-node") -> PlanFile:
+    """What `infnet-rec plan --out` writes."""
+    config = small_config(store, [*SHOP, *overrides])
+    return Case(config, open_source(config), parse_cluster(cluster, load_hardware(hardware))).file()
+
+
+def plan_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -> tuple[str, str]:
+    """The plan that a run trains under, as a file, and the plan that TorchRec got."""
+    config = small_config(store, [*SHOP, *overrides])
+    sharded = shard_model(config, open_data(config), world_of(rank, world_size))
+    return sharded.plan.text(), repr(sharded.model.plan)
+
+
+def error_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -> tuple[str, str]:
+    """Kind and message of the error that ends a run while its plan is made."""
+    config = small_config(store, [*SHOP, *overrides])
+    data, world = open_data(config), world_of(rank, world_size)
+    try:
+        shard_model(config, data, world)
+    except (Failure, Fault, Refusal, ArithmeticError) as error:
+        return type(error).__name__, str(error)
+    return "", "nothing went wrong"
+
+
+def error_of_broken_planner(rank: int, world_size: int, store: str) -> tuple[str, str]:
+    """The same where the planner of rank 0 has a bug."""
+    from infnet_rec.commands import training_plan
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("the planner divided by nothing")
+
+    kept, training_plan.search_plan = training_plan.search_plan, broken
+    try:
+        return error_of_run(rank, world_size, store, [])
+    finally:
+        training_plan.search_plan = kept
+
+
+def check_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -> dict[str, Any]:
+    """What `plan --check` finds, on rank 0."""
+    config = small_config(store, [*SHOP, *overrides])
+    data, world = open_data(config), world_of(rank, world_size)
+    check_run(config, data, world)
+    return result_of(compare(config, data, world))
+
+
+def small_hardware(folder: Path, host_gib: float) -> Path:
+    """A CPU node with so much memory."""
+    node = load_hardware("cpu-node").model_dump(exclude_none=True) | {"name": "small", "host_memory_gib": host_gib}
+    path = folder / "small.toml"
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in node.items()))
+    return path
