@@ -99,7 +99,7 @@ def test_a_step_adds_up_and_names_who_is_waited_for(four_nodes: Any) -> None:
     assert sent["embedding_bytes"] == sent["gradient_bytes"] > sent["id_bytes"] > 0
 
 
-def test_hints_were_planned_and_can_be_typed(four_nodes: Any) -> None:
+def test_hints_were_planned_and_can_be_typed(four_nodes: Any, no_hints: None) -> None:
     hints = {hint["question"]: hint for hint in four_nodes["hints"]}
     assert list(hints) == [
         "largest local batch",
@@ -150,13 +150,12 @@ def test_a_store_with_repeats_says_what_they_save(small_store: Path, no_hints: N
     assert "each looked up once: saves" in text and "GiB of host memory" in text
 
 
-def test_what_does_not_fit_is_refused_with_a_change_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_refused_with_a_change_that_fits(no_hints: None) -> None:
     words = (LARGE, "-j", "1x1", "--hardware", "l20", "--set", "model.width=128")
     tables = (*words, "--set", "train.sparse.optimizer=adagrad", "--set", "train.global_batch_size=1024")
-    result = invoke(*tables, "--json")
-    assert result.exit_code == 3
-    facts = json.loads(result.stdout)
-    assert facts["verdict"] == "does not fit"
+    refusal = invoke(*tables).exception
+    assert isinstance(refusal, PlanRefused)
+    facts = refusal.facts
     missing = facts["missing"]
     assert missing["kind"] == "hbm" and missing["worst_gib"] == missing["gib_by_rank"]["0"] > 5
     assert missing["blame"][0]["table"] == "video_id"
@@ -164,13 +163,24 @@ def test_what_does_not_fit_is_refused_with_a_change_that_fits(capsys: pytest.Cap
     assert len(facts["changes"]) >= 2
     hours = [change["found"]["rank_hours"] for change in facts["changes"]]
     assert hours == sorted(hours) and facts["remedy"] == facts["changes"][0]["command"]
-    assert invoke(*shlex.split(facts["remedy"])[2:], "--json").exit_code == 0
-    refusal = invoke(*tables).exception
-    assert isinstance(refusal, PlanRefused)
     message = str(refusal)
     assert f"rank 0 lacks {missing['worst_gib']:.2f} GiB of HBM" in message
     assert "tables to blame: video_id (15.28 GiB)" in message
     assert message.splitlines()[-1] == facts["remedy"]
+    assert answer(*shlex.split(facts["remedy"])[2:])["verdict"] == "fits"
+
+
+def test_a_refusal_is_one_object_and_exit_code_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PlanRefused("it does not", {"verdict": "does not fit"})
+
+    monkeypatch.setattr("infnet_rec.commands.plan.plan", refuse)
+    result = invoke(LARGE, "-j", "1x1", "--hardware", "l20", "--json")
+    assert result.exit_code == 3 and json.loads(result.stdout) == {"verdict": "does not fit"}
+    code = "import infnet_rec.cli as c\nfrom infnet_rec.faults import Refusal\n"
+    code += "def app(): raise Refusal('it does not')\nc.app = app\nc.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3 and done.stderr == "infnet-rec: no: it does not\n"
 
 
 def test_a_batch_that_is_too_large_is_told_from_tables_that_are() -> None:
@@ -210,10 +220,12 @@ FAULTS = {
     "--hardware h100": "needs either -j",
     "-j 1x8 --sweep 1x8 --hardware h100": "needs either -j",
     "--sweep 1x8,8 --hardware h100": "-j 8: must be NODESxRANKS",
-    "--sweep 1x8 --hardware h100 --out x.json": "--sweep: writes no plan",
+    "--sweep 1x8 --hardware h100 --out x.json": "--sweep: makes no plan to keep; leave out --out",
     "-j 1x8 --hardware h100 --plot x.jpg": "--plot x.jpg: the picture is a PNG file",
     "-j 1x8 --hardware h100 --out nowhere/x.json": "there is no folder nowhere",
     "-j 1x8 --hardware h100 --out README.md": "exists and is not a plan",
+    "-j 2x1 --hardware h100 --check": "-j 2x1 with --check: it is built on this machine",
+    "-j 1x1 --hardware h100 --check --plot x.png": "--check: makes no plan to keep; leave out --plot",
     "-j 1x7 --hardware h100": "does not divide by 7 ranks",
     "-j 1x8 --hardware h100 --set data.manifest=absent.json": "absent.json",
     "-j 1x8 --hardware h100 --set data.profile=ctx98": "profile 'ctx98' is not in store",
@@ -274,9 +286,10 @@ def test_the_picture_is_drawn_for_few_ranks_and_many(num_ranks: int, four_nodes:
     assert path.read_bytes().startswith(b"\x89PNG") and [p.name for p in tmp_path.iterdir()] == ["plan.png"]
     figure = plan_plot.figure_of(result)
     memory, step, _, tables = figure.axes
-    assert "70." in memory.get_title() and "79.1 GiB are free" in memory.get_title()
+    free = min(rank["hbm"]["free"] for rank in ranks) / GIB
+    assert f"{free:.1f} of 79.1 GiB are free" in memory.get_title()
     assert f"{result['step']['total_ms']:.3g} ms" in step.get_title()
-    assert [label.get_text() for label in tables.get_yticklabels()][0] == "video_id"
+    assert next(iter(tables.get_yticklabels())).get_text() == "video_id"
 
 
 def test_a_full_rank_shows_its_capacity(four_nodes: Any) -> None:

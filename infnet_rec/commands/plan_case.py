@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from infnet_rec.commands.assemble import Data, meta_model
 from infnet_rec.commands.table_rules import controls_of
 from infnet_rec.config.run import RunConfig
@@ -14,7 +16,7 @@ from infnet_rec.faults import Fault
 from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import Schema
 from infnet_rec.shard.hardware import Cluster
-from infnet_rec.shard.optim import fuse_sparse
+from infnet_rec.shard.optim import check_sparse, fuse_sparse
 from infnet_rec.shard.plan import group_cluster, make_sharders
 from infnet_rec.shard.planning.demand import Workload
 from infnet_rec.shard.planning.dense import DenseMemory, dense_memory, host_bytes
@@ -82,6 +84,7 @@ class Case:
 
     def __init__(self, config: RunConfig, source: Source, cluster: Cluster) -> None:
         check_divides("train.global_batch_size", config.train.global_batch_size, cluster.world_size)
+        check_sparse(config.train.sparse.optimizer, torch.device(cluster.hardware.device))
         self.config, self.source, self.cluster = config, source, cluster
         self.schema: Schema = source.store.profile_schema(config.data.profile).with_grouping(
             config.data.sequence_groups

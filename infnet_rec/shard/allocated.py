@@ -72,7 +72,7 @@ def table_bytes(model: DistributedModelParallel, optimizers: Optimizers) -> dict
     """By table, for those that have a part here."""
     found: dict[str, TableBytes] = defaultdict(TableBytes)
     for kernel in _kernels(model):
-        states = getattr(kernel.emb_module, "split_optimizer_states", lambda: [])()
+        states = getattr(kernel.emb_module, "split_optimizer_states", list)()
         for position, table in enumerate(kernel._config.embedding_tables):
             found[table.name].weight_bytes += kernel.emb_module.split_embedding_weights()[position].nbytes
             if states:
