@@ -1,13 +1,17 @@
 """`infnet-rec plan`: a run on hardware that nobody has rented yet, and the difference between two plans."""
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from infnet_rec.cli.options import AsJson, Overrides, leave
 from infnet_rec.faults import Fault
+
+if TYPE_CHECKING:
+    from infnet_rec.commands.plan_asked import Asked
 
 EPILOG = """\b
 Example:
@@ -29,6 +33,10 @@ Hardware = Annotated[
 Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write the plan, for sharding.plan.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw memory, time and tables.")]
 Sweep = Annotated[str | None, typer.Option(metavar="1x8,2x8,...", help="A row a cluster in the place of the report.")]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Build it here with that many processes, and set what was predicted beside what is."),
+]
 
 
 def plan(
@@ -39,6 +47,7 @@ def plan(
     out: Out = None,
     plot: Plot = None,
     sweep: Sweep = None,
+    check: Check = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a run fits on hardware, how it is laid out and how long a step is; without GPU or data.
@@ -46,7 +55,7 @@ def plan(
     Of a store only the manifest is read. Exit code 3: it does not fit; the cheapest change that does is printed.
     """
     options = {"-j": cluster, "--hardware": hardware, "--set": overrides, "--out": out, "--plot": plot}
-    options["--sweep"] = sweep
+    options |= {"--sweep": sweep, "--check": check or None}
     given = [name for name, value in options.items() if value is not None]
     if what[0] == "diff":
         _diff(what[1:], given, as_json=as_json)
@@ -55,12 +64,16 @@ def plan(
         raise Fault(f"plan {' '.join(what)}: takes one run's file; 'infnet-rec plan diff BEFORE AFTER' compares plans")
     if (cluster is None) == (sweep is None):
         raise Fault("plan: needs either -j NODESxRANKS, such as -j 4x8, or --sweep with several, such as 1x8,2x8")
-    if sweep is not None and (out or plot):
-        raise Fault("--sweep: writes no plan and no picture; leave out --out and --plot, or give -j")
+    for word in ("--sweep", "--check"):
+        if word in given and (unused := {"--out", "--plot", "--sweep", "--check"} & {*given} - {word}):
+            raise Fault(f"{word}: makes no plan to keep; leave out {', '.join(sorted(unused))}")
     from infnet_rec.commands.plan_asked import asked
 
     sizes = [cluster] if cluster is not None else str(sweep).split(",")
     question = asked(Path(what[0]), overrides or [], sizes, hardware)
+    if check:
+        _check(question, as_json=as_json)
+        return
     from infnet_rec.commands import plan as command
     from infnet_rec.commands.plan_remedy import PlanRefused
     from infnet_rec.commands.plan_text import lines
@@ -77,6 +90,27 @@ def plan(
         print(json.dumps(refusal.facts))
         leave(3)
     _say(result, lines(result), as_json=as_json)
+
+
+def _check(question: "Asked", *, as_json: bool) -> None:
+    """Alone it is one rank or starts several; under torchrun it is one of torchrun's."""
+    (cluster,) = question.clusters
+    if cluster.num_nodes > 1:
+        raise Fault(f"-j {cluster.name} with --check: it is built on this machine, which is one node; say -j 1xRANKS")
+    if cluster.world_size > 1 and "WORLD_SIZE" not in os.environ:
+        from infnet_rec.commands import local_ranks
+
+        local_ranks.check_ranks(question.config_path, question.overrides, cluster.world_size)
+        words = [str(question.config_path), *(f"--set={o}" for o in question.overrides), "--check", "-j", cluster.name]
+        words += ["--hardware", question.hardware_name, *(["--json"] if as_json else [])]
+        local_ranks.launch(["plan", *words], cluster.world_size)
+    from infnet_rec.commands import plan_check as command
+
+    result = command.check_plan(question.config_path, question.overrides, question.hardware_name)
+    if result is not None:
+        if as_json or not result["num_wrong"]:
+            _say(result, command.lines(result), as_json=as_json)
+        command.require_right(result)
 
 
 def _diff(files: list[str], given: list[str], *, as_json: bool) -> None:

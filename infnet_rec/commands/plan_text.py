@@ -41,8 +41,8 @@ def heading(result: JSON) -> list[str]:
     nodes = f"{cluster['name']} {cluster['hardware']['name']}"
     where = manifest["path"] + ("" if manifest["is_store"] else ", which stands in for a store that is not there")
     repeats = (
-        f"a rank's batch has {batch['sequence_tokens']:,.0f} of them of {batch['distinct_ids']:,.0f} distinct ids, each "
-        f"looked up once: saves {size(batch['exchange_bytes_saved'])} of embeddings"
+        f"a rank's batch has {batch['sequence_tokens']:,.0f} of them of {batch['distinct_ids']:,.0f} distinct ids, "
+        f"each looked up once: saves {size(batch['exchange_bytes_saved'])} of embeddings"
     )
     if not batch["repeats_are_measured"]:
         repeats = "how often a batch repeats an id is not known, so none is taken to, up to the rows of its table"
