@@ -106,6 +106,8 @@ def test_the_search_itself_mixes_ways_and_equals_unsharded(
     runs = sharded(ranks, store, "rowwise_adagrad", "sharding.row_wise_min_rows=9")
     assert set(runs[0]["shardings"].values()) == {"row_wise", "table_wise"}
     assert_equal(runs, references["rowwise_adagrad"])
+    noise = np.abs(runs[0]["losses"] - references["rowwise_adagrad"]["losses"])
+    assert noise.max() < FP32_NOISE, noise.max()
 
 
 def test_column_shards_with_a_row_wise_optimizer_differ(
@@ -128,8 +130,10 @@ def test_the_runs_above_saw_what_is_hard(store: str) -> None:
     assert any(unread), "on no step did one rank alone have no id of some table"
 
 
-# Measured on the runs below: the losses move by at most 3e-5 in 20 steps, and by 0 in the first.
-FP16_LOSS_TOLERANCE = 2e-4
+# Measured on these runs: fp16 between ranks moves the losses of 20 steps by up to 1.2e-5, tables in fp16 by 4.1e-5; what
+# rounding alone does is less than 1e-6.
+FP16_LOSS_TOLERANCE = 1e-4
+FP32_NOISE = 1e-6
 
 
 def test_communication_in_fp16_hardly_moves_the_loss(
@@ -139,8 +143,7 @@ def test_communication_in_fp16_hardly_moves_the_loss(
     reference = references["rowwise_adagrad"]["losses"]
     difference = np.abs(runs[0]["losses"] - reference)
     assert np.array_equal(runs[0]["losses"], runs[1]["losses"])
-    print("fp16 communication", difference[0].max(), difference.max())
-    assert 0 < difference.max() < FP16_LOSS_TOLERANCE, difference.max()
+    assert FP32_NOISE < difference.max() < FP16_LOSS_TOLERANCE, difference.max()
 
 
 def test_tables_in_fp16_hardly_move_the_loss(
@@ -152,8 +155,7 @@ def test_tables_in_fp16_hardly_move_the_loss(
     assert {values.dtype for run in runs for _, _, _, values in run["tables"]} == {np.dtype("float16")}
     assert {values.dtype for run in runs for _, _, _, values in run["state"]} == {np.dtype("float32")}
     difference = np.abs(runs[0]["losses"] - references["rowwise_adagrad"]["losses"])
-    print("fp16 tables", difference[0].max(), difference.max())
-    assert 0 < difference.max() < FP16_LOSS_TOLERANCE * 10, difference.max()
+    assert FP32_NOISE < difference.max() < FP16_LOSS_TOLERANCE, difference.max()
 
 
 def test_copied_tables_begin_an_epoch_anew_like_the_others(ranks: RankPair, store: str) -> None:
