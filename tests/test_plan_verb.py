@@ -217,15 +217,15 @@ FAULTS = {
     "-j 1x8 --hardware h1000": "did you mean 'h100'?",
     "-j 1x8 --hardware absent.toml": "absent.toml: no such file",
     "-j 1x8": "--hardware: is missing",
-    "--hardware h100": "needs either -j",
-    "-j 1x8 --sweep 1x8 --hardware h100": "needs either -j",
+    "--hardware h100": "-j: is missing",
     "--sweep 1x8,8 --hardware h100": "-j 8: must be NODESxRANKS",
-    "--sweep 1x8 --hardware h100 --out x.json": "--sweep: makes no plan to keep; leave out --out",
+    "--sweep 1x8,2x8 --hardware h100 --out x.json": "--out, --plot: are for the plan of one cluster",
     "-j 1x8 --hardware h100 --plot x.jpg": "--plot x.jpg: the picture is a PNG file",
     "-j 1x8 --hardware h100 --out nowhere/x.json": "there is no folder nowhere",
     "-j 1x8 --hardware h100 --out README.md": "exists and is not a plan",
     "-j 2x1 --hardware h100 --check": "-j 2x1 with --check: it is built on this machine",
-    "-j 1x1 --hardware h100 --check --plot x.png": "--check: makes no plan to keep; leave out --plot",
+    "-j 1x1 --hardware h100 --check --plot x.png": "are for the plan of one cluster, without --check",
+    "-j 1x1,1x2 --hardware h100 --check": "--check: builds one cluster",
     "-j 1x7 --hardware h100": "does not divide by 7 ranks",
     "-j 1x8 --hardware h100 --set data.manifest=absent.json": "absent.json",
     "-j 1x8 --hardware h100 --set data.profile=ctx98": "profile 'ctx98' is not in store",
@@ -255,7 +255,7 @@ def test_a_sweep_has_a_row_a_cluster() -> None:
     assert "are too many" in found["sweep"][0]["reason"] and "does not divide" in found["sweep"][1]["reason"]
     text = invoke(*words, "--sweep", "1x1,1x8").stdout.splitlines()
     assert text[1].split()[:2] == ["cluster", "ranks"] and text[2].split() == ["1x1", "1", "no"]
-    refusal = invoke(*words, "--sweep", "1x1").exception
+    refusal = invoke(*words, "--sweep", "1x1,1x1").exception
     assert isinstance(refusal, Refusal) and "fits on none" in str(refusal)
 
 

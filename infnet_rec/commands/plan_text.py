@@ -162,7 +162,7 @@ def hint_lines(hints: Sequence[JSON]) -> list[str]:
     """What else was planned."""
     if not hints:
         return []
-    rows = [["also planned", "answer", "step ms", "fullest rank", "rank hours an epoch"]]
+    rows = [["also planned", "answer", "step ms", "fullest rank", "rank h an epoch"]]
     for hint in hints:
         found = hint.get("found")
         cells = (

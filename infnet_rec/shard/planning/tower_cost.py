@@ -50,8 +50,7 @@ class TowerCost:
 
     def times(self, scale: float) -> Self:
         """The same on another number of examples: the same operators, on more or less."""
-        scaled = (self.peak_bytes, self.flops, self.moved_bytes)
-        return type(self)(*(scale * number for number in scaled), self.num_operators)
+        return type(self)(scale * self.peak_bytes, scale * self.flops, scale * self.moved_bytes, self.num_operators)
 
 
 def uses_kernel(model: RankingModel, width: int) -> bool:
@@ -116,18 +115,18 @@ class _Trial:
 
     def _count(self, attention: Literal["eager", "fused"]) -> Ledger:
         model = self.model
-        parts = nn.ModuleDict({"tower": copy.deepcopy(model.tower), "criterion": copy.deepcopy(model.criterion)})
-        if hasattr(model.tower, "attention"):
-            parts["tower"].attention = attention  # pyright: ignore[reportAttributeAccessIssue]
+        tower, criterion = copy.deepcopy(model.tower), copy.deepcopy(model.criterion)
+        if hasattr(tower, "attention"):
+            vars(tower)["attention"] = attention
         # A device that is always there: what runs on a GPU is told by the form of attention alone.
         with FakeTensorMode(), torch.device("cpu"):
-            for module in parts.train().modules():
+            for module in (*tower.train().modules(), *criterion.train().modules()):
                 _make_fake(module)
             batch = self._batch()
             bags, distinct = self._lookups(batch)
             with Ledger() as ledger:
                 tokens = model.assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
-                loss, _ = parts["criterion"](parts["tower"](tokens), tokens, batch)
+                loss, _ = criterion(tower(tokens), tokens, batch)
                 loss.backward()
         return ledger
 
