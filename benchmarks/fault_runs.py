@@ -99,6 +99,11 @@ class Attempt:
         return self.exits
 
     @property
+    def code(self) -> int:
+        """Of the rank that ended first; what came of the others, the launcher may have had a hand in."""
+        return next(iter(self.exits.values()))
+
+    @property
     def said(self) -> str:
         """What its ranks printed."""
         return self.log.read_text(errors="replace")
@@ -121,9 +126,11 @@ class Run:
     checkpoints: Path | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def make(self) -> "Run":
+        """Makes its folders."""
         self.run_dir.parent.mkdir(parents=True)
         self.notes.mkdir()
+        return self
 
     @property
     def run_dir(self) -> Path:
@@ -203,7 +210,7 @@ class Run:
         return {name: part["sha256"] for name, part in commits[-1].parts.items() if name.endswith(".distcp")}
 
     def losses(self) -> np.ndarray:
-        """Of all progress lines [lines, tasks]."""
+        """Of all progress lines [lines, tasks]; they are what ranks of any number share."""
         lines = [line for line in _lines(self.run_dir / "metrics.jsonl") if line["kind"] == "train"]
         return np.array([list(line["loss"].values()) for line in lines])
 

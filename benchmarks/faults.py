@@ -94,8 +94,9 @@ def generated(work: Path) -> Path:
 def undisturbed(store: Path, work: Path) -> Run:
     """The run that nothing happens to."""
     folder = work / "undisturbed"
-    shutil.rmtree(folder, ignore_errors=True)
-    run = Run(store.resolve(), folder)
+    for old in (folder, work / "without_chance"):
+        shutil.rmtree(old, ignore_errors=True)
+    run = Run(store.resolve(), folder).make()
     last = run.complete()
     examples = run.examples()
     assert not any(last.exits.values()) and examples.in_order and not examples.lost, last.said

@@ -1,7 +1,8 @@
 """Runs that are cut off and go on, for tests that compare them with runs that were not; ranks can call these."""
 
 import json
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,83 +15,88 @@ from infnet_rec.commands.assemble import Sharded, evaluation, open_data, shard_m
 from infnet_rec.commands.attend import make_guard
 from infnet_rec.commands.run_dir import start_anew
 from infnet_rec.commands.train import pace_of, schedule_of
-from infnet_rec.train.loop import LearningRates, Trained, Training
+from infnet_rec.data.order import local_slice
+from infnet_rec.train.checkpoint.progress import Progress
+from infnet_rec.train.checkpoint.shelf import Shelf, name_of
+from infnet_rec.train.loop import LearningRates, Training
+from infnet_rec.train.metrics import TaskMetrics
 from infnet_rec.train.report import Report
 from infnet_rec.train.stop import StopSignal
 from sharded_runs import dense_of, small_config, tables_of, world_of
 
 
-class Cut(Exception):
-    """The run stops here, as if it were killed right after a checkpoint."""
+class ScriptedValid:
+    """Gives the AUC that a script has for the step."""
+
+    def __init__(self, aucs: Mapping[int, float], at: Progress) -> None:
+        self._aucs, self._at = aucs, at
+
+    def metrics(self, model: object, pipeline: object) -> dict[str, TaskMetrics]:
+        auc = self._aucs[self._at.step]
+        return {"click": TaskMetrics(10, 5, auc, auc, auc, 2, 0.5, 1.0, float("nan"))}
+
+
+class WatchedLoader:
+    """Remembers which examples this rank was given, step by step."""
+
+    def __init__(self, loader: Any, rank: int, world_size: int) -> None:
+        self._loader, self._rank, self._world_size = loader, rank, world_size
+        self.examples: list[list[int]] = []
+
+    def batches(self, first_step: int, num_steps: int) -> Iterator[Any]:
+        for step, batch in enumerate(self._loader.batches(first_step, num_steps), first_step):
+            mine = local_slice(self._loader._order.global_batch(step), self._rank, self._world_size)
+            self.examples.append(mine.tolist())
+            yield batch
 
 
 def train_run(
-    rank: int, world_size: int, store: str, folder: str, overrides: list[str], cut_at: int | None = None
+    rank: int, world_size: int, store: str, folder: str, overrides: list[str], aucs: dict[int, float] | None = None
 ) -> dict[str, Any]:
-    """The train command without its test at the end, cut off after the checkpoint of a step if one is given."""
+    """What the train command does but for the test at the end; goes on with what the folder holds."""
     config = small_config(store, overrides)
     data, world = open_data(config), world_of(rank, world_size)
     run_dir = Path(folder)
     standing = resume.look(run_dir, config, data)
-    pace = pace_of(config, data)
     torch.distributed.barrier()
     if rank == 0:
         run_dir.mkdir(exist_ok=True)
         start_anew(run_dir, config)
-    said: list[str] = []
+    pace, said = pace_of(config, data), []
     report = Report(run_dir if rank == 0 else None, pace.num_steps)
     report.say = said.append
     sharded = shard_model(config, data, world)
     at = continue_run.go_on(config, world, run_dir, standing, sharded, report)
     started_at = at.step
     saver = continue_run.make_saver(config, data, world, run_dir, sharded, report)
-    seen: list[int] = []
-    loader = train_loader(config, data, world)
-    original = loader.batches
-    loader.batches = lambda first, num: (seen.extend(range(first, first + num)), original(first, num))[1]
-    training = Training(
+    loader: Any = WatchedLoader(train_loader(config, data, world), rank, world_size)
+    valid: Any = evaluation(config, data, world, "valid") if aucs is None else ScriptedValid(aucs, at)
+    trained = Training(
         model=sharded.model,
         pipeline=sharded.pipeline,
         optimizers=sharded.optimizers,
         loader=loader,
-        valid=evaluation(config, data, world, "valid"),
+        valid=valid,
         task_names=data.task_names,
         rates=LearningRates(schedule_of(config.train.sparse, pace), schedule_of(config.train.dense, pace)),
         pace=pace,
         report=report,
         guard=make_guard(config, data, world, run_dir, said.append, StopSignal(speaks=False)),
-        saver=_CuttingSaver(saver, cut_at),
+        saver=saver,
         renew_tables=sharded.renew_tables,
-    )
-    trained: Trained | None = None
-    with suppress(Cut):
-        trained = training.run(at)
+    ).run(at)
     saver.close()
+    best_valid = {task: m.to_json() for task, m in trained.best_valid.items()}
     return {
         "tables": tables_of(sharded),
         "dense": dense_of(sharded),
         "optim": optimizer_of(sharded),
         "lines": lines_of(run_dir),
-        "trained": trained and (trained.steps_done, trained.best_step, trained.best_valid),
+        "trained": (trained.steps_done, trained.best_step, best_valid),
         "started_at": started_at,
-        "steps": seen,
+        "examples": loader.examples,
         "said": said,
     }
-
-
-class _CuttingSaver:
-    """Saves, and cuts the run off after a given step's checkpoint."""
-
-    def __init__(self, saver: Any, cut_at: int | None) -> None:
-        self._saver, self._cut_at = saver, cut_at
-
-    def save(self, at: Any) -> None:
-        self._saver.save(at)
-        if at.step == self._cut_at:
-            raise Cut
-
-    def load_best(self, at: Any) -> None:
-        self._saver.load_best(at)
 
 
 def optimizer_of(sharded: Sharded) -> dict[str, list[np.ndarray]]:
@@ -109,3 +115,14 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [{k: v for k, v in r.items() if k not in ("elapsed_s", "examples_per_s")} for r in records]
+
+
+def cut_off(run_dir: Path, step: int, to: Path) -> Path:
+    """A run as it would be, had it been killed when the checkpoint of a step was the newest; later lines are there."""
+    shutil.copytree(run_dir, to)
+    shelf = Shelf(to / "checkpoints")
+    assert step in {c.step for c in shelf.commits()}
+    for commit in shelf.commits():
+        if commit.step > step:
+            shutil.rmtree(shelf.path(name_of(commit.step)))
+    return to

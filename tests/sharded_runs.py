@@ -15,15 +15,16 @@ from infnet_rec.commands.assemble import (
     shard_model,
     train_loader,
 )
+from infnet_rec.commands.continue_run import start_from
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.shard.parallelize import local_shards
 from infnet_rec.shard.world import World
 from infnet_rec.train.checkpoint.progress import Progress
-from infnet_rec.train.checkpoint.restore import load_weights
 from infnet_rec.train.checkpoint.save import Keep, Saver
 from infnet_rec.train.checkpoint.shelf import Shelf
 from infnet_rec.train.metrics import mean_over_ranks
+from infnet_rec.train.report import Report
 
 CONFIG = Path(__file__).parent / "small.toml"
 
@@ -97,8 +98,7 @@ def load_small(rank: int, world_size: int, store: str, folder: str) -> np.ndarra
     config = small_config(store, ["train.seed=99", "sharding.row_wise_min_rows=1000000"])
     data, world = open_data(config), world_of(rank, world_size)
     sharded = shard_model(config, data, world)
-    shelf = Shelf(folder)
-    load_weights(shelf, shelf.commits()[-1], sharded.model)
+    start_from(folder, sharded, Report(None, 0))
     return valid_logits(config, data, world, sharded)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,16 +85,36 @@ def test_eval_on_one_rank_repeats_the_test_metrics_of_two(folder: Path, result: 
             assert metrics[name] == pytest.approx(result["metrics"]["test"][task][name], abs=1e-4), (task, name)
 
 
-def test_a_used_run_directory_is_refused(folder: Path) -> None:
-    """Nothing a person made is overwritten."""
-    before = (folder / "run" / "result.json").read_bytes()
-    for ranks in (1, 2):
-        finished = infnet_rec(
-            "train", CONFIG, "--set", f"data.store={folder / 'store'}", "--ranks", ranks, "--run-dir", folder / "run"
-        )
-        assert finished.returncode == 2
-        assert "exists and is not empty" in finished.stderr and "Traceback" not in finished.stderr
-    assert (folder / "run" / "result.json").read_bytes() == before
+def test_a_used_run_directory_is_not_overwritten(folder: Path) -> None:
+    """The finished run gives its results again on as many ranks; another run is refused before any rank starts."""
+    before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+    again = ("train", CONFIG, "--set", f"data.store={folder / 'store'}", "--run-dir", folder / "run")
+    finished = infnet_rec(*again, "--ranks", 2)
+    assert finished.returncode == 0, finished.stderr
+    assert "is finished" in finished.stderr
+    assert finished.stdout.strip() == (folder / "stdout.txt").read_text().strip()
+    refused = infnet_rec(*again, "--ranks", 2, "--set", "model.width=12")
+    assert refused.returncode == 2
+    assert "model.width = 12, was 8" in refused.stderr and "Traceback" not in refused.stderr
+    assert {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()} == before
+
+
+def test_checkpoints_of_a_run_are_listed_shown_and_verified(folder: Path) -> None:
+    """The verbs take a run directory; what is best is what `eval` scores."""
+    listed = json.loads(infnet_rec("checkpoint", "ls", folder / "run", "--json").stdout)
+    best = [c for c in listed["checkpoints"] if c["best"]]
+    assert len(best) == 1
+    shown = infnet_rec("checkpoint", "show", folder / "run")
+    assert shown.returncode == 0 and f"step            {best[0]['step']}" in shown.stdout
+    assert infnet_rec("checkpoint", "verify", folder / "run").returncode == 0
+    copy = folder / "damaged"
+    shutil.copytree(folder / "run", copy)
+    part = copy / "checkpoints" / best[0]["name"] / "__1_0.distcp"
+    part.write_bytes(part.read_bytes()[:-1])
+    verified = infnet_rec("checkpoint", "verify", copy)
+    assert verified.returncode == 3 and "__1_0.distcp: has" in verified.stdout
+    evaluated = infnet_rec("eval", copy)
+    assert evaluated.returncode == 2 and "__1_0.distcp" in evaluated.stderr and "Traceback" not in evaluated.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import typer
 
 from infnet_rec import __version__
 from infnet_rec.cli.bench import bench
+from infnet_rec.cli.checkpoint import checkpoint
 from infnet_rec.cli.data import data
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, leave
 from infnet_rec.faults import TRY_AGAIN, Failure, Fault, Interrupted
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
+app.add_typer(checkpoint, name="checkpoint")
 
 
 @app.command(

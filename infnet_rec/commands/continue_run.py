@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from infnet_rec.commands.assemble import Data, Sharded
-from infnet_rec.commands.resume import Standing, shelf_of
+from infnet_rec.commands.resume import Standing
+from infnet_rec.commands.shelves import find, shelf_of
 from infnet_rec.config.run import RunConfig
-from infnet_rec.faults import Fault
 from infnet_rec.shard.world import World
 from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.checkpoint.restore import load_weights, newest_whole, restore
 from infnet_rec.train.checkpoint.save import Keep, Saver
-from infnet_rec.train.checkpoint.shelf import Commit, Shelf, best_of, name_of
 from infnet_rec.train.report import Report
 
 
@@ -55,7 +54,7 @@ def go_on(
     return at
 
 
-def start_from(source: Path | str, sharded: Sharded, report: Report) -> None:
+def start_from(source: str, sharded: Sharded, report: Report) -> None:
     """Takes another run's weights, and nothing else of it; all ranks call it.
 
     Args:
@@ -67,22 +66,3 @@ def start_from(source: Path | str, sharded: Sharded, report: Report) -> None:
     shelf, commit = find(source)
     load_weights(shelf, commit, sharded.model)
     report.say(f"starts from the weights of {shelf.where}, step {commit.step}")
-
-
-def find(source: Path | str) -> tuple[Shelf, Commit]:
-    """The checkpoint that a path or URL means: itself, or the best of a folder of them or of a run.
-
-    Raises:
-        Fault: there is none that is whole.
-    """
-    text = str(source).rstrip("/")
-    parent, _, last = text.rpartition("/")
-    for where in (text, f"{text}/checkpoints"):
-        shelf = Shelf(where)
-        if commits := shelf.commits():
-            return shelf, best_of(commits) or commits[-1]
-    shelf = Shelf(parent or ".")
-    for commit in shelf.commits():
-        if name_of(commit.step) == last:
-            return shelf, commit
-    raise Fault(f"{source}: holds no whole checkpoint; see 'infnet-rec checkpoint ls'")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from infnet_rec.commands.assemble import evaluation, open_data, shard_model
-from infnet_rec.commands.resume import shelf_of
+from infnet_rec.commands.shelves import shelf_of
 from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.store import SPLITS

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from infnet_rec.commands.assemble import Data
+from infnet_rec.commands.shelves import shelf_of
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
 from infnet_rec.strict import check, read_json
-from infnet_rec.train.checkpoint.shelf import Shelf, name_of
+from infnet_rec.train.checkpoint.shelf import name_of
 
 # What may differ from the run as it was: it changes where and how fast the same examples are learned from, how long,
 # and what is said about it, but no step that was done.
@@ -49,11 +50,6 @@ class Standing:
     is_new: bool
     changed: list[str]
     result: dict[str, Any] | None
-
-
-def shelf_of(config: RunConfig, run_dir: Path) -> Shelf:
-    """Where a run's checkpoints are."""
-    return Shelf(config.checkpoint.folder or run_dir / "checkpoints")
 
 
 def look(run_dir: Path, config: RunConfig, data: Data) -> Standing:

@@ -50,18 +50,18 @@ def newest_whole(shelf: Shelf, say: Callable[[str], None]) -> Commit | None:
     """
     commits = None
     if dist.get_rank() == 0:
+        for name in shelf.clear():
+            say(f"checkpoint {name}: was never finished, removed")
         for found in shelf.found():
             if found.commit is None:
-                say(f"checkpoint {found.name}: is torn ({found.torn}); skipped")
-        for name in shelf.clear():
-            say(f"checkpoint {name}: removed, it was never finished")
+                say(f"checkpoint {found.name}: is torn ({found.torn}), skipped")
         commits = shelf.commits()
     for commit in reversed(_from_first(commits)):
         broken = broken_over_ranks(shelf, commit)
         if not broken:
             return commit
+        say(f"checkpoint {name_of(commit.step)}: is torn ({'; '.join(broken)}), skipped")
         if dist.get_rank() == 0:
-            say(f"checkpoint {name_of(commit.step)}: is broken and skipped: {'; '.join(broken)}")
             shelf.withdraw(commit.step)
     return None
 
@@ -109,8 +109,10 @@ def load_weights(shelf: Shelf, commit: Commit, model: nn.Module) -> None:
     """Reads weights alone into a sharded model; all ranks call it.
 
     Raises:
-        Fault: the checkpoint is of another model.
+        Fault: the checkpoint is broken or of another model.
     """
+    if broken := broken_over_ranks(shelf, commit):
+        raise Fault(f"checkpoint {name_of(commit.step)} in {shelf.where}: is torn: {'; '.join(broken)}")
     state: dict[str, Any] = {"model": model.state_dict()}
     _load(shelf, commit, state, {})
     model.load_state_dict(state["model"])

@@ -18,10 +18,11 @@ from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
+from infnet_rec.faults import Fault
 from infnet_rec.train.checkpoint.parts import PartsWriter
 from infnet_rec.train.checkpoint.progress import Progress, metrics_from_json
 from infnet_rec.train.checkpoint.restore import OptimizerState, load_weights
-from infnet_rec.train.checkpoint.shelf import Commit, Shelf, best_of, name_of, ranking
+from infnet_rec.train.checkpoint.shelf import Commit, Shelf, name_of, ranking
 
 LOST = (CheckpointException, OSError)
 
@@ -97,16 +98,20 @@ class Saver:
         """Puts the weights of `at.best_step` into the model; if that checkpoint was lost, the best that is there."""
         self.wait()
         # Collective: the first rank alone knows which commits were removed or lost.
-        commits = self._on_first(self._shelf.commits)
-        best = next((c for c in commits if c.step == at.best_step), None) or best_of(commits)
-        if best is None:
-            self._say(f"no checkpoint of step {at.best_step} is there; the model keeps the weights of step {at.step}")
-            at.best_step = at.step
+        commits = ranking(self._on_first(self._shelf.commits))
+        wanted = at.best_step
+        for commit in sorted(commits, key=lambda c: c.step != wanted):
+            try:
+                load_weights(self._shelf, commit, self._model)
+            except Fault as fault:
+                self._say(str(fault))
+                continue
+            if commit.step != wanted:
+                self._say(f"the checkpoint of step {wanted} is lost; the best that is there is of step {commit.step}")
+                at.best_step, at.best_valid = commit.step, metrics_from_json(commit.progress["valid"])
             return
-        if best.step != at.best_step:
-            self._say(f"the checkpoint of step {at.best_step} was lost; the best that is there is of step {best.step}")
-            at.best_step, at.best_valid = best.step, metrics_from_json(best.progress["valid"])
-        load_weights(self._shelf, best, self._model)
+        self._say(f"the checkpoint of step {wanted} is lost; the model keeps the weights of step {at.step}")
+        at.best_step, at.best_valid = at.step, at.judged[1] if at.judged else {}
 
     def close(self) -> None:
         """Waits, and ends the thread."""

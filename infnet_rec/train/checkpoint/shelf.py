@@ -31,6 +31,10 @@ WITHDRAWN = "commit.json.withdrawn"
 NAME = re.compile(r"step-(\d{8,})")
 UNFINISHED = re.compile(r"\.step-(\d{8,})\.(writing|removing)")
 OURS = re.compile(r"__\d+_\d+\.distcp|\.metadata(\.tmp)?|commit\.json(\.writing|\.withdrawn)?")
+UNFINISHED_WHY = {
+    "writing": "it is being written, or the run was killed meanwhile",
+    "removing": "it is being removed, or the run was killed meanwhile",
+}
 READ_BYTES = 1 << 22
 
 
@@ -95,7 +99,7 @@ class Shelf:
             if match := NAME.fullmatch(name):
                 found.append(self._look(name, int(match[1])))
             elif match := UNFINISHED.fullmatch(name):
-                found.append(Found(name, int(match[1]), None, f"{match[2]} was not finished"))
+                found.append(Found(name, int(match[1]), None, UNFINISHED_WHY[match[2]]))
         return sorted(found, key=lambda f: (f.step, f.name))
 
     def commits(self) -> list[Commit]:
@@ -123,7 +127,13 @@ class Shelf:
                 yield f"{name}: has SHA-256 {found[:12]}..., not {part['sha256'][:12]}..."
 
     def begin(self, step: int) -> str:
-        """Makes an empty folder to write the parts of a checkpoint to, and returns its path."""
+        """Makes an empty folder to write the parts of a checkpoint to, and returns its path.
+
+        Raises:
+            FileExistsError: there is a committed checkpoint of this step.
+        """
+        if self._look(name_of(step), step).commit is not None:
+            raise FileExistsError(f"{name_of(step)} is there already")
         self.discard(step)
         path = self._writing(step)
         self.files.makedirs(path, exist_ok=True)
