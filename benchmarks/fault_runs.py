@@ -32,10 +32,10 @@ from infnet_rec.train.checkpoint.shelf import Commit, Shelf
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "small.toml"
 NUM_STEPS = 40
+GLOBAL_BATCH_SIZE = 64  # as in CONFIG
 SAVE_EVERY = 5
 SETTINGS = (
     "data.profile='safe'",
-    "train.num_epochs=0.74",  # NUM_STEPS
     f"checkpoint.every_steps={SAVE_EVERY}",
     "checkpoint.keep_last=3",
     "model.dropout=0.1",
@@ -144,8 +144,14 @@ class Run:
 
     def arguments(self, *more: str) -> list[str]:
         """Of the command."""
-        settings = (f"data.store='{self.store}'", *SETTINGS, *self.overrides, *more)
+        settings = (*self.settings(), *more)
         return ["train", str(CONFIG), f"--run-dir={self.run_dir}", *(f"--set={s}" for s in settings)]
+
+    def settings(self) -> list[str]:
+        """Of the run."""
+        num_examples = json.loads((self.store / "manifest.json").read_text())["splits"]["train"]["num_examples"]
+        epochs = (NUM_STEPS + 0.5) / (num_examples // GLOBAL_BATCH_SIZE)
+        return [f"data.store='{self.store}'", f"train.num_epochs={epochs}", *SETTINGS, *self.overrides]
 
     def start(self, num_ranks: int = 2, *more: str, **spec: Any) -> Attempt:
         """Forks the ranks of the next attempt; `spec` as in `fault_rank.suffer`."""
@@ -177,7 +183,7 @@ class Run:
 
     def examples(self) -> "Examples":
         """Compares what was trained on, in the history that counts, with what the order says."""
-        config = load_config(CONFIG, [f"data.store='{self.store}'", *SETTINGS, *self.overrides])
+        config = load_config(CONFIG, self.settings())
         order = train_order(config, open_data(config))
         counted = self.history()
         got, wanted = Counter[tuple[int, int]](), Counter[tuple[int, int]]()

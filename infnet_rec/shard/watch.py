@@ -137,7 +137,7 @@ class Watch:
             launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
             keeper = "the launcher of rank 0's machine" if launcher else "rank 0"
             blamed.append(
-                f"{keeper} has not answered for {now - self._exchanged_at:.0f} s (it keeps the store that ranks meet at)"
+                f"{keeper} has not answered for {now - self._exchanged_at:.0f} s (it keeps the ranks' common store)"
             )
         elif not blamed:
             blamed.append(f"no rank has finished a step for {now - self._moved_at:.0f} s")
