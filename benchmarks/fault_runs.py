@@ -32,10 +32,10 @@ from infnet_rec.train.checkpoint.shelf import Commit, Shelf
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "small.toml"
 NUM_STEPS = 40
+GLOBAL_BATCH_SIZE = 64  # as in CONFIG
 SAVE_EVERY = 5
 SETTINGS = (
     "data.profile='safe'",
-    "train.num_epochs=0.74",  # NUM_STEPS
     f"checkpoint.every_steps={SAVE_EVERY}",
     "checkpoint.keep_last=3",
     "model.dropout=0.1",
@@ -99,6 +99,11 @@ class Attempt:
         return self.exits
 
     @property
+    def code(self) -> int:
+        """Of the rank that ended first; what came of the others, the launcher may have had a hand in."""
+        return next(iter(self.exits.values()))
+
+    @property
     def said(self) -> str:
         """What its ranks printed."""
         return self.log.read_text(errors="replace")
@@ -121,9 +126,11 @@ class Run:
     checkpoints: Path | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def make(self) -> "Run":
+        """Makes its folders."""
         self.run_dir.parent.mkdir(parents=True)
         self.notes.mkdir()
+        return self
 
     @property
     def run_dir(self) -> Path:
@@ -137,8 +144,14 @@ class Run:
 
     def arguments(self, *more: str) -> list[str]:
         """Of the command."""
-        settings = (f"data.store='{self.store}'", *SETTINGS, *self.overrides, *more)
+        settings = (*self.settings(), *more)
         return ["train", str(CONFIG), f"--run-dir={self.run_dir}", *(f"--set={s}" for s in settings)]
+
+    def settings(self) -> list[str]:
+        """Of the run."""
+        num_examples = json.loads((self.store / "manifest.json").read_text())["splits"]["train"]["num_examples"]
+        epochs = (NUM_STEPS + 0.5) / (num_examples // GLOBAL_BATCH_SIZE)
+        return [f"data.store='{self.store}'", f"train.num_epochs={epochs}", *SETTINGS, *self.overrides]
 
     def start(self, num_ranks: int = 2, *more: str, **spec: Any) -> Attempt:
         """Forks the ranks of the next attempt; `spec` as in `fault_rank.suffer`."""
@@ -170,7 +183,7 @@ class Run:
 
     def examples(self) -> "Examples":
         """Compares what was trained on, in the history that counts, with what the order says."""
-        config = load_config(CONFIG, [f"data.store='{self.store}'", *SETTINGS, *self.overrides])
+        config = load_config(CONFIG, self.settings())
         order = train_order(config, open_data(config))
         counted = self.history()
         got, wanted = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
@@ -203,7 +216,7 @@ class Run:
         return {name: part["sha256"] for name, part in commits[-1].parts.items() if name.endswith(".distcp")}
 
     def losses(self) -> np.ndarray:
-        """Of all progress lines [lines, tasks]."""
+        """Of all progress lines [lines, tasks]; they are what ranks of any number share."""
         lines = [line for line in _lines(self.run_dir / "metrics.jsonl") if line["kind"] == "train"]
         return np.array([list(line["loss"].values()) for line in lines])
 
