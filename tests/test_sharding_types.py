@@ -130,8 +130,8 @@ def test_the_runs_above_saw_what_is_hard(store: str) -> None:
     assert any(unread), "on no step did one rank alone have no id of some table"
 
 
-# Measured on these runs: fp16 between ranks moves the losses of 20 steps by up to 1.2e-5, tables in fp16 by 4.1e-5; what
-# rounding alone does is less than 1e-6.
+# Measured on these runs: fp16 between ranks moves the losses of 20 steps by up to 1.2e-5, tables in fp16 by 4.1e-5;
+# what rounding alone does is less than 1e-6.
 FP16_LOSS_TOLERANCE = 1e-4
 FP32_NOISE = 1e-6
 
