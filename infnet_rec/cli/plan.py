@@ -36,9 +36,9 @@ Example:
   dense optimizer                                  0.01
   in all, estimated                               19.74
   ...
-  also planned                                              answer                     step ms  fullest rank  rank hours an epoch
-  largest local batch                                       49,152 (1,572,864 in all)   433.01      74.2 GiB                 0.35
-  smallest cluster, same global batch                       1x2                         147.57      56.5 GiB                 0.18
+  also planned                                     answer                     step ms  fullest rank  rank h an epoch
+  largest local batch                              49,152 (1,572,864 in all)   433.01      74.2 GiB             0.35
+  smallest cluster, same global batch              1x2                         147.57      56.5 GiB             0.18
   ..."""
 
 What = Annotated[
