@@ -67,7 +67,7 @@ def training(store: Path, folder: Path, pace: Pace, aucs: list[float], lr: float
         rates=LearningRates(constant, constant),
         pace=pace,
         report=Report(None, pace.num_steps),
-        saver=Saver(Shelf(folder), sharded.model, sharded.optimizers, Keep(2, 1), "sync", {}, print),
+        saver=Saver(Shelf(folder), sharded.model, sharded.optimizers, Keep(2, 1), "sync", {"plan": {}}, print),
         renew_tables=lambda *, epoch: renewed.append(epoch),
     )
     return built, renewed
