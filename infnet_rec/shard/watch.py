@@ -75,8 +75,10 @@ class Watch:
     def following(self, at: Callable[[], str]) -> Iterator[None]:
         """In the block this rank must get on, and `at` says how far it is."""
         self._at = at
-        yield
-        self._at = lambda: None
+        try:
+            yield
+        finally:
+            self._at = lambda: None
 
     def exchange(self, store: dist.Store) -> None:
         """Speaks and listens until the block is over or the store is gone; a thread's whole life."""
