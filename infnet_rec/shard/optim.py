@@ -104,9 +104,11 @@ class Optimizers:
         self.combined.load_state_dict({"state": state})
 
     def allocate_state(self) -> None:
-        """Makes the dense optimizer's state, as its first step would; weight decay may move the weights."""
-        self._dense.init_state()
-        self._dense.zero_grad(set_to_none=True)
+        """Makes the state that is not fused, as its first step would; weight decay may move the weights."""
+        for name, optimizer in self.combined.optimizers:
+            if name != "sparse":
+                optimizer.init_state()
+                optimizer.zero_grad(set_to_none=True)
 
     def kernel_steps(self) -> int:
         """What the fused kernels have counted, for Adam's correction of its first steps; 0 without tables."""
