@@ -142,7 +142,7 @@ class Run:
         """Of the spies."""
         return self.folder / "notes"
 
-    def arguments(self, *more: str) -> list[str]:
+    def _arguments(self, *more: str) -> list[str]:
         """Of the command."""
         settings = (*self.settings(), *more)
         return ["train", str(CONFIG), f"--run-dir={self.run_dir}", *(f"--set={s}" for s in settings)]
@@ -159,7 +159,7 @@ class Run:
         spec |= {"notes": str(self.notes), "attempt": number}
         log = self.folder / f"log-{number}.txt"
         port = _free_port()
-        pids = [_fork(rank, num_ranks, port, self.arguments(*more), spec, log) for rank in range(num_ranks)]
+        pids = [_fork(rank, num_ranks, port, self._arguments(*more), spec, log) for rank in range(num_ranks)]
         self.attempts.append(Attempt(pids, log, self.notes, number))
         return self.attempts[-1]
 
@@ -172,7 +172,7 @@ class Run:
     def elastic(self, max_restarts: int) -> subprocess.Popen[bytes]:
         """Two ranks under a real torchrun that restarts them."""
         command = [sys.executable, "-m", "infnet_rec.shard.torchrun", "--standalone", "--nproc-per-node=2"]
-        command += [f"--max-restarts={max_restarts}", "-m", "benchmarks.fault_rank", *self.arguments()]
+        command += [f"--max-restarts={max_restarts}", "-m", "benchmarks.fault_rank", *self._arguments()]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), fault_rank.SPEC: json.dumps({"notes": str(self.notes)})}
         with (self.folder / "log-torchrun.txt").open("wb") as log:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -185,7 +185,7 @@ class Run:
         """Compares what was trained on, in the history that counts, with what the order says."""
         config = load_config(CONFIG, self.settings())
         order = train_order(config, open_data(config))
-        counted = self.history()
+        counted = self._history()
         got, wanted = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
         for step in range(1, NUM_STEPS + 1):
             epoch = (step - 1) // order.steps_per_epoch
@@ -194,7 +194,7 @@ class Run:
         in_order = all(counted.get(s) == order.global_batch(s - 1).tolist() for s in range(1, NUM_STEPS + 1))
         return Examples((wanted - got).total(), (got - wanted).total(), in_order)
 
-    def history(self) -> dict[int, list[int]]:
+    def _history(self) -> dict[int, list[int]]:
         """Rows by step: an attempt that began after step k takes back what earlier ones did beyond k."""
         counted: dict[int, dict[int, list[int]]] = {}
         numbers = sorted({int(path.name.split("-")[1]) for path in self.notes.glob("steps-*")})
