@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from infnet_rec.bench.ledger import Ledger
 from torch import Tensor
 
+from infnet_rec.ledger import Ledger
 from infnet_rec.model import jagged
 from infnet_rec.model.infnet import Infnet
 from infnet_rec.model.jagged import arrange_sequences
