@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,7 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
         saver=saver,
         renew_tables=sharded.renew_tables,
     )
-    # Closing finishes what is being written, however the run ends.
-    with closing(saver), attendants.watch.following(lambda: f"step {at.step + 1}, {sharded.forward.num_calls} batches"):
+    with attendants.around(saver, at, sharded.forward):
         trained = training.run(at)
     predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
     if predictions is None:
