@@ -45,7 +45,8 @@ def opened(out: Path, experiment: Experiment) -> Iterator[JSON]:
         now = identity(experiment, dataset)
         was = read_json(out / EXPERIMENT) if is_ours else now
         _check_same(was, now, out)
-        write_json(out / EXPERIMENT, {**now, "variants": {**was["variants"], **now["variants"]}})
+        # In the order of the file as it is now; what has gone from it stays at the end.
+        write_json(out / EXPERIMENT, {**now, "variants": {**now["variants"], **was["variants"]}})
         yield dataset
 
 
@@ -114,6 +115,19 @@ def read_cells(path: Path) -> list[JSON]:
 def newest_of_each(cells: list[JSON]) -> dict[tuple[str, int], JSON]:
     """The last line of each variant and seed: a cell that failed and was made again is made."""
     return {(cell["variant"], cell["seed"]): cell for cell in cells}
+
+
+def cells_in_order(out: Path) -> list[JSON]:
+    """The newest line of every cell, in the order of the experiment, not of the clock.
+
+    Raises:
+        Fault: see `read_cells`; or the folder's experiment is not readable.
+    """
+    cells = newest_of_each(read_cells(out / CELLS))
+    names = list(dict.fromkeys(name for name, _ in cells))
+    if (out / EXPERIMENT).is_file():
+        names = list(dict.fromkeys([*read_json(out / EXPERIMENT)["variants"], *names]))
+    return [cells[key] for key in sorted(cells, key=lambda key: (names.index(key[0]), key[1]))]
 
 
 def append_cell(path: Path, cell: Mapping[str, Any]) -> None:
