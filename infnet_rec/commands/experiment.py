@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from infnet_rec.commands.cells import CELLS, append_cell, newest_of_each, opened
 from infnet_rec.commands.training_run import Ended, Job, train_in_a_process
 from infnet_rec.config.experiment import Experiment, Variant, key_of, load_experiment, override_of
 from infnet_rec.config.load import make_config
+from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Failure, Fault, Interrupted
 from infnet_rec.strict import read_json, read_toml
 from infnet_rec.train.report import clock, number
@@ -135,15 +136,19 @@ def _run_cell(work: Work, variant: Variant, seed: int, chosen: JSON) -> None:
         return
     overrides = [*variant.overrides, *(override_of(key, value) for key, value in chosen.items())]
     folder = work.out / "cells" / variant.folder
-    common = _job(work)
-    job = Job(
-        config=common.config,
+    job = replace(
+        _job(work),
         overrides=[*overrides, f"train.seed={seed}", "train.test=keep"],
         run_dir=folder / str(seed),
         log=folder / f"{seed}.log",
-        num_ranks=common.num_ranks,
-        num_threads=common.num_threads,
     )
+    key = key_of(_config(work, overrides))
+    with work.lock:
+        twins = [c for c in work.cells.values() if (c["key"], c["seed"], c["status"]) == (key, seed, "done")]
+        if twins:
+            # One setting may be a point of several series: it is the same run.
+            _write_down(work, {**twins[0], "variant": variant.name, **variant.facts})
+            return
     say(f"{variant.name}, seed {seed}: starts; log: {job.log}")
     with work.lock:
         work.running.add((variant.name, seed))
@@ -154,18 +159,26 @@ def _run_cell(work: Work, variant: Variant, seed: int, chosen: JSON) -> None:
             if not work.wants_stop():
                 raise Interrupted(f"{variant.name}, seed {seed}: somebody asked the run to stop; it is saved")
             return
-        cell = line_of(work, variant, seed, chosen, job, ended)
-        append_cell(work.out / CELLS, cell)
-        work.cells[variant.name, seed] = cell
-        num_done = sum(not _is_due(work, *cell) for cell in work.experiment.cells)
-        say(f"[{num_done}/{len(work.experiment.cells)}] {variant.name}, seed {seed}: {summary(cell)}")
+        _write_down(work, line_of(work, variant, seed, chosen, job, ended))
+
+
+def _write_down(work: Work, cell: JSON) -> None:
+    append_cell(work.out / CELLS, cell)
+    work.cells[cell["variant"], cell["seed"]] = cell
+    states = [state(work, *planned) for planned in work.experiment.cells]
+    num_ended = len(states) - states.count("missing") - states.count("running")
+    say(f"[{num_ended}/{len(states)}] {cell['variant']}, seed {cell['seed']}: {summary(cell)}")
+
+
+def _config(work: Work, overrides: Sequence[str]) -> RunConfig:
+    path = work.experiment.config.base
+    return make_config(read_toml(path), overrides, str(path))
 
 
 def line_of(work: Work, variant: Variant, seed: int, chosen: JSON, job: Job, ended: Ended) -> JSON:
     """What a cell's line says; a cell that failed has no numbers."""
     overrides = [*variant.overrides, *(override_of(key, value) for key, value in chosen.items())]
-    config = make_config(read_toml(work.experiment.config.base), overrides, str(work.experiment.config.base))
-    settings = work.experiment.config
+    config, settings = _config(work, overrides), work.experiment.config
     line: JSON = {
         "experiment": work.experiment.name,
         "variant": variant.name,

@@ -1,6 +1,7 @@
 """A report's figures: time of a batch against parameters, and AUC along series of variants."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -29,8 +30,14 @@ def draw_cost(cells: Sequence[JSON], path: Path) -> bool:
             points.append((variant, mine[0], fmean(times), stdev(times) if len(times) > 1 else 0.0))
     if len(points) < 2:
         return False
-    figure = _figure(1, 1, 1.6)
-    axes = figure.subplots()
+    with styled():
+        figure = _figure(1, 1, 1.6)
+        _points(figure.subplots(), points)
+        _write(figure, path)
+    return True
+
+
+def _points(axes: Axes, points: Sequence[tuple[str, JSON, float, float]]) -> None:
     for variant, cell, ms, spread in points:
         colour = OURS if cell["ours"] else OTHERS
         axes.errorbar(cell["num_dense_parameters"] + 1, ms, yerr=spread, fmt="o", color=colour, capsize=3)
@@ -42,8 +49,6 @@ def draw_cost(cells: Sequence[JSON], path: Path) -> bool:
     axes.set_ylabel(f"ms a test batch of {points[0][1]['scoring']['batch_size']:,}, reading included")
     axes.set_title("Time of a batch against size; bars: deviation over seeds")
     axes.grid(visible=True)
-    _write(figure, path)
-    return True
 
 
 def draw_series(cells: Sequence[JSON], path: Path) -> bool:
@@ -53,14 +58,15 @@ def draw_series(cells: Sequence[JSON], path: Path) -> bool:
     if not series:
         return False
     tasks = list(done[0]["metrics"]["test"])
-    figure = _figure(len(tasks), len(series), 1.0)
-    panels = figure.subplots(len(tasks), len(series), squeeze=False, sharey="row")
-    for row, task in enumerate(tasks):
-        for column, name in enumerate(series):
-            _curve(panels[row][column], [cell for cell in done if cell["series"] == name], task)
-            panels[row][column].set_title(name if row == 0 else "")
-        panels[row][0].set_ylabel(f"{task} AUC")
-    _write(figure, path)
+    with styled():
+        figure = _figure(len(tasks), len(series), 1.0)
+        panels = figure.subplots(len(tasks), len(series), squeeze=False, sharey="row")
+        for row, task in enumerate(tasks):
+            for column, name in enumerate(series):
+                _curve(panels[row][column], [cell for cell in done if cell["series"] == name], task)
+                panels[row][column].set_title(name if row == 0 else "")
+            panels[row][0].set_ylabel(f"{task} AUC")
+        _write(figure, path)
     return True
 
 
@@ -78,25 +84,25 @@ def _curve(axes: Axes, cells: Sequence[JSON], task: str) -> None:
 
 def _figure(num_rows: int, num_columns: int, scale: float) -> Figure:
     size = (PANEL_IN[0] * num_columns * scale, PANEL_IN[1] * num_rows * scale)
-    with matplotlib.rc_context():
-        _style()
-        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-        FigureCanvasAgg(figure)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    FigureCanvasAgg(figure)
     return figure
 
 
-def _style() -> None:
-    matplotlib.rcdefaults()
-    matplotlib.rcParams.update(STYLE)
+@contextmanager
+def styled() -> Iterator[None]:
+    """Our style and nobody's file of styles."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
 
 
 def _write(figure: Figure, path: Path) -> None:
     """Whole or not at all; without the version of matplotlib, so that the same results give the same bytes."""
     temporary = path.with_name(f".{path.name}.writing")
-    with matplotlib.rc_context():
-        _style()
-        try:
-            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    try:
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -75,8 +75,8 @@ def significance_table(tests: Sequence[JSON]) -> list[str]:
         "## Significance",
         "",
         "Differences on the same test examples, mean over seeds paired by number, with 95 % intervals. AUC: DeLong's "
-        "test, the spread over seeds added to its variance. gAUC: users resampled 1,000 times, for these seeds. Intervals "
-        "without 0 are bold; nothing is corrected for the number of comparisons.",
+        "test, the spread over seeds added to its variance. gAUC: users resampled 1,000 times, for these seeds. "
+        "Intervals without 0 are bold; nothing is corrected for the number of comparisons.",
         "",
         *header(["task", "metric", "model", "against", "difference", "95 % interval", "p"]),
     ]
@@ -109,7 +109,7 @@ def paper_tables(rows: Sequence[Row], paper: Paper, dataset: str, *, same: bool)
     else:
         lines += [f"These are not the rows of the whole of {dataset}, so only the order of models is compared.", ""]
     lines += [
-        "Agreement of the order of models by test mean with the paper's (1: the same, 0: none, -1: reversed). With "
+        "Agreement of the order of models by test mean with the paper's (1: the same, 0: none, -1: reversed). "
         "doubtful cells left out in the last two columns.",
         "",
         *header(["setting", "task", "metric", "models", "Spearman", "Kendall", "Spearman, sure", "Kendall, sure"]),
@@ -165,8 +165,8 @@ def cost_table(cells: Sequence[JSON]) -> list[str]:
     lines = [
         "## Size, speed, settings",
         "",
-        "Means over seeds. Speeds are those of the machine that made the cells, with whatever else ran on it; a test batch "
-        "includes reading it.",
+        "Means over seeds. Speeds are those of the machine that made the cells, with whatever else ran on it; a test "
+        "batch includes reading it.",
         "",
         *header(
             [

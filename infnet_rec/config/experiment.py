@@ -81,6 +81,7 @@ class ExperimentConfig(StrictModel):
 
     Attributes:
         base: a run's TOML file.
+        set: overrides of every variant, before its own.
         seeds: of every variant.
         variants: what is compared.
         search: how settings are chosen; as the variants have them without it.
@@ -89,6 +90,7 @@ class ExperimentConfig(StrictModel):
     """
 
     base: Path
+    set: tuple[str, ...] = ()
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=2**31)], ...], Field(min_length=1)] = (0, 1, 2)
     variants: Annotated[tuple[VariantConfig, ...], Field(min_length=1)]
     search: SearchConfig | None = None
@@ -160,13 +162,14 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         lay(data, override)
     config = check(ExperimentConfig, data, f"{path}{' with --set ' + ' '.join(own) if own else ''}")
     of_runs = [o for o in overrides if o not in own]
+    _refuse_shared(config.set, ("train.seed", "train.test"), f"{path}: set")
     _refuse_shared(of_runs, ("train.seed", "train.test"), "--set")
     base = read_toml(config.base)
     variants = []
     for variant in _spread(config.variants):
         source = f"{path}: variant {variant.name!r}: {config.base}"
         _refuse_shared(variant.set, SHARED, f"{path}: variant {variant.name!r}: set")
-        laid = [*variant.set, *of_runs]
+        laid = [*config.set, *variant.set, *of_runs]
         space = _space(config.search, variant, path)
         # Tables of the file are changed by overrides, so each variant gets its own.
         run = make_config(json.loads(json.dumps(base)), laid, source)
