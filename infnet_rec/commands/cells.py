@@ -79,8 +79,8 @@ def _check_same(was: JSON, now: JSON, out: Path) -> None:
                 f"--out {out}: belongs to another experiment: its {what} is {json.dumps(was[what])}, this one's "
                 f"{json.dumps(now[what])}; name a new folder"
             )
-    for name in was["variants"].keys() & now["variants"].keys():
-        if was["variants"][name] != now["variants"][name]:
+    for name, variant in now["variants"].items():
+        if was["variants"].get(name, variant) != variant:
             raise Fault(
                 f"--out {out}: belongs to another experiment: its variant {name!r} has other settings; name a new "
                 "folder, or the variant otherwise"

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Work:
     asked: Asked
     wants_stop: Callable[[], bool]
     cells: dict[tuple[str, int], JSON]
+    is_broken: bool = False
     running: set[tuple[str, int]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -92,34 +93,50 @@ def _search_and_run(work: Work) -> None:
     with ThreadPoolExecutor(work.asked.num_jobs, thread_name_prefix="cell") as pool:
         if work.experiment.config.search is not None:
             variants = {variant.name: variant for variant, _ in todo}
-            searches = {name: pool.submit(_search, work, variant) for name, variant in variants.items()}
-            _finish(list(searches.values()), work)
-            chosen |= {name: future.result()["chosen"] for name, future in searches.items()}
-        _finish([pool.submit(_run_cell, work, variant, seed, chosen[variant.name]) for variant, seed in todo], work)
+            searches = {name: pool.submit(_unless_over, work, _search, variant) for name, variant in variants.items()}
+            _finish(list(searches.values()))
+            found = {name: future.result() for name, future in searches.items()}
+            chosen |= {name: result["chosen"] for name, result in found.items() if result is not None}
+            todo = [(variant, seed) for variant, seed in todo if found[variant.name] is not None]
+        _finish([pool.submit(_unless_over, work, _run_cell, *cell, chosen[cell[0].name]) for cell in todo])
 
 
-def _finish(futures: list[Future[Any]], work: Work) -> None:
-    """Waits for all; the first that ends with an exception keeps the rest from beginning, which finish what they do."""
-    done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-    if any(future.exception() for future in done):
-        for future in waiting:
-            future.cancel()
-    for future in futures:
-        if not future.cancelled():
-            future.result()
-    if work.wants_stop():
+def _unless_over(work: Work, job: Callable[..., Any], *arguments: Any) -> Any:
+    """Does a job, unless we were asked to stop or another job broke; those that run then are let finish."""
+    if work.wants_stop() or work.is_broken:
         raise Interrupted("the experiment was asked to stop; its cells are saved")
+    try:
+        return job(work, *arguments)
+    except BaseException:
+        work.is_broken = True
+        raise
 
 
-def _search(work: Work, variant: Variant) -> JSON:
+def _finish(futures: list[Future[Any]]) -> None:
+    """Waits for all; what broke is raised before what it kept from beginning."""
+    wait(futures)
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, Interrupted))
+
+
+def _search(work: Work, variant: Variant) -> JSON | None:
+    """What was chosen; None where nothing was, and then the variant's cells have failed."""
     # Optuna takes a second to import, and only a search needs it.
     from infnet_rec.commands.experiment_search import choose
 
     search = work.experiment.config.search
     assert search is not None
-    if work.wants_stop():
-        raise Interrupted("the experiment was asked to stop; its cells are saved")
-    return choose(variant, search, work.out, _job(work), work.wants_stop)
+    job = _job(work)
+    try:
+        return choose(variant, search, work.out, job, work.wants_stop)
+    except Failure as failure:
+        log = replace(job, log=work.out / "trials" / variant.folder)
+        with work.lock:
+            for planned, seed in work.experiment.cells:
+                if planned is variant and _is_due(work, variant, seed):
+                    _write_down(work, line_of(work, variant, seed, {}, log, Ended("failed", reason=str(failure))))
+        return None
 
 
 def _job(work: Work) -> Job:
@@ -132,8 +149,6 @@ def _job(work: Work) -> Job:
 
 def _run_cell(work: Work, variant: Variant, seed: int, chosen: JSON) -> None:
     """Makes one cell and writes its line."""
-    if work.wants_stop():
-        return
     overrides = [*variant.overrides, *(override_of(key, value) for key, value in chosen.items())]
     folder = work.out / "cells" / variant.folder
     job = replace(
@@ -156,9 +171,7 @@ def _run_cell(work: Work, variant: Variant, seed: int, chosen: JSON) -> None:
     with work.lock:
         work.running.discard((variant.name, seed))
         if ended.how == "stopped":
-            if not work.wants_stop():
-                raise Interrupted(f"{variant.name}, seed {seed}: somebody asked the run to stop; it is saved")
-            return
+            raise Interrupted(f"{variant.name}, seed {seed}: was asked to stop; it is saved")
         _write_down(work, line_of(work, variant, seed, chosen, job, ended))
 
 

@@ -68,7 +68,9 @@ def choose(variant: Variant, search: SearchConfig, out: Path, job: Job, wants_st
         print(f"search {variant.name}: trial {num_done + 1}/{num_trials}: {_said(study, trial)}", file=sys.stderr)
     done = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
     if not done:
-        why = study.trials[-1].user_attrs.get("reason", "")
+        why = study.trials[-1].user_attrs.get("reason", "all were pruned")
+        # Whoever tries again wants the whole budget.
+        found.with_suffix(".db").unlink()
         raise Failure(f"search {variant.name}: none of {num_trials} trials came to an end; the last: {why}")
     result = {
         "variant": variant.name,

@@ -1,0 +1,322 @@
+"""Experiments: what their files mean, what is refused, and that each cell is made once, whatever happens."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infnet_rec.commands import cells as cells_module
+from infnet_rec.commands import experiment as command
+from infnet_rec.commands import experiment_search
+from infnet_rec.commands.cells import append_cell, read_cells
+from infnet_rec.commands.experiment import Asked
+from infnet_rec.commands.training_run import Ended, Job
+from infnet_rec.config.experiment import grid_size, key_of, load_experiment
+from infnet_rec.data.store import Store
+from infnet_rec.faults import Fault, Interrupted
+from infnet_rec.train.report import write_json
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "configs" / "experiments").glob("*.toml"))
+TWO = """
+seeds = [3, 1]
+set = ["model.width=4"]
+[[variants]]
+name = "INFNet"
+ours = true
+[[variants]]
+name = "w/o1"
+set = ["model.ablation=no_task_tokens", "train.num_epochs=2"]
+"""
+SEARCH = """
+[search]
+num_trials = 3
+[search.space]
+"train.dense.lr" = [1e-4, 1e-3, 1e-2]
+"model.dropout" = [0.0, 0.5]
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(f'base = "{Path(__file__).parent / "small.toml"}"\n{text}')
+    return path
+
+
+def test_cells_come_seed_by_seed_and_the_command_line_has_the_last_word(tmp_path: Path) -> None:
+    experiment = load_experiment(written(tmp_path, TWO), ["train.num_epochs=0.5", "seeds=[7,8,9]"])
+    assert [(v.name, seed) for v, seed in experiment.cells[:3]] == [("INFNet", 7), ("w/o1", 7), ("INFNet", 8)]
+    whole, without = experiment.variants
+    assert without.overrides == (
+        "model.width=4",
+        "model.ablation=no_task_tokens",
+        "train.num_epochs=2",
+        "train.num_epochs=0.5",
+    )
+    assert (without.config.train.num_epochs, without.config.model.width, without.folder) == (0.5, 4, "w_o1")
+    assert (whole.facts["ours"], without.facts["ours"]) == (True, False)
+
+
+def test_a_key_is_what_a_run_is_and_not_where_or_with_which_seed(tmp_path: Path) -> None:
+    path = written(tmp_path, TWO)
+    whole, without = (key_of(v.config) for v in load_experiment(path).variants)
+    assert whole != without
+    elsewhere = load_experiment(path, ["data.store=elsewhere", "train.num_threads=2"]).variants[0].config
+    assert key_of(elsewhere) == whole
+    assert key_of(load_experiment(path, ["train.dense.lr=0.5"]).variants[0].config) != whole
+
+
+def test_separate_models_are_one_variant_a_task(tmp_path: Path) -> None:
+    text = """
+    set = ["train.loss.task_weights.like=3.0"]
+    [[variants]]
+    name = "FM alone"
+    label = "FM"
+    set = ['model={name="fm"}']
+    separate = ["click", "like"]
+    """
+    variants = load_experiment(written(tmp_path, text)).variants
+    assert [v.name for v in variants] == ["FM alone [click]", "FM alone [like]"]
+    assert [v.config.train.tasks for v in variants] == [("click",), ("like",)]
+    assert not variants[0].config.train.loss.task_weights
+    assert {(v.facts["label"], v.facts["setting"]) for v in variants} == {("FM", "separate")}
+
+
+def test_a_variant_changes_the_space_of_its_search(tmp_path: Path) -> None:
+    text = f"""
+    [[variants]]
+    name = "FM"
+    set = ['model={{name="fm"}}']
+    space = {{ "model.dropout" = [], "train.sparse.lr" = [0.003, 0.01] }}
+    {SEARCH}
+    """
+    (variant,) = load_experiment(written(tmp_path, text)).variants
+    assert variant.space == {"train.dense.lr": (1e-4, 1e-3, 1e-2), "train.sparse.lr": (0.003, 0.01)}
+    assert grid_size(variant.space) == 6
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_experiments_are_sound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run and every choice is a valid configuration; all searches have the same budget."""
+    monkeypatch.chdir(ROOT)
+    experiment = load_experiment(path)
+    assert len({key_of(v.config) for v in experiment.variants}) > 1
+    assert any(v.facts["ours"] for v in experiment.variants) or path.stem == "fig4_proxies"
+    if experiment.config.search is not None:
+        budgets = {min(grid_size(v.space), experiment.config.search.num_trials) for v in experiment.variants}
+        assert budgets == {experiment.config.search.num_trials}
+        for variant in experiment.variants:
+            if variant.facts["label"] == "FM":
+                assert {0.01, 0.003} <= set(variant.space["train.sparse.lr"])
+            if variant.facts["label"] == "HSTU":
+                searched = variant.space.get("model.dropout", (variant.config.model.model_dump()["dropout"],))
+                assert 0.0 in searched
+
+
+REFUSED = {
+    "unknown model": ("""[[variants]]\nname = "a"\nset = ['model={name="mmoo"}']""", "did you mean 'mmoe'"),
+    "not the model's": (
+        """[[variants]]\nname = "a"\nset = ['model={name="fm"}', "model.dropout=0.1"]""",
+        r"model\.dropout: unknown key",
+    ),
+    "own seed": ('[[variants]]\nname = "a"\nset = ["train.seed=4"]', "share their store and their seeds"),
+    "own store": ('[[variants]]\nname = "a"\nset = ["data.store=b"]', "share their store and their seeds"),
+    "seed searched": (TWO + SEARCH + '"train.seed" = [1, 2]', "share their store and their seeds"),
+    "same folder": ('[[variants]]\nname = "w/o"\n[[variants]]\nname = "w_o"', "rename one"),
+    "seed twice": ('seeds = [1, 1]\n[[variants]]\nname = "a"', "1 stands there twice"),
+    "bad choice": (TWO + SEARCH.replace("0.5", "1.5"), r"model\.dropout = 1\.5"),
+    "no search": ('[[variants]]\nname = "a"\nspace = {"model.width" = [4]}', r"has no \[search\]"),
+    "nothing to search": (
+        SEARCH + '[[variants]]\nname = "a"\nspace = {"model.dropout" = [], "train.dense.lr" = []}',
+        "nothing is left to search",
+    ),
+    "reference": ('reference = "b"\n[[variants]]\nname = "a"', "none of the variants' labels"),
+    "misspelt": ('[[variant]]\nname = "a"', "variant: unknown key"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)
+def test_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(Fault, match=said):
+        load_experiment(written(tmp_path, text))
+
+
+def test_a_seed_on_the_command_line_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Fault, match="set `seeds` in the experiment"):
+        load_experiment(written(tmp_path, TWO), ["train.seed=3"])
+
+
+@dataclass
+class FakeTrainer:
+    """In the place of training processes: a higher learning rate gives a higher AUC; remembers what it was asked."""
+
+    store: str
+    jobs: list[Job] = field(default_factory=list)
+    ends: Callable[[Job], Ended | None] = lambda _: None
+
+    def __call__(self, job: Job, wants_stop: object, is_hopeless: object = None) -> Ended:
+        self.jobs.append(job)
+        if (ended := self.ends(job)) is not None:
+            return ended
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(job.run_dir / "environment.json", {"store": Store(Path(self.store)).fingerprint, "versions": {}})
+        rates = [float(o.partition("=")[2]) for o in job.overrides if o.startswith("train.dense.lr=")]
+        auc = 0.5 + (rates[-1] if rates else 0.1)
+        task = {"auc": auc, "gauc": auc, "gauc_unweighted": auc}
+        metrics = {"valid": {"click": task}} | ({} if "train.test=skip" in job.overrides else {"test": {"click": task}})
+        counts = dict.fromkeys(("steps_done", "best_step", "num_sparse_parameters", "num_dense_parameters"), 1)
+        rest = {"num_ranks": 1, "examples_per_s": 1.0, "wall_s": 1.0, "scoring": None, "metrics": metrics}
+        return Ended("done", {**counts, **rest})
+
+
+@pytest.fixture
+def trainer(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTrainer:
+    fake = FakeTrainer(str(small_store))
+    monkeypatch.setattr(command, "train_in_a_process", fake)
+    monkeypatch.setattr(experiment_search, "train_in_a_process", fake)
+    return fake
+
+
+def run(folder: Path, text: str, trainer: FakeTrainer, *overrides: str, **asked: Any) -> dict[str, Any]:
+    path = written(folder, text)
+    return command.experiment(path, [f"data.store={trainer.store}", *overrides], folder / "out", Asked(**asked))
+
+
+def test_a_finished_cell_is_never_made_again(tmp_path: Path, trainer: FakeTrainer) -> None:
+    assert run(tmp_path, TWO, trainer)["done"] == 4
+    assert run(tmp_path, TWO, trainer, num_jobs=2)["done"] == 4
+    assert len(trainer.jobs) == 4
+    # A seed more is two cells more.
+    assert run(tmp_path, TWO, trainer, "seeds=[3,1,2]")["done"] == 6
+    assert [job.run_dir.name for job in trainer.jobs[4:]] == ["2", "2"]
+    lines = read_cells(tmp_path / "out" / "cells.jsonl")
+    assert [(line["variant"], line["seed"]) for line in lines[:2]] == [("INFNet", 3), ("w/o1", 3)]
+    assert all("train.test=keep" in job.overrides for job in trainer.jobs)
+
+
+def test_a_failed_cell_is_no_number_and_waits_to_be_asked_for(tmp_path: Path, trainer: FakeTrainer) -> None:
+    trainer.ends = lambda job: Ended("failed", reason="exit code 1: loss is NaN") if job.run_dir.name == "1" else None
+    assert run(tmp_path, TWO, trainer) == {"out": str(tmp_path / "out"), "done": 2, "failed": 2, "missing": 0}
+    line = read_cells(tmp_path / "out" / "cells.jsonl")[-1]
+    assert (line["status"], line["reason"]) == ("failed", "exit code 1: loss is NaN")
+    assert line["log"] == "cells/w_o1/1.log" and "metrics" not in line
+    trainer.ends = lambda job: None
+    assert run(tmp_path, TWO, trainer)["failed"] == 2
+    assert run(tmp_path, TWO, trainer, retry_failed=True)["done"] == 4
+    assert len(trainer.jobs) == 6
+
+
+def test_one_setting_is_trained_once(tmp_path: Path, trainer: FakeTrainer) -> None:
+    same = '\n[[variants]]\nname = "again"\nseries = "s"\nat = "4"'
+    assert run(tmp_path, TWO + same, trainer)["done"] == 6
+    assert len(trainer.jobs) == 4
+    line = next(c for c in read_cells(tmp_path / "out" / "cells.jsonl") if c["variant"] == "again")
+    assert (line["series"], line["predictions"]) == ("s", "cells/INFNet/3/predictions.npz")
+
+
+def test_a_search_has_its_budget_reads_valid_only_and_the_seeds_take_its_best(
+    tmp_path: Path, trainer: FakeTrainer
+) -> None:
+    assert run(tmp_path, TWO + SEARCH.replace('"grid"', '"tpe"'), trainer, "search.sampler=random")["done"] == 4
+    trials = [job for job in trainer.jobs if "trials" in job.run_dir.parts]
+    assert len(trials) == 6 and all("train.test=skip" in job.overrides for job in trials)
+    for variant in ("INFNet", "w_o1"):
+        found = json.loads((tmp_path / "out" / "search" / f"{variant}.json").read_text())
+        assert len(found["trials"]) == 3
+        assert found["chosen"]["train.dense.lr"] == max(t["params"]["train.dense.lr"] for t in found["trials"])
+    line = read_cells(tmp_path / "out" / "cells.jsonl")[0]
+    assert f"train.dense.lr={line['chosen']['train.dense.lr']}" in line["overrides"]
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_a_search_that_was_cut_off_goes_on_as_if_it_was_not(tmp_path: Path, trainer: FakeTrainer, sampler: str) -> None:
+    text = TWO + SEARCH.replace("num_trials = 3", f'num_trials = 6\nsampler = "{sampler}"')
+
+    def trials(name: str) -> list[tuple[str, ...]]:
+        found = json.loads((tmp_path / name / "out" / "search" / "INFNet.json").read_text())["trials"]
+        return [tuple(map(str, t["params"].values())) for t in found]
+
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    run(tmp_path / "whole", text, trainer)
+    start = len(trainer.jobs)
+    trainer.ends = lambda job: Ended("stopped") if len(trainer.jobs) == start + 3 else None
+    with pytest.raises(Interrupted, match="the same command goes on from there"):
+        run(tmp_path / "cut", text, trainer)
+    stopped = trainer.jobs[-1]
+    run(tmp_path / "cut", text, trainer)
+    assert trainer.jobs[start + 3].run_dir == stopped.run_dir
+    assert trials("cut") == trials("whole")
+    if sampler == "grid":
+        assert len(set(trials("cut"))) == 6
+
+
+def test_a_search_without_an_end_fails_its_cells_and_no_others(tmp_path: Path, trainer: FakeTrainer) -> None:
+    trainer.ends = lambda job: Ended("failed", reason="exit code 1: no") if "w_o1" in str(job.run_dir) else None
+    assert run(tmp_path, TWO + SEARCH, trainer)["failed"] == 2
+    line = next(c for c in read_cells(tmp_path / "out" / "cells.jsonl") if c["status"] == "failed")
+    assert line["reason"].endswith("the last: exit code 1: no") and line["log"] == "trials/w_o1"
+    trainer.ends = lambda job: None
+    assert run(tmp_path, TWO + SEARCH, trainer, retry_failed=True)["done"] == 4
+
+
+def test_a_folder_of_another_experiment_is_refused(tmp_path: Path, trainer: FakeTrainer) -> None:
+    run(tmp_path, TWO, trainer)
+    with pytest.raises(Fault, match="its variant 'INFNet' has other settings"):
+        run(tmp_path, TWO, trainer, "train.dense.lr=0.5")
+    with pytest.raises(Fault, match="belongs to another experiment: its search is null"):
+        run(tmp_path, TWO + SEARCH, trainer)
+    facts = {"name": "b", "fingerprint": "c", "num_examples": {}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells_module, "dataset_of", lambda _: facts)
+        with pytest.raises(Fault, match="belongs to another experiment: its dataset is"):
+            run(tmp_path, TWO, trainer)
+    with pytest.raises(Fault, match="exists, is not empty and holds no experiment"):
+        command.experiment(written(tmp_path, TWO), [f"data.store={trainer.store}"], tmp_path, Asked())
+    assert len(trainer.jobs) == 4
+
+
+def test_a_line_that_a_kill_cut_off_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    append_cell(path, {"a": 1})
+    path.write_text(path.read_text() + '{"a": 2, "b')
+    assert read_cells(path) == [{"a": 1}]
+    append_cell(path, {"a": 3})
+    assert read_cells(path) == [{"a": 1}, {"a": 3}]
+    path.write_text('{"a"\n{"a": 1}\n')
+    with pytest.raises(Fault, match="line 1 is not JSON"):
+        read_cells(path)
+
+
+def test_a_killed_experiment_goes_on_where_its_cell_was(small_store: Path, tmp_path: Path) -> None:
+    """The real thing: asked to stop in the middle of a cell, it saves; the same command trains the rest only."""
+    path = written(tmp_path, 'seeds = [0]\n[[variants]]\nname = "INFNet"\n')
+    out = tmp_path / "out"
+    sets = [f"data.store={small_store}", "train.log_every_steps=2", "data.profile=safe", "data.sequence_length=4"]
+    arguments = ["experiment", str(path), "--out", str(out), *(f"--set={o}" for o in sets)]
+    process = subprocess.Popen([sys.executable, "-m", "infnet_rec.cli", *arguments], stderr=subprocess.PIPE, text=True)
+    metrics, deadline = out / "cells" / "INFNet" / "0" / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert not (out / "cells.jsonl").exists()
+    finished = subprocess.run(
+        [sys.executable, "-m", "infnet_rec.cli", *arguments, "--json"], capture_output=True, text=True, timeout=240
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout) == {"out": str(out), "done": 1, "failed": 0, "missing": 0}
+    assert "goes on from step" in (out / "cells" / "INFNet" / "0.log").read_text()
+    (cell,) = read_cells(out / "cells.jsonl")
+    assert cell["metrics"]["test"]["click"]["auc"] is not None and cell["scoring"]["ms_per_batch"] > 0
+    assert (out / cell["predictions"]).is_file()
+    assert os.path.commonpath([out / cell["predictions"], out]) == str(out)
