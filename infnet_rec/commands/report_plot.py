@@ -57,7 +57,7 @@ def draw_series(cells: Sequence[JSON], path: Path) -> bool:
     series = list(dict.fromkeys(cell["series"] for cell in done))
     if not series:
         return False
-    tasks = list(done[0]["metrics"]["test"])
+    tasks = list(dict.fromkeys(task for cell in done for task in cell["metrics"]["test"]))
     with styled():
         figure = _figure(len(tasks), len(series), 1.0)
         panels = figure.subplots(len(tasks), len(series), squeeze=False, sharey="row")
@@ -71,6 +71,7 @@ def draw_series(cells: Sequence[JSON], path: Path) -> bool:
 
 
 def _curve(axes: Axes, cells: Sequence[JSON], task: str) -> None:
+    cells = [cell for cell in cells if task in cell["metrics"]["test"]]
     places = list(dict.fromkeys(cell["at"] for cell in cells))
     values = [[c["metrics"]["test"][task]["auc"] for c in cells if c["at"] == place] for place in places]
     spread = [stdev(found) if len(found) > 1 else 0.0 for found in values]

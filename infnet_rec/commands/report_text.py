@@ -100,8 +100,9 @@ def paper_tables(rows: Sequence[Row], paper: Paper, dataset: str, *, same: bool)
     lines = ["## The paper", ""]
     if same:
         lines += [
-            f"Its numbers on {dataset}, and ours less them. `?`: doubtful, since the copy of its table that they were "
-            "read from runs two cells together.",
+            f"Its numbers on {dataset}, and ours less them. `?`: doubtful, since the copy that it was read from runs two "
+            "cells of the table together. What the paper says of its gAUC fits the plain mean over users better than "
+            "the weighted one that it names; `report.csv` has both of ours.",
             "",
             *_beside(rows, paper),
             "",
@@ -110,7 +111,7 @@ def paper_tables(rows: Sequence[Row], paper: Paper, dataset: str, *, same: bool)
         lines += [f"These are not the rows of the whole of {dataset}, so only the order of models is compared.", ""]
     lines += [
         "Agreement of the order of models by test mean with the paper's (1: the same, 0: none, -1: reversed). "
-        "doubtful cells left out in the last two columns.",
+        "Doubtful cells are left out in the last two columns.",
         "",
         *header(["setting", "task", "metric", "models", "Spearman", "Kendall", "Spearman, sure", "Kendall, sure"]),
     ]
