@@ -100,9 +100,9 @@ def paper_tables(rows: Sequence[Row], paper: Paper, dataset: str, *, same: bool)
     lines = ["## The paper", ""]
     if same:
         lines += [
-            f"Its numbers on {dataset}, and ours less them. `?`: doubtful, since the copy that it was read from runs two "
-            "cells of the table together. What the paper says of its gAUC fits the plain mean over users better than "
-            "the weighted one that it names; `report.csv` has both of ours.",
+            f"Its numbers on {dataset}, and ours less them. `?`: doubtful, since the copy that it was read from runs "
+            "two cells of the table together. What the paper says of its gAUC (that it weighs users more alike) fits "
+            "the plain mean over users, not the weighted one; `report.csv` has both of ours.",
             "",
             *_beside(rows, paper),
             "",

@@ -139,9 +139,7 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     tested = test_at_end(config, data, world, sharded, run_dir)
     if not world.is_first:
         return None
-    if "test" in tested:
-        report.evaluated("test", trained.best_step, tested["test"])
-    report.close()
+    report.evaluated_at_end(trained.best_step, tested["metrics"])
     result = {
         "run_dir": str(run_dir),
         "steps_done": trained.steps_done,
@@ -151,27 +149,28 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
         "num_dense_parameters": num_dense,
         "examples_per_s": trained.examples_per_s,
         "wall_s": report.settle().elapsed_s,
-        "scoring": tested.pop("scoring", None),
-        "metrics": {"valid": {task: m.to_json() for task, m in trained.best_valid.items()}, **tested},
+        "scoring": tested["scoring"],
+        "metrics": {"valid": {task: m.to_json() for task, m in trained.best_valid.items()}, **tested["metrics"]},
     }
     write_json(run_dir / "result.json", result)
     return result
 
 
 def test_at_end(config: RunConfig, data: Data, world: World, sharded: Sharded, run_dir: Path) -> dict[str, Any]:
-    """Metrics on test and how fast it was scored, on rank 0; nothing where `train.test` leaves the split unread."""
+    """Metrics on test and how fast it was scored, on rank 0; neither where `train.test` leaves the split unread."""
+    nothing: dict[str, Any] = {"metrics": {}, "scoring": None}
     if config.train.test == "skip":
-        return {}
+        return nothing
     started_at, batch_size = time.perf_counter(), config.train.eval_batch_size
     predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
     elapsed_s = time.perf_counter() - started_at
     if predictions is None:
-        return {}
+        return nothing
     if config.train.test == "keep":
         keep_predictions(predictions, data.task_names, run_dir / "predictions.npz")
     num_batches = math.ceil(data.store.num_examples("test") / batch_size)
     return {
-        "test": final_metrics(predictions, data.task_names),
+        "metrics": {"test": final_metrics(predictions, data.task_names)},
         "scoring": {"batch_size": batch_size, "ms_per_batch": 1000 * elapsed_s / max(1, num_batches)},
     }
 
