@@ -19,7 +19,7 @@ from infnet_rec.commands import experiment as command
 from infnet_rec.commands import experiment_search
 from infnet_rec.commands.cells import append_cell, read_cells
 from infnet_rec.commands.experiment import Asked
-from infnet_rec.commands.training_run import Ended, Job
+from infnet_rec.commands.training_run import Ended, Job, Judge, train_in_a_process
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault, Interrupted
 from infnet_rec.train.report import write_json
@@ -33,7 +33,7 @@ class FakeTrainer:
     jobs: list[Job] = field(default_factory=list)
     ends: Callable[[Job], Ended | None] = lambda _: None
 
-    def __call__(self, job: Job, wants_stop: object, is_hopeless: object = None) -> Ended:
+    def __call__(self, job: Job, wants_stop: object, is_hopeless: Judge | None = None) -> Ended:
         self.jobs.append(job)
         if (ended := self.ends(job)) is not None:
             return ended
@@ -42,6 +42,8 @@ class FakeTrainer:
         rates = [float(o.partition("=")[2]) for o in job.overrides if o.startswith("train.dense.lr=")]
         auc = 0.5 + (rates[-1] if rates else 0.1)
         task = {"auc": auc, "gauc": auc, "gauc_unweighted": auc}
+        if is_hopeless is not None and is_hopeless(10, {"click": task}):
+            return Ended("pruned")
         metrics = {"valid": {"click": task}} | ({} if "train.test=skip" in job.overrides else {"test": {"click": task}})
         counts = dict.fromkeys(("steps_done", "best_step", "num_sparse_parameters", "num_dense_parameters"), 1)
         rest = {"num_ranks": 1, "examples_per_s": 1.0, "wall_s": 1.0, "scoring": None, "metrics": metrics}
@@ -128,6 +130,27 @@ def test_a_search_that_was_cut_off_goes_on_as_if_it_was_not(tmp_path: Path, trai
     assert trials("cut") == trials("whole")
     if sampler == "grid":
         assert len(set(trials("cut"))) == 6
+
+
+def test_a_hopeless_trial_is_ended_and_spends_its_share_of_the_budget(tmp_path: Path, trainer: FakeTrainer) -> None:
+    """Two rates, three times each: after three trials one of the lower rate is below the median."""
+    space = '"train.dense.lr" = [0.01, 0.1]\n"model.dropout" = [0.0, 0.1, 0.2]'
+    text = TWO + f"[search]\nnum_trials = 6\nprune = true\n[search.space]\n{space}\n"
+    run(tmp_path, text, trainer)
+    found = json.loads((tmp_path / "out" / "search" / "INFNet.json").read_text())
+    states = [(trial["state"], trial["params"]["train.dense.lr"]) for trial in found["trials"]]
+    assert len(states) == 6 and ("pruned", 0.01) in states and ("pruned", 0.1) not in states
+    assert found["chosen"]["train.dense.lr"] == 0.1
+    assert sum("trials" in job.run_dir.parts for job in trainer.jobs) == 12
+
+
+def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+    config = Path(__file__).parent / "small.toml"
+    job = Job(config, [f"data.store={tmp_path}/nowhere"], tmp_path / "run", tmp_path / "logs" / "0.log")
+    ended = train_in_a_process(job, lambda: False)
+    assert (ended.how, ended.result) == ("failed", None)
+    assert ended.reason.startswith("exit code 2: fault: ") and "nowhere" in ended.reason
+    assert "nowhere" in job.log.read_text()
 
 
 def test_a_search_without_an_end_fails_its_cells_and_no_others(tmp_path: Path, trainer: FakeTrainer) -> None:
