@@ -1,5 +1,6 @@
 """Experiments: each cell is made once, whatever happens."""
 
+import fcntl
 import json
 import os
 import signal
@@ -128,6 +129,8 @@ def test_a_search_that_was_cut_off_goes_on_as_if_it_was_not(tmp_path: Path, trai
     run(tmp_path / "cut", text, trainer)
     assert trainer.jobs[start + 3].run_dir == stopped.run_dir
     assert trials("cut") == trials("whole")
+    # A grid has no point twice, and a sampler does not begin with the same draw each time.
+    assert len(set(trials("cut")[:3])) > 1
     if sampler == "grid":
         assert len(set(trials("cut"))) == 6
 
@@ -151,6 +154,22 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     assert (ended.how, ended.result) == ("failed", None)
     assert ended.reason.startswith("exit code 2: fault: ") and "nowhere" in ended.reason
     assert "nowhere" in job.log.read_text()
+
+
+def test_a_run_that_outlived_its_experiment_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its lock says that it lives; nothing is started beside it."""
+    job = Job(tmp_path / "none.toml", [], tmp_path, tmp_path / "0.log")
+    asked = []
+
+    def stop_at_the_third() -> bool:
+        asked.append(1)
+        return len(asked) >= 3
+
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert train_in_a_process(job, stop_at_the_third).how == "stopped"
+    assert "waiting for the process that still trains" in capsys.readouterr().err
+    assert not job.log.exists()
 
 
 def test_a_search_without_an_end_fails_its_cells_and_no_others(tmp_path: Path, trainer: FakeTrainer) -> None:

@@ -8,6 +8,23 @@ import typer
 
 from infnet_rec.cli.options import AsJson, Overrides, Ranks
 
+EXPERIMENT_EPILOG = """\b
+Example:
+  $ infnet-rec experiment configs/experiments/table3_ablation.toml --out runs/table3 --jobs 2
+  ...
+  variant     seed 0    seed 1    seed 2
+  INFNet        done      done      done
+  w/o1          done      done      done
+  w/o2          done      done      done
+  w/o3          done      done      done
+  12 cells done, 0 failed: runs/table3"""
+REPORT_EPILOG = """\b
+Example:
+  $ infnet-rec report runs/table3 --paper
+  runs/table3/report.md
+  runs/table3/report.csv
+  runs/table3/efficiency.png"""
+
 
 def experiment(
     path: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="An experiment's TOML file.")],
