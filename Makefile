@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install train test check format clean
+.PHONY: help install train test faults check format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -33,6 +33,9 @@ train: .venv/installed $(QUICKSTART)/store/manifest.json ## generate a small log
 test: .venv/installed-dev ## run all tests; PYTEST_ARGS="-q -k metrics" for some
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) || { status=$$?; echo "make test: FAILED"; exit $$status; }
 	echo "make test: passed"
+
+faults: .venv/installed-dev ## kill, hang and damage real runs, some hundred times; writes benchmarks/results/faults.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 
 check: .venv/installed-dev ## formatting, lint, types, direction of imports
 	@$(BIN)/ruff format --check .

@@ -32,10 +32,10 @@ from infnet_rec.train.checkpoint.shelf import Commit, Shelf
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "small.toml"
 NUM_STEPS = 40
+GLOBAL_BATCH_SIZE = 64  # as in CONFIG
 SAVE_EVERY = 5
 SETTINGS = (
     "data.profile='safe'",
-    "train.num_epochs=0.74",  # NUM_STEPS
     f"checkpoint.every_steps={SAVE_EVERY}",
     "checkpoint.keep_last=3",
     "model.dropout=0.1",
@@ -99,6 +99,11 @@ class Attempt:
         return self.exits
 
     @property
+    def code(self) -> int:
+        """Of the rank that ended first; what came of the others, the launcher may have had a hand in."""
+        return next(iter(self.exits.values()))
+
+    @property
     def said(self) -> str:
         """What its ranks printed."""
         return self.log.read_text(errors="replace")
@@ -121,9 +126,11 @@ class Run:
     checkpoints: Path | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def make(self) -> "Run":
+        """Makes its folders."""
         self.run_dir.parent.mkdir(parents=True)
         self.notes.mkdir()
+        return self
 
     @property
     def run_dir(self) -> Path:
@@ -135,10 +142,16 @@ class Run:
         """Of the spies."""
         return self.folder / "notes"
 
-    def arguments(self, *more: str) -> list[str]:
+    def _arguments(self, *more: str) -> list[str]:
         """Of the command."""
-        settings = (f"data.store='{self.store}'", *SETTINGS, *self.overrides, *more)
+        settings = (*self.settings(), *more)
         return ["train", str(CONFIG), f"--run-dir={self.run_dir}", *(f"--set={s}" for s in settings)]
+
+    def settings(self) -> list[str]:
+        """Of the run."""
+        num_examples = json.loads((self.store / "manifest.json").read_text())["splits"]["train"]["num_examples"]
+        epochs = (NUM_STEPS + 0.5) / (num_examples // GLOBAL_BATCH_SIZE)
+        return [f"data.store='{self.store}'", f"train.num_epochs={epochs}", *SETTINGS, *self.overrides]
 
     def start(self, num_ranks: int = 2, *more: str, **spec: Any) -> Attempt:
         """Forks the ranks of the next attempt; `spec` as in `fault_rank.suffer`."""
@@ -146,7 +159,7 @@ class Run:
         spec |= {"notes": str(self.notes), "attempt": number}
         log = self.folder / f"log-{number}.txt"
         port = _free_port()
-        pids = [_fork(rank, num_ranks, port, self.arguments(*more), spec, log) for rank in range(num_ranks)]
+        pids = [_fork(rank, num_ranks, port, self._arguments(*more), spec, log) for rank in range(num_ranks)]
         self.attempts.append(Attempt(pids, log, self.notes, number))
         return self.attempts[-1]
 
@@ -159,7 +172,7 @@ class Run:
     def elastic(self, max_restarts: int) -> subprocess.Popen[bytes]:
         """Two ranks under a real torchrun that restarts them."""
         command = [sys.executable, "-m", "infnet_rec.shard.torchrun", "--standalone", "--nproc-per-node=2"]
-        command += [f"--max-restarts={max_restarts}", "-m", "benchmarks.fault_rank", *self.arguments()]
+        command += [f"--max-restarts={max_restarts}", "-m", "benchmarks.fault_rank", *self._arguments()]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), fault_rank.SPEC: json.dumps({"notes": str(self.notes)})}
         with (self.folder / "log-torchrun.txt").open("wb") as log:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -170,9 +183,9 @@ class Run:
 
     def examples(self) -> "Examples":
         """Compares what was trained on, in the history that counts, with what the order says."""
-        config = load_config(CONFIG, [f"data.store='{self.store}'", *SETTINGS, *self.overrides])
+        config = load_config(CONFIG, self.settings())
         order = train_order(config, open_data(config))
-        counted = self.history()
+        counted = self._history()
         got, wanted = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
         for step in range(1, NUM_STEPS + 1):
             epoch = (step - 1) // order.steps_per_epoch
@@ -181,7 +194,7 @@ class Run:
         in_order = all(counted.get(s) == order.global_batch(s - 1).tolist() for s in range(1, NUM_STEPS + 1))
         return Examples((wanted - got).total(), (got - wanted).total(), in_order)
 
-    def history(self) -> dict[int, list[int]]:
+    def _history(self) -> dict[int, list[int]]:
         """Rows by step: an attempt that began after step k takes back what earlier ones did beyond k."""
         counted: dict[int, dict[int, list[int]]] = {}
         numbers = sorted({int(path.name.split("-")[1]) for path in self.notes.glob("steps-*")})
@@ -203,7 +216,7 @@ class Run:
         return {name: part["sha256"] for name, part in commits[-1].parts.items() if name.endswith(".distcp")}
 
     def losses(self) -> np.ndarray:
-        """Of all progress lines [lines, tasks]."""
+        """Of all progress lines [lines, tasks]; they are what ranks of any number share."""
         lines = [line for line in _lines(self.run_dir / "metrics.jsonl") if line["kind"] == "train"]
         return np.array([list(line["loss"].values()) for line in lines])
 

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import fault_disks as disks
 from benchmarks import fault_kinds as kinds
 from benchmarks.fault_kinds import Bench, Outcome
 from benchmarks.fault_runs import NUM_STEPS, ROOT, Run
@@ -35,10 +36,10 @@ FAULTS: dict[str, tuple[str, int, Callable[[Bench], Outcome]]] = {
     "sigterm_one": ("SIGTERM to one rank", FEW, kinds.ask_to_stop(15, [1])),
     "sigterm": ("SIGTERM to all ranks", FEW, kinds.ask_to_stop(15, [0, 1])),
     "sigint": ("Ctrl-C", FEW, kinds.ask_to_stop(2, [0, 1])),
-    "truncated": ("a checkpoint's file cut short", FEW, kinds.broken(kinds.truncate)),
-    "bit_flipped": ("a checkpoint's file with a flipped bit", FEW, kinds.broken(kinds.flip_bit)),
-    "disk_full": ("the disk fills up during a checkpoint", FEW, kinds.disk_full),
-    "store_cut": ("a file of the store cut while training", FEW, kinds.store_truncated),
+    "truncated": ("a checkpoint's file cut short", FEW, disks.broken(disks.truncate)),
+    "bit_flipped": ("a checkpoint's file with a flipped bit", FEW, disks.broken(disks.flip_bit)),
+    "disk_full": ("the disk fills up during a checkpoint", FEW, disks.disk_full),
+    "store_cut": ("a file of the store cut while training", FEW, disks.store_truncated),
     "nan": ("a NaN in a batch", FEW, kinds.nan_in_a_batch),
     "hung": ("a rank that hangs (SIGSTOP)", FEW, kinds.hung),
     "resume_on_1": ("killed, resumed on 1 rank", FEW, kinds.resume_on(1)),
@@ -67,7 +68,11 @@ def main() -> int:
         title, most, fault = FAULTS[name]
         done = sum(t["fault"] == name for t in tries)
         for number in range(done, arguments.tries or most):
-            record = one_try(name, number, fault, reference, arguments.work)
+            try:
+                record = one_try(name, number, fault, reference, arguments.work)
+            except kinds.NotHere as reason:
+                print(f"{title}: left out, {reason}", flush=True)
+                break
             tries.append(record)
             with log.open("a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -94,8 +99,9 @@ def generated(work: Path) -> Path:
 def undisturbed(store: Path, work: Path) -> Run:
     """The run that nothing happens to."""
     folder = work / "undisturbed"
-    shutil.rmtree(folder, ignore_errors=True)
-    run = Run(store.resolve(), folder)
+    for old in (folder, work / "without_chance"):
+        shutil.rmtree(old, ignore_errors=True)
+    run = Run(store.resolve(), folder).make()
     last = run.complete()
     examples = run.examples()
     assert not any(last.exits.values()) and examples.in_order and not examples.lost, last.said
@@ -111,7 +117,9 @@ def one_try(name: str, number: int, fault: Callable[[Bench], Outcome], reference
     started_at = time.monotonic()
     try:
         outcome = asdict(fault(Bench(reference, random.Random(f"{name}/{number}"), folder)))
-    except (Exception, subprocess.CalledProcessError) as error:
+    except kinds.NotHere:
+        raise
+    except Exception as error:
         outcome = asdict(Outcome(False, -1, -1, "no", 0, f"{type(error).__name__}: {error}"))  # noqa: FBT003
     record = {"fault": name, "try": number, **outcome, "seconds": round(time.monotonic() - started_at, 1)}
     if passed(record):

@@ -12,6 +12,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from infnet_rec.batch import Batch
 from infnet_rec.commands.assemble import open_data, shard_model, train_loader, train_order
 from infnet_rec.faults import Failure
+from infnet_rec.shard.world import make_deterministic
 from infnet_rec.train.bad_batch import BadBatches
 from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.guard import Guard
@@ -89,3 +90,13 @@ def run_with(rank: int, world_size: int, store: str, folder: str, options: dict[
         "skipped": at.skipped,
         "stop_agreed": guard.stop_agreed,
     }
+
+
+def run_deterministic(rank: int, world_size: int, store: str, folder: str) -> list[dict[str, Any]]:
+    """The states that the same run leaves twice, in deterministic mode and with dropout."""
+    options = {"num_steps": 4, "look_at": {4}, "overrides": ["model.dropout=0.2"]}
+    try:
+        make_deterministic()
+        return [run_with(rank, world_size, store, folder, options)["state"] for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)

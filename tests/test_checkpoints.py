@@ -17,7 +17,6 @@ from infnet_rec.commands import checkpoint as command
 from infnet_rec.faults import Fault
 from infnet_rec.shard.world import joined
 from infnet_rec.train.checkpoint import parts
-from infnet_rec.train.checkpoint.match import match
 from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.checkpoint.restore import load_weights, newest_whole, restore
 from infnet_rec.train.checkpoint.save import Keep, Saver
@@ -264,40 +263,6 @@ def test_another_model_is_refused_and_nothing_loaded(alone: None, tmp_path: Path
     with pytest.raises(Fault, match=r"model\.weight: 31 x 40 here, 30 x 40 in the checkpoint"):
         load_weights(run.shelf, run.shelf.commits()[0], other)
     assert torch.equal(other.weight, before)
-
-
-MODEL = {"model.bags.embedding_bags.city.weight": (100, 8)}
-FUSED = "optim.sparse.bags.embedding_bags.city.weight.city.momentum1"
-COPIED = "optim.copied.bags.embedding_bags.city.weight"
-WAS, NOW = {"city": "row_wise"}, {"city": "data_parallel"}
-
-
-def test_state_of_fused_and_copied_tables_is_translated() -> None:
-    """Row-wise state is [R] in a fused optimizer, [R, 1] in torchrec's plain one, which counts its steps too."""
-    fused = MODEL | {FUSED: (100,)}
-    copied = MODEL | {f"{COPIED}.sum": (100, 1), f"{COPIED}.step": ()}
-    there = match(copied, fused, was=WAS, now=NOW)
-    assert there.translated == {f"{COPIED}.sum": FUSED} and there.counted == [f"{COPIED}.step"]
-    back = match(fused, copied, was=NOW, now=WAS)
-    assert back.translated == {FUSED: f"{COPIED}.sum"} and back.counted == []
-
-
-@pytest.mark.parametrize(
-    ("wanted", "saved"),
-    [
-        ({FUSED: (200,)}, {FUSED: (100,)}),
-        ({FUSED: (100,)}, {}),
-        ({}, {FUSED: (100,)}),
-        ({f"{COPIED}.sum": (100, 8)}, {FUSED: (100,)}),
-        ({f"{COPIED}.exp_avg": (100, 8)}, {FUSED: (100, 8)}),
-    ],
-    ids=["by columns", "not saved", "left over", "another optimizer", "adam"],
-)
-def test_state_that_does_not_fit_names_the_table_and_both_shardings(
-    wanted: dict[str, Any], saved: dict[str, Any]
-) -> None:
-    with pytest.raises(Fault, match=r"table 'city'.*saved row_wise.*is data_parallel here"):
-        match(MODEL | wanted, MODEL | saved, was=WAS, now=NOW)
 
 
 def test_verbs_need_no_process_group(alone: None, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from infnet_rec import cli
 from infnet_rec.bench.cost import OTHERS, cost_of
 from infnet_rec.bench.literal import LiteralInfnet
-from infnet_rec.model.attention import TILE_SLOTS
 from infnet_rec.model.baselines.mmoe import Mmoe, MmoeOptions
 from infnet_rec.model.infnet import Infnet, InfnetOptions
 from infnet_rec.model.tokens import TokenLayout
@@ -101,9 +100,8 @@ def test_infnets_flops_are_those_of_the_formula(M: int, num_sequences: int, leng
     pooled_by_a_product = 2 * F * num_sequences * d
     assert flops(LiteralInfnet, sizes, lengths_FB) == sizes.literal() - dead + pooled_by_a_product
 
-    # A tile of events is computed whole, and an example may begin one more than it needs.
-    tiled = Formula(M=M, L=L + TILE_SLOTS, F=F, d=d)
-    assert flops(Infnet, tiled, lengths_FB) == tiled.absorbed() - tiled.dead() - 8 * d * d * (sizes.m + F)
+    # Examples of one length share a chunk without padding.
+    assert flops(Infnet, sizes, lengths_FB) == sizes.absorbed() - sizes.dead() - 8 * d * d * (sizes.m + F)
 
 
 def test_parts_add_up_and_lists_of_modules_are_opened() -> None:

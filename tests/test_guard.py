@@ -100,3 +100,9 @@ def test_losses_do_not_depend_on_when_the_guard_looks(ranks: RankPair, small_sto
         for look in ({4}, {1, 2, 4})
     ]
     assert runs[0] == runs[1] and not any(math.isnan(x) for row in runs[0] for x in row)
+
+
+def test_deterministic_runs_are_equal_in_every_bit(ranks: RankPair, small_store: Path, tmp_path: Path) -> None:
+    """Every kernel that training uses has a deterministic form: torch raises where one has none."""
+    for first, second in ranks(guarded_runs.run_deterministic, str(small_store), str(tmp_path)):
+        assert same_bits(first, second)

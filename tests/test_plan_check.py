@@ -44,7 +44,7 @@ def test_a_plans_bytes_are_what_is_allocated(way: str, rich_shop, ranks: RankPai
             assert row["predicted"] == row["measured"]
         # What is estimated, from mean lengths, is of the right size.
         if row["part"] in ("batches", "ids that wait"):
-            assert 0.6 < row["ratio"] < 1.6, row
+            assert 0.3 < row["ratio"] < 2.0, row
 
 
 def row(part: str, predicted: float, measured: float, **more: Any) -> Compared:

@@ -183,7 +183,8 @@ def test_the_kernel_is_counted_without_running_it(small_store: Path) -> None:
     model, batch = meta_model(config, data), first_batch(config, data)
     shape = shape_of(batch, data.schema)
     eager, fused = (tower_cost(model, data.schema, shape, width=32, on_gpu=on_gpu) for on_gpu in (False, True))
-    assert fused.flops == eager.flops, "the kernel's products are the same"
+    # The kernel multiplies scores twice, and no empty slots.
+    assert 0.7 * eager.flops < fused.flops < 1.2 * eager.flops
     assert fused.peak_bytes < 0.9 * eager.peak_bytes and fused.moved_bytes < eager.moved_bytes
     tokens = shape.local_batch_size * sum(shape.p95_events_F) * 32 * 4
     assert fused.peak_bytes > 2 * tokens, "tokens and their gradients"

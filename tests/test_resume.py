@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 import resumed_runs
+from infnet_rec.commands.assemble import open_data, shard_model
+from infnet_rec.shard.parallelize import local_shards
 from infnet_rec.shard.world import joined
+from infnet_rec.train.checkpoint.snapshot import Snapshot
 from rank_pair import RankPair
 from resumed_runs import cut_off
-from sharded_runs import world_of
+from sharded_runs import small_config, tables_of, world_of
 
 # 14 steps in two epochs of 7: evaluations at 5, 10 and 14, progress lines at 3, 6, 9 and 12, new tables at 7.
 RUN = [
@@ -141,6 +146,27 @@ def test_two_ranks_go_on_for_one_under_another_plan(
     found = ranks(resumed_runs.train_run, str(small_store), str(run_dir), RUN)
     assert_close(found, two_without_dropout, 8)
     assert "goes on with another setting: sharding.row_wise_min_rows = 300, was 1000000" in found[0]["said"]
+
+
+def test_a_snapshot_takes_the_memory_of_the_state_once(alone: None, small_store: Path) -> None:
+    """TorchRec's tables are views of one storage; torch's own stager copies all of it for each of them."""
+    config = small_config(str(small_store), [])
+    sharded = shard_model(config, open_data(config), world_of(0, 1))
+    state = {"model": sharded.model.state_dict(), "optim": sharded.optimizers.state_dict()}
+    snapshot = Snapshot()
+    copies = snapshot.take(state)
+    parts = [c.local_shards()[0].tensor if isinstance(c, ShardedTensor) else c for c in copies.values()]
+    tables = tables_of(sharded)
+    assert sum(p.untyped_storage().nbytes() for p in parts) == sum(p.nbytes for p in parts)
+    assert sum(v.nbytes for _, _, v in tables.values()) < sum(p.nbytes for p in parts)
+    for name, (_, _, values) in tables.items():
+        np.testing.assert_array_equal(copies[f"model.{name}"].local_shards()[0].tensor, values)
+    with torch.no_grad():
+        for shard in local_shards(sharded.model):
+            shard.values.fill_(3.0)
+    assert not np.allclose(copies[f"model.{name}"].local_shards()[0].tensor, 3.0)
+    again = snapshot.take(state)[f"model.{name}"].local_shards()[0].tensor
+    assert np.allclose(again, 3.0) and again.data_ptr() in {p.data_ptr() for p in parts}
 
 
 @pytest.mark.parametrize("cut_at", [9, 10, 12, 15])

@@ -20,7 +20,7 @@ from infnet_rec.data.stats import store_stats
 from slow_reference import SPLITS
 
 KEYS = ["store", "name", "order", "num_examples", "num_users", "num_items", "splits"]
-KEYS += ["examples_per_user", "examples_per_item", "periods", "histories", "tokens_per_example"]
+KEYS += ["examples_per_user", "examples_per_item", "periods", "histories", "tokens_per_example", "repeats"]
 KEYS += ["features", "tables", "memory", "disk", "plot"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infnet_rec.bench.ledger import Ledger
+from infnet_rec.ledger import Ledger
 from infnet_rec.model import jagged
 from infnet_rec.model.infnet import Infnet
 from infnet_rec.model.jagged import arrange_sequences

@@ -4,7 +4,7 @@ Top-level functions, so that ranks can run those that take a rank. Tables are pl
 the dense optimizer is torch's.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -138,3 +138,40 @@ def together(parts: list[Part], whole: dict[str, np.ndarray]) -> dict[str, np.nd
 def initial_weights(store: str, overrides: list[str]) -> dict[str, np.ndarray]:
     """All weights that a run with these settings starts from, under the names of the unsharded model."""
     return sharded_runs.initial_weights(store, overrides)
+
+
+class Empty(NamedTuple):
+    """What a rank's batch lacks: all events, and ids of these tables."""
+
+    no_events: bool
+    unread: set[str]
+
+
+def empty_inputs(store: str, overrides: list[str], rank: int, num_steps: int) -> list[Empty]:
+    """What each of a rank's batches lacks, of two ranks."""
+    config = small_config(store, overrides)
+    data = open_data(config)
+    found = []
+    for batch in train_loader(config, data, world_of(rank, 2)).batches(0, num_steps):
+        ids = dict(zip(batch.sequences.keys(), batch.sequences.length_per_key(), strict=True))
+        found.append(Empty(not batch.lengths_FB.any(), {table for table, number in ids.items() if not number}))
+    return found
+
+
+def renewed(rank: int, world_size: int, store: str, overrides: list[str]) -> dict[str, Any]:
+    """Copied tables before and after they are renewed, and what is left of their optimizer's state."""
+    config = small_config(store, overrides)
+    data, world = open_data(config), world_of(rank, world_size)
+    sharded = shard_model(config, data, world)
+    copied = {f".{table.name}." for table in sharded.plan.tables if table.sharding == "data_parallel"}
+
+    def tables() -> dict[str, np.ndarray]:
+        shards = local_shards(sharded.model)
+        return {s.name: s.values.detach().numpy().copy() for s in shards if any(c in s.name for c in copied)}
+
+    run_steps(config, data, world, sharded, 3)
+    before, moved = tables(), sum(np.abs(part[3]).sum() for part in sparse_state(sharded))
+    assert moved > 0
+    sharded.renew_tables(epoch=1)
+    left = sum(np.abs(part[3]).sum() for part in sparse_state(sharded))
+    return {"before": before, "tables": tables(), "state": float(left)}

@@ -23,7 +23,9 @@ Source = Annotated[
     epilog="""\b
 Example:
   $ infnet-rec checkpoint ls runs/two
-  LS_EXAMPLE"""
+  checkpoint                    step  mean AUC       MiB  files  ranks  written
+  step-00000200                  200    0.7783       4.2      3      2  2026-11-22T02:32:06+00:00
+  step-00000206                  206    0.7797       4.2      3      2  2026-11-22T02:32:10+00:00  best"""
 )
 def ls(source: Source, as_json: AsJson = False) -> None:
     """List checkpoints: step, mean AUC on valid, size, and what is torn. Files are not read: see verify."""
@@ -37,7 +39,15 @@ def ls(source: Source, as_json: AsJson = False) -> None:
     epilog="""\b
 Example:
   $ infnet-rec checkpoint show runs/two/checkpoints/step-00000206
-  SHOW_EXAMPLE"""
+  runs/two/checkpoints/step-00000206
+  step            206, written 2026-11-22T02:32:10+00:00
+  best so far     step 206; evaluations since: 0
+  trained         105,472 examples in 91 s
+  run             seed 0, store 9553970e46d2aeae856c410e62e9c359
+  written by      2 ranks; tables: 89 table_wise
+  valid           click: AUC 0.7240, gAUC 0.6416
+  ...
+  __0_0.distcp         2,052,954 bytes  SHA-256 75508ed32931d3d7c29e9bebb28743e8759ffba8a7b1c89cca7c..."""
 )
 def show(source: Source, as_json: AsJson = False) -> None:
     """Show what a checkpoint holds: progress, metrics, the run it is of, every file. Of several, the best."""
@@ -51,7 +61,8 @@ def show(source: Source, as_json: AsJson = False) -> None:
     epilog="""\b
 Example:
   $ infnet-rec checkpoint verify runs/two
-  VERIFY_EXAMPLE
+  whole  step-00000200
+  whole  step-00000206
 
 Exit code 0 when all are whole, 3 when one is torn."""
 )

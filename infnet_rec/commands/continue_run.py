@@ -43,15 +43,21 @@ def go_on(
         report.say(f"goes on with another setting: {line}")
     if commit is None:
         if not standing.is_new:
-            report.say(f"{run_dir}: holds a run without a whole checkpoint; it starts again from step 0")
-            report.go_on(0, Progress().spent)
+            again = report.go_on(0, Progress().spent)
+            report.say(
+                f"{run_dir}: holds a run without a whole checkpoint; it starts again from step 0{_redone(again)}"
+            )
         return Progress()
     at = restore(shelf, commit, sharded.model, sharded.optimizers, sharding_types(sharded))
-    report.go_on(at.step, at.spent)
+    again = report.go_on(at.step, at.spent)
     ranks = commit.run["world_size"]
     other = "" if ranks == world.world_size else f" (written by {ranks} ranks, now {world.world_size})"
-    report.say(f"goes on from step {at.step}, the checkpoint of {commit.written_at}{other}")
+    report.say(f"goes on from step {at.step}, the checkpoint of {commit.written_at}{other}{_redone(again)}")
     return at
+
+
+def _redone(steps: int) -> str:
+    return f"; {steps} step{'s' * (steps > 1)} after that {'are' if steps > 1 else 'is'} done again" if steps else ""
 
 
 def start_from(source: str, sharded: Sharded, report: Report) -> None:

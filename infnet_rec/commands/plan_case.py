@@ -1,8 +1,10 @@
 """One run on one cluster: from a configuration to a plan, its memory and its time. No process group, GPU or data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from infnet_rec.commands.assemble import Data, meta_model, run_schema
 from infnet_rec.commands.table_rules import controls_of
@@ -15,7 +17,7 @@ from infnet_rec.faults import Fault
 from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import Schema
 from infnet_rec.shard.hardware import Cluster
-from infnet_rec.shard.optim import fuse_sparse
+from infnet_rec.shard.optim import check_sparse, fuse_sparse
 from infnet_rec.shard.plan import group_cluster, make_sharders
 from infnet_rec.shard.planning.demand import Workload
 from infnet_rec.shard.planning.dense import DenseMemory, dense_memory, host_bytes
@@ -25,7 +27,7 @@ from infnet_rec.shard.planning.planned import Planned
 from infnet_rec.shard.planning.search import search_plan
 from infnet_rec.shard.planning.sent import Sent, sent_bytes
 from infnet_rec.shard.planning.step_time import StepTime, step_time
-from infnet_rec.shard.planning.tower_cost import TowerCost, tower_cost
+from infnet_rec.shard.planning.tower_cost import Known, TowerCost, tower_cost
 from infnet_rec.shard.planning.workload import JSON, BatchShape, batch_shape, traffic_of
 
 
@@ -38,12 +40,14 @@ class Source:
         manifest: what it says.
         is_store: whether it is that of a store, and not one that stands in for it.
         store: for those who want its schema; nothing but the manifest is ever read.
+        trials: of towers, by what they depend on; runs that differ in their batch or cluster share them.
     """
 
     path: str
     manifest: JSON
     is_store: bool
     store: Store
+    trials: dict[str, Known] = field(default_factory=dict)
 
 
 def open_source(config: RunConfig) -> Source:
@@ -56,17 +60,20 @@ def open_source(config: RunConfig) -> Source:
     if is_url(name):
         # A store behind a URL is not fetched for this; without `data.manifest` only its manifest is.
         if stand_in is None:
-            return Source(name, manifest := read_manifest(name), True, Store.of_manifest(Path(name), manifest))
+            return _store_source(name, Store.of_manifest(Path(name), read_manifest(name)))
     elif (Path(name) / "manifest.json").is_file():
-        store = Store(Path(name))
-        return Source(name, store.manifest, True, store)
+        return _store_source(name, Store(Path(name)))
     if stand_in is None:
         raise Fault(
             f"data.store = {name!r}: holds no manifest.json; build the store with 'infnet-rec data build', or name a "
             "manifest that stands in for it with --set data.manifest=FILE"
         )
     store = Store(stand_in)
-    return Source(str(stand_in), store.manifest, False, store)
+    return Source(path=str(stand_in), manifest=store.manifest, is_store=False, store=store)
+
+
+def _store_source(name: str, store: Store) -> Source:
+    return Source(path=name, manifest=store.manifest, is_store=True, store=store)
 
 
 class Case:
@@ -78,6 +85,7 @@ class Case:
 
     def __init__(self, config: RunConfig, source: Source, cluster: Cluster) -> None:
         check_divides("train.global_batch_size", config.train.global_batch_size, cluster.world_size)
+        check_sparse(config.train.sparse.optimizer, torch.device(cluster.hardware.device))
         self.config, self.source, self.cluster = config, source, cluster
         self.schema: Schema = run_schema(config, source.store)
         self.width = table_width(config, self.schema)
@@ -116,7 +124,17 @@ class Case:
     @cached_property
     def tower(self) -> TowerCost:
         """What the model above the tables costs."""
-        return tower_cost(self.model, self.schema, self.shape, width=self.width, on_gpu=self.on_gpu)
+        config, data = self.config, self.config.data
+        alike = [config.model, config.train.loss, config.train.precision]
+        alike += [config.train.tasks, data.profile, data.sequence_groups, data.sequence_length, self.on_gpu]
+        return tower_cost(
+            self.model,
+            self.schema,
+            self.shape,
+            width=self.width,
+            on_gpu=self.on_gpu,
+            known=self.source.trials.setdefault(repr(alike), {}),
+        )
 
     @cached_property
     def dense(self) -> DenseMemory:

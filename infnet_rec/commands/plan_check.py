@@ -1,4 +1,4 @@
-"""`plan --check`: builds the sharded model for real, trains some steps, and sets what was predicted beside what there is.
+"""`plan --check`: builds the sharded model for real, trains some steps, and compares with what was predicted.
 
 Predictions come from the plan that the run trains under and from the report's own accounting; measurements from the
 tensors that stand on each rank afterwards (`infnet_rec.shard.allocated`).

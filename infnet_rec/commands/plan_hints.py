@@ -245,8 +245,8 @@ def _no(question: str) -> JSON:
     return {"question": question, "answer": "does not fit", "command": None, "found": None}
 
 
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names) if len(names) <= most else f"the {len(names)} largest tables"
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"the {len(names)} largest tables"
 
 
 def _uses_host(case: Case) -> bool:

@@ -145,7 +145,7 @@ def step_parts(axes: Axes, result: JSON) -> None:
     values = [step[name] for name in names]
     places = range(len(names))[::-1]
     axes.barh(list(places), values, 0.62, color=[STEP_COLOURS[name] for name in names])
-    for place, name, value in zip(places, names, values, strict=True):
+    for place, value in zip(places, values, strict=True):
         share = value / step["total_ms"] if step["total_ms"] else 0.0
         axes.text(value, place, f"  {value:.3g} ms, {share:.0%}", va="center", color=GREY)
     words = {name: STEP_WORDS[name] for name in names}

@@ -53,17 +53,15 @@ def refuse(inquiry: Inquiry, case: Case, reason: DoesNotFit) -> PlanRefused:
     changes = sorted(remedies(inquiry, case), key=lambda change: change.case.rank_hours_per_epoch)
     missing = reason.missing_hbm_gib or reason.missing_host_gib
     kind = "hbm" if reason.missing_hbm_gib else "host"
-    # The search knows of no more than a whole rank's memory that is taken.
-    over = max(0, _reserved(case, kind) - _capacity(case, kind)) / GIB
     worst = max(missing, key=lambda rank: (missing[rank], -rank))
     facts = {
         "verdict": "does not fit",
         **question(case),
         "missing": {
             "kind": kind,
-            "gib_by_rank": {str(rank): lacking + over for rank, lacking in missing.items()},
+            "gib_by_rank": {str(rank): lacking for rank, lacking in missing.items()},
             "worst_rank": worst,
-            "worst_gib": missing[worst] + over,
+            "worst_gib": missing[worst],
             "capacity_gib": _capacity(case, kind) / GIB,
             "not_tables_gib": _reserved(case, kind) / GIB,
             "blame": [{"table": name, "weights_gib": _table_gib(case, name)} for name in _blamed(case, reason)],

@@ -41,8 +41,8 @@ def heading(result: JSON) -> list[str]:
     nodes = f"{cluster['name']} {cluster['hardware']['name']}"
     where = manifest["path"] + ("" if manifest["is_store"] else ", which stands in for a store that is not there")
     repeats = (
-        f"a rank's batch has {batch['sequence_tokens']:,.0f} of them of {batch['distinct_ids']:,.0f} distinct ids, each "
-        f"looked up once: saves {size(batch['exchange_bytes_saved'])} of embeddings"
+        f"a rank's batch has {batch['sequence_tokens']:,.0f} of them of {batch['distinct_ids']:,.0f} distinct ids, "
+        f"each looked up once: saves {size(batch['exchange_bytes_saved'])} of embeddings"
     )
     if not batch["repeats_are_measured"]:
         repeats = "how often a batch repeats an id is not known, so none is taken to, up to the rows of its table"
@@ -162,7 +162,7 @@ def hint_lines(hints: Sequence[JSON]) -> list[str]:
     """What else was planned."""
     if not hints:
         return []
-    rows = [["also planned", "answer", "step ms", "fullest rank", "rank hours an epoch"]]
+    rows = [["also planned", "answer", "step ms", "fullest rank", "rank h an epoch"]]
     for hint in hints:
         found = hint.get("found")
         cells = (

@@ -19,8 +19,12 @@ from infnet_rec.train.checkpoint.shelf import name_of
 # and what is said about it, but no step that was done.
 MAY_CHANGE = (
     "checkpoint",
+    "data.loader_threads",
+    "data.manifest",
+    "data.read_ahead",
     "data.store",  # the contents are compared by fingerprint
     "model.attention",
+    "model.checkpoint_blocks",
     "model.compile",
     "sharding",
     "train.collective_timeout_s",

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,7 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
         saver=saver,
         renew_tables=sharded.renew_tables,
     )
-    # Closing finishes what is being written, however the run ends.
-    with closing(saver), attendants.watch.following(lambda: f"step {at.step + 1}, {sharded.forward.num_calls} batches"):
+    with attendants.around(saver, at, sharded.forward):
         trained = training.run(at)
     tested = test_at_end(config, data, world, sharded, run_dir)
     if not world.is_first:

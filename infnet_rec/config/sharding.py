@@ -32,8 +32,8 @@ class TableRule(StrictModel):
             "fused_uvm_caching" in that of the host with a cache on the device. "auto" leaves it to the search.
         cache_load_factor: rows in the cache, as a part of all; for "fused_uvm_caching".
         precision: of the stored weights; what is looked up is fp32. The optimizer's state stays in fp32.
-        min_columns: the narrowest column shard, for the ways that cut columns; a multiple of 4. A row-wise optimizer keeps
-            one value a row and shard, so with it such a table trains differently.
+        min_columns: the narrowest column shard, for the ways that cut columns; a multiple of 4. A row-wise optimizer
+            keeps one value a row and shard, so with it such a table trains differently.
     """
 
     match: Annotated[str, Field(min_length=1)]

@@ -42,19 +42,29 @@ MAX_WIDTH = 128
 MIN_CAPABILITY = (8, 0)
 
 log = logging.getLogger(__name__)
-_dry: ContextVar[list[int] | None] = ContextVar("_dry", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelWork:
+    """What a kernel that was left out would have done."""
+
+    moved_bytes: int
+    flops: int
+
+
+_dry: ContextVar[list[KernelWork] | None] = ContextVar("_dry", default=None)
 
 
 @contextmanager
-def dry_run() -> Iterator[list[int]]:
+def dry_run() -> Iterator[list[KernelWork]]:
     """Inside, any device will do for "fused", and its kernels write nothing: for counting what they allocate.
 
-    The list that comes out holds, for each kernel that would have run, the bytes that it would have moved.
+    The list that comes out fills with what they would have done.
     """
-    moved_bytes: list[int] = []
-    token = _dry.set(moved_bytes)
+    work: list[KernelWork] = []
+    token = _dry.set(work)
     try:
-        yield moved_bytes
+        yield work
     finally:
         _dry.reset(token)
 
@@ -185,12 +195,14 @@ class _Attend(torch.autograd.Function):
         query_BRD = query_BRD.contiguous()
         read_BRD = torch.empty_like(query_BRD, dtype=torch.float32)
         norm_BR = read_BRD.new_empty(query_BRD.shape[:2])
-        if (moved_bytes := _dry.get()) is None:
+        if (work := _dry.get()) is None:
             from infnet_rec.model import fused_kernels
 
             fused_kernels.launch(fused_kernels.attend_forward, (token_LD, start_X, query_BRD), (read_BRD, norm_BR))
         else:
-            moved_bytes.append(token_LD.nbytes + query_BRD.nbytes + read_BRD.nbytes)
+            # Scores, and sums of tokens.
+            flops = 2 * 2 * token_LD.numel() * query_BRD.shape[1]
+            work.append(KernelWork(token_LD.nbytes + query_BRD.nbytes + read_BRD.nbytes, flops))
         ctx.save_for_backward(query_BRD, token_LD, start_X, read_BRD, norm_BR)
         return read_BRD
 
@@ -202,7 +214,7 @@ class _Attend(torch.autograd.Function):
         query_BRD, token_LD, start_X, read_BRD, norm_BR = ctx.saved_tensors
         # Every token belongs to one example, so the kernel writes every row.
         grad_query_BRD, grad_token_LD = torch.empty_like(query_BRD), torch.empty_like(token_LD)
-        if (moved_bytes := _dry.get()) is None:
+        if (work := _dry.get()) is None:
             from infnet_rec.model import fused_kernels
 
             fused_kernels.launch(
@@ -212,7 +224,9 @@ class _Attend(torch.autograd.Function):
                 (grad_read_BRD.contiguous(), grad_query_BRD, grad_token_LD),
             )
         else:
-            moved_bytes.append(2 * token_LD.nbytes + 3 * query_BRD.nbytes + read_BRD.nbytes)
+            # Scores again, the gradients of weights and scores, and what they make of queries and tokens.
+            flops = 5 * 2 * token_LD.numel() * query_BRD.shape[1]
+            work.append(KernelWork(2 * token_LD.nbytes + 3 * query_BRD.nbytes + read_BRD.nbytes, flops))
         return grad_query_BRD, grad_token_LD, None
 
 

@@ -72,13 +72,14 @@ def table_bytes(model: DistributedModelParallel, optimizers: Optimizers) -> dict
     """By table, for those that have a part here."""
     found: dict[str, TableBytes] = defaultdict(TableBytes)
     for kernel in _kernels(model):
-        states = getattr(kernel.emb_module, "split_optimizer_states", lambda: [])()
+        states = getattr(kernel.emb_module, "split_optimizer_states", list)()
         for position, table in enumerate(kernel._config.embedding_tables):
             found[table.name].weight_bytes += kernel.emb_module.split_embedding_weights()[position].nbytes
             if states:
                 found[table.name].optimizer_bytes += sum(state.nbytes for state in states[position])
     for name, values in optimizers.combined.state_dict()["state"].items():
         if name.startswith("copied."):
+            # The last part is "weight".
             table = name.split(".")[-2]
             found[table].optimizer_bytes += sum(v.nbytes for v in values.values() if isinstance(v, Tensor))
     return dict(found)
@@ -94,8 +95,9 @@ def kernel_bytes(model: DistributedModelParallel) -> KernelBytes:
         states += [getattr(tbe, f"momentum{n}_{place}", None) for n in (1, 2) for place in KERNEL_PLACES]
         if any(getattr(tbe, "lxu_cache_weights", torch.empty(0)).shape):
             caches += [getattr(tbe, name, None) for name in CACHE]
-    floats = [[t for t in kind if isinstance(t, Tensor) and t.is_floating_point()] for kind in (weights, states)]
-    return KernelBytes(*map(storage_bytes, floats), storage_bytes(t for t in caches if isinstance(t, Tensor)))
+    whole = [[t for t in kind if isinstance(t, Tensor) and t.is_floating_point()] for kind in (weights, states)]
+    cached = storage_bytes(t for t in caches if isinstance(t, Tensor))
+    return KernelBytes(storage_bytes(whole[0]), storage_bytes(whole[1]), cached)
 
 
 def dense_bytes(model: DistributedModelParallel, optimizers: Optimizers) -> DenseBytes:
@@ -125,9 +127,8 @@ def buffer_bytes(model: DistributedModelParallel, batch: Batch) -> int:
 
     Collective: all ranks exchange their ids.
     """
-    module, waiting = _ranking(model), 0
-    for collection, ids in ((module.bags, batch.categorical), (module.events, batch.sequences)):
-        assert isinstance(collection, SHARDED)
+    waiting = 0
+    for collection, ids in _inputs(model, batch):
         received = collection.input_dist(collection.create_context(), ids).wait().wait()
         waiting += storage_bytes(t for part in received for t in _of_ids(part))
     copied = (p.grad for name, p in in_backward_optimizer_filter(model.named_parameters()) if name.startswith(TABLES))
@@ -139,8 +140,7 @@ def part_times(model: DistributedModelParallel, optimizers: Optimizers, batch: B
     module, device = _ranking(model), batch.labels_BT.device
     optimizers.combined.zero_grad()
     waiting = []
-    for collection, ids in ((module.bags, batch.categorical), (module.events, batch.sequences)):
-        assert isinstance(collection, SHARDED)
+    for collection, ids in _inputs(model, batch):
         context = collection.create_context()
         waiting.append((collection, context, collection.input_dist(context, ids).wait().wait()))
     marks = [now_ms(device)]
@@ -179,6 +179,14 @@ def _ranking(model: DistributedModelParallel) -> RankingModel:
     module = model.module
     assert isinstance(module, RankingModel)
     return module
+
+
+def _inputs(model: DistributedModelParallel, batch: Batch) -> Iterator[tuple[Any, KeyedJaggedTensor]]:
+    """The sharded collections and what they look up."""
+    module = _ranking(model)
+    for collection, ids in ((module.bags, batch.categorical), (module.events, batch.sequences)):
+        assert isinstance(collection, SHARDED)
+        yield collection, ids
 
 
 def _kernels(model: nn.Module) -> Iterator[Any]:

@@ -75,8 +75,10 @@ class Watch:
     def following(self, at: Callable[[], str]) -> Iterator[None]:
         """In the block this rank must get on, and `at` says how far it is."""
         self._at = at
-        yield
-        self._at = lambda: None
+        try:
+            yield
+        finally:
+            self._at = lambda: None
 
     def exchange(self, store: dist.Store) -> None:
         """Speaks and listens until the block is over or the store is gone; a thread's whole life."""
@@ -134,7 +136,11 @@ class Watch:
                 if not peer.word.in_collective and me.in_collective and hears:
                     blamed.append(f"rank {rank} is not in the collective that the others wait in")
         if not hears:
-            blamed.append("the store that ranks meet at does not answer; look at the machine of rank 0 or the launcher")
+            launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            keeper = "the launcher of rank 0's machine" if launcher else "rank 0"
+            blamed.append(
+                f"{keeper} has not answered for {now - self._exchanged_at:.0f} s (it keeps the ranks' common store)"
+            )
         elif not blamed:
             blamed.append(f"no rank has finished a step for {now - self._moved_at:.0f} s")
         return "\n".join([f"{'; '.join(blamed)} (train.collective_timeout_s = {self._timeout_s:g})", *lines])

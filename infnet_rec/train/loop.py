@@ -260,6 +260,7 @@ class Training:
             reports = pace.reports_at(at.step)
             if reports or guard.is_due or at.step == stop:
                 guard.look()
+                report.reached(at.step)
                 if guard.stop_agreed:
                     stop = batches.end()
             if reports:

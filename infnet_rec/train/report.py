@@ -5,12 +5,14 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from infnet_rec.train.checkpoint.progress import Spent
 
 DROPPED = "metrics.dropped.jsonl"
+REACHED = ".reached"
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -38,13 +40,25 @@ class Report:
         self._purged_from: int | None = None
         self._tensorboard: Any = None
 
-    def go_on(self, step: int, spent: Spent) -> None:
-        """Goes on where a checkpoint stands: what was reported after it did not happen, and is set aside."""
+    def reached(self, step: int) -> None:
+        """Remembers how far the run got, about once a second, so that one that is killed can say what it redoes."""
+        if self._run_dir is not None:
+            (self._run_dir / REACHED).write_text(str(step))
+
+    def go_on(self, step: int, spent: Spent) -> int:
+        """Goes on where a checkpoint stands: what was reported after it did not happen, and is set aside.
+
+        Returns:
+            Steps beyond the checkpoint that are known to have been done, and will be done again.
+        """
         self._started_at = time.perf_counter() - spent.elapsed_s
         self._train_s, self._train_examples = spent.train_s, spent.train_examples
         self._purged_from = step + 1
         if self._run_dir is not None:
             drop_lines_after(step, self._run_dir / "metrics.jsonl")
+            with suppress(OSError, ValueError):
+                return max(0, int((self._run_dir / REACHED).read_text()) - step)
+        return 0
 
     def settle(self) -> Spent:
         """Puts all reports on disk, for a checkpoint taken now; time and examples so far."""

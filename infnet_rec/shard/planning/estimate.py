@@ -15,8 +15,9 @@ from torchrec.distributed.planner.types import Perf, Shard, SharderDataMap, Shar
 from torchrec.distributed.types import CacheAlgorithm, CacheParams, CacheStatistics, PipelineType
 from torchrec.modules.embedding_configs import DataType
 
+from infnet_rec.shard.hardware import Cluster
 from infnet_rec.shard.planning.demand import Workload
-from infnet_rec.shard.planning.options import Choice
+from infnet_rec.shard.planning.options import Choice, crowding
 from infnet_rec.shard.planning.planned import Memory, Times
 from infnet_rec.shard.planning.tables import DTYPES, Table
 
@@ -78,7 +79,8 @@ class EvenReads(CacheStatistics):
 class Estimates:
     """Remembers what was estimated; tables of one shape and traffic share it."""
 
-    def __init__(self, topology: Topology, workload: Workload, sharders: SharderDataMap) -> None:
+    def __init__(self, cluster: Cluster, topology: Topology, workload: Workload, sharders: SharderDataMap) -> None:
+        self._cluster = cluster
         self._topology = topology
         self._workload = workload
         self._sharders = sharders
@@ -164,13 +166,17 @@ class Estimates:
         storage, perf = shard.storage, shard.perf
         assert storage is not None
         assert perf is not None
+        work = crowding(table, choice, self._cluster)
+        # Bags are exchanged whole whatever rows they came from, rows of sequences are not; one rank exchanges nothing.
+        sent = work if table.collection == "events" else 1.0
+        sent = sent if self._cluster.world_size > 1 else 0.0
         times = Times(
-            forward_compute_ms=perf.fwd_compute,
-            forward_comms_ms=perf.fwd_comms,
-            backward_compute_ms=perf.bwd_compute,
-            backward_comms_ms=perf.bwd_comms,
-            prefetch_ms=perf.prefetch_compute,
-            input_ms=perf.input_dist_comms,
+            forward_compute_ms=perf.fwd_compute * work,
+            forward_comms_ms=perf.fwd_comms * sent,
+            backward_compute_ms=perf.bwd_compute * work,
+            backward_comms_ms=perf.bwd_comms * sent,
+            prefetch_ms=perf.prefetch_compute * work,
+            input_ms=perf.input_dist_comms * work if self._cluster.world_size > 1 else 0.0,
         )
         weight_bytes = size[0] * size[1] * table.weight.element_size()
         tables = Memory(weight_bytes=weight_bytes, optimizer_bytes=optimizer_bytes(table, choice, size))

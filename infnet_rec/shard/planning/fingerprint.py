@@ -127,9 +127,9 @@ def _world(world: WorldPrint) -> str:
 def _tables(model: nn.Module) -> Iterator[TablePrint]:
     for collection, module in model.named_children():
         if isinstance(module, EmbeddingBagCollection):
-            configs = [(config, POOLING[config.pooling]) for config in module.embedding_bag_configs()]
+            configs = [(config, config.pooling) for config in module.embedding_bag_configs()]
         elif isinstance(module, EmbeddingCollection):
-            configs = [(config, POOLING[PoolingType.NONE]) for config in module.embedding_configs()]
+            configs = [(config, PoolingType.NONE) for config in module.embedding_configs()]
         else:
             continue
         for config, pooling in configs:
@@ -139,7 +139,7 @@ def _tables(model: nn.Module) -> Iterator[TablePrint]:
                 num_rows=config.num_embeddings,
                 width=config.embedding_dim,
                 precision="fp16" if config.data_type == DataType.FP16 else "fp32",
-                pooling=pooling,
+                pooling=POOLING[pooling],
             )
 
 

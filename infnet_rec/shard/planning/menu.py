@@ -5,6 +5,7 @@ A combination is bounded from below before any shard is placed: the slowest rank
 Letters: N tables, C candidates.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,11 @@ class Candidate:
     ms: float
     hbm_bytes: int
     host_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of a shard, wherever."""
+        return self.hbm_bytes + self.host_bytes
 
     def no_worse(self, other: "Candidate") -> bool:
         """Whether it takes no more of anything, on the rank it loads most and in all."""
@@ -150,26 +156,18 @@ class Menu:
                 found[picks] = self.bound_ms(picks)
         return sorted((bound_ms, picks) for picks, bound_ms in found.items() if np.isfinite(bound_ms))
 
-    def smallest(self) -> Picks:
-        """The combination that takes least memory in all; of equal ones, that with the smallest shards."""
-        return tuple(
-            min(
-                range(len(row)),
-                key=lambda c: (
-                    (row[c].hbm_bytes + row[c].host_bytes) * row[c].num_shards // 1024,
-                    row[c].hbm_bytes + row[c].host_bytes,
-                    row[c].ms,
-                ),
-            )
-            for row in self.candidates
-        )
+    def frugal(self) -> list[Picks]:
+        """Combinations for when only memory counts: the smallest shards; the least in all with few shards, or many."""
 
-    def finest(self) -> Picks:
-        """The combination with the smallest shards."""
-        return tuple(
-            min(range(len(row)), key=lambda c: (row[c].hbm_bytes + row[c].host_bytes, row[c].ms))
-            for row in self.candidates
-        )
+        def pick(key: Callable[[Candidate], tuple[float, ...]]) -> Picks:
+            return tuple(min(range(len(row)), key=lambda c: key(row[c])) for row in self.candidates)
+
+        # In all: in MiB, so that a few ids more or less do not decide it.
+        return [
+            pick(lambda c: (c.num_bytes, c.ms)),
+            pick(lambda c: (c.num_bytes * c.num_shards >> 20, c.num_shards, c.ms)),
+            pick(lambda c: (c.num_bytes * c.num_shards >> 20, -c.num_shards, c.ms)),
+        ]
 
     def _ceilings(self) -> list[float]:
         ms = np.unique(self._ms_NC[np.isfinite(self._ms_NC) & ~self._uniform_NC])

@@ -37,6 +37,7 @@ BY_DEFAULT: Mapping[tuple[str, Collection], tuple[Sharding, ...]] = {
     ("cpu", "events"): ("table_wise", "row_wise"),
 }
 BY_COLUMN: tuple[Sharding, ...] = ("column_wise", "table_column_wise", "grid_shard")
+BY_ROW: tuple[Sharding, ...] = ("row_wise", "table_row_wise", "grid_shard")
 # FBGEMM reads four values at a time.
 COLUMN_STEP = 4
 
@@ -101,22 +102,27 @@ def _sensible(table: Table, cluster: Cluster) -> tuple[Sharding, ...]:
     if cluster.world_size == 1:
         return ("table_wise",)
     pointless: set[Sharding] = set()
-    if not _spreads(table.num_rows, cluster.world_size, cluster.hardware.device):
+    # FBGEMM's kernels for CPUs cannot look up a group of tables none of which has a row on this rank.
+    on_cpu = cluster.hardware.device == "cpu"
+    if on_cpu and crowding(table, Choice("row_wise", "fused"), cluster) > 1:
         pointless.add("row_wise")
-    # On one node it is the same as row_wise.
-    if cluster.num_nodes == 1 or not _spreads(table.num_rows, cluster.ranks_per_node, cluster.hardware.device):
+    if cluster.num_nodes == 1:
+        # There it is the same as row_wise.
         pointless.add("table_row_wise")
     return tuple(kind for kind in BY_DEFAULT[cluster.hardware.device, table.collection] if kind not in pointless)
 
 
-def _spreads(num_rows: int, num_ranks: int, device: str) -> bool:
-    """Whether enough ranks get rows for TorchRec's estimate, which shares the work among all of them, to mean something.
+def crowding(table: Table, choice: Choice, cluster: Cluster) -> float:
+    """How much more work a rank has than TorchRec's estimate says, which shares it among all that a table is cut for.
 
-    TorchRec cuts blocks of equal size, so the last ranks may get none: 10 rows on 8 ranks are 5 blocks of 2. On a CPU
-    FBGEMM cannot look up a group of tables none of which has a row.
+    TorchRec cuts blocks of equal size, so the last ranks may get no row: 10 rows on 8 ranks are 5 blocks of 2. Where
+    rows are many this is 1.
     """
-    num_blocks = math.ceil(num_rows / math.ceil(num_rows / num_ranks))
-    return num_blocks == num_ranks if device == "cpu" else num_blocks * 4 >= num_ranks
+    if choice.sharding not in BY_ROW:
+        return 1.0
+    num_ranks = cluster.world_size if choice.sharding == "row_wise" else cluster.ranks_per_node
+    num_blocks = math.ceil(table.num_rows / math.ceil(table.num_rows / num_ranks))
+    return num_ranks / num_blocks
 
 
 def check_control(table: Table, cluster: Cluster) -> None:

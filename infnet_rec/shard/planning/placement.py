@@ -6,6 +6,7 @@ from torchrec.distributed.planner.partitioners import GreedyPerfPartitioner, Sor
 from torchrec.distributed.planner.perf_models import NoopPerfModel
 from torchrec.distributed.planner.types import PartitionByType, PlannerError, Shard, ShardingOption
 
+from infnet_rec.shard.hardware import Cluster
 from infnet_rec.shard.planning.menu import Candidate, Menu, Picks
 from infnet_rec.shard.planning.options import Choice, layout
 from infnet_rec.shard.planning.question import Question
@@ -32,6 +33,10 @@ class Placer:
         self._rate = NoopPerfModel(question.topology)
         self._options: dict[tuple[int, Choice], ShardingOption] = {}
 
+    @property
+    def cluster(self) -> Cluster:
+        return self._question.cluster
+
     def options(self, picks: Picks) -> list[ShardingOption]:
         """One option a table, its shards estimated and not placed."""
         return [self._option(n, self._menu.candidates[n][pick]) for n, pick in enumerate(picks)]
@@ -47,12 +52,12 @@ class Placer:
     def budget(self, picks: Picks) -> int:
         """How many combinations like this one may be placed."""
         num_shards = sum(self._menu.candidates[n][pick].num_shards for n, pick in enumerate(picks))
-        world_size = self._question.cluster.world_size
+        world_size = self.cluster.world_size
         return min(MOST_PLACED, max(LEAST_PLACED, SHARDS_PLACED // (num_shards + world_size)))
 
     def missing_bytes(self, placed: Placed) -> int:
         """Overrun of the fullest rank; 0 where everything fits."""
-        room, world_size = self._question.room, self._question.cluster.world_size
+        room, world_size = self._question.room, self.cluster.world_size
         hbm, host = [0] * world_size, [0] * world_size
         for option in self.placed(placed.picks, placed.ranks):
             for shard in option.shards:
@@ -91,11 +96,11 @@ class Placer:
 
     def _put_on_nodes(self, option: ShardingOption, used: list[int]) -> None:
         """Row-wise within a node: a shard a rank. By columns within a node: wherever there is room on it."""
-        size = self._question.cluster.ranks_per_node
+        size = self.cluster.ranks_per_node
         in_order = option.partition_by == PartitionByType.MULTI_HOST.value or option.sharding_type == "table_row_wise"
         step = size if in_order else len(option.shards)
         for start in range(0, len(option.shards), step):
-            nodes = [sum(used[node * size : (node + 1) * size]) for node in range(self._question.cluster.num_nodes)]
+            nodes = [sum(used[node * size : (node + 1) * size]) for node in range(self.cluster.num_nodes)]
             first = _emptiest(nodes) * size
             for i, shard in enumerate(option.shards[start : start + step]):
                 rank = first + i if in_order else first + _emptiest(used[first : first + size])

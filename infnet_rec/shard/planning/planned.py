@@ -33,7 +33,10 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Estimated milliseconds a step, by TorchRec's estimator.
+    """Estimated milliseconds a step, by TorchRec's estimator, corrected where it is known to be wrong.
+
+    It counts an exchange where there is one rank only, and shares the work of a table with few rows among ranks that
+    get no row of it.
 
     `input_ms` (sending ids to where their rows are) overlaps with the step before and is in no total, as in TorchRec.
     """

@@ -27,8 +27,12 @@ class Question:
 
     @property
     def room(self) -> Storage:
-        """What tables may take on a rank."""
-        return self.topology.devices[0].storage
+        """What tables may take on a rank; less than nothing where the reservation alone is too much."""
+        cluster, workload = self.cluster, self.workload
+        return Storage(
+            hbm=cluster.hbm_bytes - workload.reserved_hbm_bytes if cluster.hardware.device == "cuda" else 0,
+            ddr=cluster.host_memory_bytes - workload.reserved_host_bytes,
+        )
 
     @classmethod
     def of(
@@ -49,5 +53,5 @@ class Question:
             cluster=cluster,
             workload=workload,
             topology=topology,
-            estimates=Estimates(topology, workload, sharder_data(asked)),
+            estimates=Estimates(cluster, topology, workload, sharder_data(asked)),
         )

@@ -14,7 +14,8 @@ from torchrec.distributed.types import ModuleSharder
 
 from infnet_rec.shard.hardware import Cluster
 from infnet_rec.shard.planning.demand import NO_CONTROLS, Controls, Workload
-from infnet_rec.shard.planning.menu import Menu
+from infnet_rec.shard.planning.menu import Menu, Picks
+from infnet_rec.shard.planning.mixing import mixed
 from infnet_rec.shard.planning.outcome import rank_loads, refusal, table_plans
 from infnet_rec.shard.planning.placement import Placed, Placer
 from infnet_rec.shard.planning.planned import Planned
@@ -25,6 +26,8 @@ from infnet_rec.shard.planning.question import Question
 STAGES = ((0.0, 1.0), (0.0, 0.5), (0.1, 0.5), (1.0, 0.25), (10.0, 0.125), (1e6, 0.0))
 # Good enough: this much above the least bound.
 CLOSE = 1.002
+# Combinations to mix others from.
+MIXED = 3
 
 
 def search_plan(
@@ -78,17 +81,38 @@ def _fastest(menu: Menu, placer: Placer) -> tuple[Placed | None, int]:
             if best and (bound_ms >= best.ms or best.ms <= CLOSE * proposals[0][0]):
                 break
             num_tried += 1
-            placed = placer.by_time(picks)
-            if placed and (best is None or placed.ms < best.ms):
-                best = placed
+            best = _faster(best, placer.by_time(picks))
         if best:
-            return best, num_tried
+            return _mix(best, proposals, menu, placer, num_tried)
     return None, num_tried
 
 
+def _mix(
+    best: Placed, proposals: list[tuple[float, Picks]], menu: Menu, placer: Placer, num_tried: int
+) -> tuple[Placed, int]:
+    """Bisects between what could be and what was found, for the most promising combinations."""
+    seen = {best.picks}
+    for bound_ms, picks in proposals[:MIXED]:
+        low_ms, high_ms = bound_ms, best.ms
+        while high_ms > CLOSE * low_ms:
+            target_ms = (low_ms + high_ms) / 2
+            other = mixed(menu, placer.cluster, picks, target_ms)
+            placed = None
+            if other not in seen and menu.bound_ms(other) < best.ms:
+                seen.add(other)
+                num_tried += 1
+                placed = placer.by_time(other)
+            if placed and placed.ms < best.ms:
+                best, high_ms = placed, min(target_ms, placed.ms)
+            else:
+                low_ms = target_ms
+    return best, num_tried
+
+
+def _faster(best: Placed | None, other: Placed | None) -> Placed | None:
+    return other if other and (best is None or other.ms < best.ms) else best
+
+
 def _roomiest(menu: Menu, placer: Placer) -> Placed:
-    """Spread by memory alone; of two such placements, the one that lacks least."""
-    return min(
-        (placer.by_memory(picks) for picks in (menu.finest(), menu.smallest())),
-        key=placer.missing_bytes,
-    )
+    """Spread by memory alone; of several such placements, the one that lacks least."""
+    return min((placer.by_memory(picks) for picks in menu.frugal()), key=placer.missing_bytes)

@@ -1,19 +1,21 @@
-"""What the model above its tables costs a rank: memory, arithmetic and traffic, counted on a handful of examples.
+"""What the model above its tables costs a rank: memory, arithmetic and traffic, counted without doing the work.
 
-The parts that every rank has whole (token assembly, tower, loss) run forward and backward on the CPU with two tiny
-batches of made-up numbers, under the same ledger as the benchmarks. All they do is proportional to the batch but for
-their own weights, so two sizes foretell every other one. Whatever the model is, its own operators are what is counted.
+The parts that every rank has whole (token assembly, tower, loss) go forward and backward once on torch's fake tensors,
+which have shapes and storages and no numbers, under the same ledger as the benchmarks. Whatever the model is, its own
+operators are what is counted; a real pass over a batch of the same size counts the same. All of it is proportional to
+the batch but for what is as large as the weights, so that one size foretells every other.
 
 Shapes: B examples, M bag features, F sequences, S shared features, K unpooled tokens, X distinct ids, D width.
 """
 
 import copy
-from dataclasses import dataclass, fields
-
-from typing import Self
+import math
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from infnet_rec.batch import Batch
@@ -23,8 +25,10 @@ from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import Schema
 from infnet_rec.shard.planning.workload import BatchShape
 
-# Enough for rare events to be there in their proportion, few enough for a tenth of a second.
-TRIAL_EXAMPLES = (16, 32)
+# So large that tensors of the size of weights do not count.
+TRIAL_EXAMPLES = 4096
+# Ratios of distinct ids to tokens are rounded up to powers of this: they hardly matter, and a trial takes a second.
+RATIO_STEP = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +48,9 @@ class TowerCost:
     moved_bytes: float
     num_operators: float
 
-    def at(self, other: Self, scale: float) -> Self:
-        """Here plus `scale` times the way to `other`."""
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return type(self)(*(here + scale * (there - here) for here, there in pairs))
+    def times(self, scale: float) -> Self:
+        """The same on another number of examples: the same operators, on more or less."""
+        return type(self)(scale * self.peak_bytes, scale * self.flops, scale * self.moved_bytes, self.num_operators)
 
 
 def uses_kernel(model: RankingModel, width: int) -> bool:
@@ -55,94 +58,114 @@ def uses_kernel(model: RankingModel, width: int) -> bool:
     return getattr(model.tower, "attention", "eager") != "eager" and width <= MAX_WIDTH
 
 
-def tower_cost(model: RankingModel, schema: Schema, shape: BatchShape, *, width: int, on_gpu: bool) -> TowerCost:
-    """Counts.
+def tower_cost(
+    model: RankingModel,
+    schema: Schema,
+    shape: BatchShape,
+    *,
+    width: int,
+    on_gpu: bool,
+    known: "Known | None" = None,
+) -> TowerCost:
+    """Counts, for a batch that one in twenty exceeds.
 
     Args:
         model: on the meta device; it stays there.
         schema: of the run.
-        shape: of a rank's batch; sequences are taken at their p95.
+        shape: of a rank's batch.
         width: of every table.
         on_gpu: whether sequences may be read by the fused kernel.
+        known: trials of this model on this kind of device that were made before; more are put there.
     """
-    parts = nn.ModuleDict({"tower": model.tower, "criterion": model.criterion})
-    parts = copy.deepcopy(parts).to_empty(device="cpu").train()
-    for parameter in parts.parameters():
-        nn.init.normal_(parameter, std=0.1)
-        # What is there before does not count: gradients are a part of their own in a plan.
-        parameter.grad = torch.zeros_like(parameter)
     kernel = on_gpu and uses_kernel(model, width)
-    trial = _Trial(model.assembly, parts["tower"], parts["criterion"], schema, shape, width)
-    small, large = (trial.run(size, kernel=kernel) for size in TRIAL_EXAMPLES)
-    low, high = TRIAL_EXAMPLES
-    return small.at(large, (shape.local_batch_size - low) / (high - low))
+    known = {} if known is None else known
+    shared = len(schema.shared_features)
+    tokens, p95_tokens = shared + sum(shape.events_F), shared + sum(shape.p95_events_F)
+    rows = sum(shape.p95_distinct.values()) / max(1.0, p95_tokens * shape.local_batch_size)
+    steps = math.ceil(math.log(min(1.0, rows) or 1e-6, RATIO_STEP) - 1e-6)
+    if steps not in known:
+        trial = _Trial(model, schema, shape.events_F, RATIO_STEP**steps, width)
+        known[steps] = trial.run(kernel=kernel)
+    # Longer histories are more of the same.
+    return known[steps].times(shape.local_batch_size / TRIAL_EXAMPLES * p95_tokens / max(1.0, tokens))
+
+
+# Of trials, by the power of `RATIO_STEP`.
+Known = dict[int, TowerCost]
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    assembly: nn.Module
-    tower: nn.Module
-    criterion: nn.Module
+    model: RankingModel
     schema: Schema
-    shape: BatchShape
+    events_F: tuple[float, ...]
+    ratio: float
     width: int
 
-    def run(self, num_examples: int, *, kernel: bool) -> TowerCost:
-        """Counts one size. Inside the fused kernel no product is seen; the eager form's are the same."""
-        if not hasattr(self.tower, "attention"):
-            return self._count(num_examples)
-        self.tower.attention = "eager"  # pyright: ignore[reportAttributeAccessIssue]
-        eager = self._count(num_examples)
-        if not kernel:
-            return eager
-        self.tower.attention = "fused"  # pyright: ignore[reportAttributeAccessIssue]
-        with dry_run() as kernel_bytes:
-            fused = self._count(num_examples)
+    def run(self, *, kernel: bool) -> TowerCost:
+        """Counts; what happens inside the fused kernel comes from its own book."""
+        with dry_run() as work:
+            ledger = self._count("fused" if kernel else "eager")
         return TowerCost(
-            fused.peak_bytes,
-            eager.flops,
-            fused.moved_bytes + sum(kernel_bytes),
-            fused.num_operators + len(kernel_bytes),
+            ledger.peak_bytes,
+            ledger.flops + sum(one.flops for one in work),
+            ledger.moved_bytes + sum(one.moved_bytes for one in work),
+            ledger.num_operators + len(work),
         )
 
-    def _count(self, num_examples: int) -> TowerCost:
-        batch = self._batch(num_examples)
-        bags, distinct = self._lookups(num_examples)
-        with Ledger() as ledger:
-            tokens = self.assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
-            loss, _ = self.criterion(self.tower(tokens), tokens, batch)
-            loss.backward()
-        return TowerCost(ledger.peak_bytes, ledger.flops, ledger.moved_bytes, ledger.num_operators)
+    def _count(self, attention: Literal["eager", "fused"]) -> Ledger:
+        model = self.model
+        tower, criterion = copy.deepcopy(model.tower), copy.deepcopy(model.criterion)
+        if hasattr(tower, "attention"):
+            vars(tower)["attention"] = attention
+        # A device that is always there: what runs on a GPU is told by the form of attention alone.
+        with FakeTensorMode(), torch.device("cpu"):
+            for module in (*tower.train().modules(), *criterion.train().modules()):
+                _make_fake(module)
+            batch = self._batch()
+            bags, distinct = self._lookups(batch)
+            with Ledger() as ledger:
+                tokens = model.assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
+                loss, _ = criterion(tower(tokens), tokens, batch)
+                loss.backward()
+        return ledger
 
-    def _lengths(self, num_examples: int) -> Tensor:
-        """Whole numbers of events whose sums are those of the p95 batch, spread evenly over the examples."""
-        example_B = torch.arange(num_examples + 1, dtype=torch.float64)
-        return torch.stack([(example_B * events).round().long().diff() for events in self.shape.p95_events_F])
-
-    def _batch(self, num_examples: int) -> Batch:
-        lengths_FB = self._lengths(num_examples)
-        num_tokens = len(self.schema.shared_features) * num_examples + int(lengths_FB.sum())
-        empty = KeyedJaggedTensor(keys=[], values=torch.empty(0), lengths=torch.empty(0, dtype=torch.int64))
+    def _batch(self) -> Batch:
+        """Only sizes matter, so of all lengths their sum alone."""
+        num_examples, num_sequences = TRIAL_EXAMPLES, len(self.events_F)
+        num_tokens = len(self.schema.shared_features) * num_examples + round(num_examples * sum(self.events_F))
+        whole = torch.int64
+        empty = KeyedJaggedTensor(keys=[], values=torch.empty(0), lengths=torch.empty(0, dtype=whole))
         return Batch(
             categorical=empty,
             sequences=empty,
-            spread_K=torch.zeros(num_tokens, dtype=torch.int64),
-            lengths_FB=lengths_FB,
-            labels_BT=torch.zeros(num_examples, len(self.schema.tasks)),
-            user_B=torch.zeros(num_examples, dtype=torch.int64),
-            rarity_BM=torch.zeros(num_examples, len(self.schema.features)),
-            weight_B=torch.ones(num_examples),
+            spread_K=torch.empty(num_tokens, dtype=whole),
+            lengths_FB=torch.empty(num_sequences, num_examples, dtype=whole),
+            labels_BT=torch.empty(num_examples, len(self.schema.tasks)),
+            user_B=torch.empty(num_examples, dtype=whole),
+            rarity_BM=torch.empty(num_examples, len(self.schema.features)),
+            weight_B=torch.empty(num_examples),
         )
 
-    def _lookups(self, num_examples: int) -> tuple[KeyedTensor, dict[str, JaggedTensor]]:
+    def _lookups(self, batch: Batch) -> tuple[KeyedTensor, dict[str, JaggedTensor]]:
         """What the collections would return; features in another order than the model's, as sharding leaves them."""
         names = [feature.name for feature in self.schema.bag_features][::-1]
-        bag_BX = torch.zeros(num_examples, len(names) * self.width, requires_grad=True)
+        bag_BX = torch.empty(len(batch.weight_B), len(names) * self.width, requires_grad=True)
         bags = KeyedTensor(names, [self.width] * len(names), bag_BX)
-        share = num_examples / self.shape.local_batch_size
+        # Tables do not matter: their rows are joined before they are read.
+        first, *others = (table.name for table in self.schema.sequence_tables)
+        num_rows = {first: max(1, round(self.ratio * batch.spread_K.numel())), **dict.fromkeys(others, 0)}
         distinct = {}
-        for table in self.schema.sequence_tables:
-            num_rows = max(1, round(self.shape.p95_distinct[table.name] * share))
-            rows_XD = torch.zeros(num_rows, self.width, requires_grad=True)
-            distinct[table.name] = JaggedTensor(rows_XD, lengths=torch.tensor([num_rows]))
+        for name, number in num_rows.items():
+            rows_XD = torch.empty(number, self.width, requires_grad=True)
+            distinct[name] = JaggedTensor(rows_XD, lengths=torch.empty(1, dtype=torch.int64))
         return bags, distinct
+
+
+def _make_fake(module: nn.Module) -> None:
+    """Gives a module of the meta device fake parameters with gradients, which are a part of their own in a plan."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            fake = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+            fake.grad = torch.empty_like(fake)
+            module._parameters[name] = fake

@@ -16,13 +16,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from infnet_rec.faults import Fault
 from infnet_rec.train.checkpoint.parts import PartsWriter
 from infnet_rec.train.checkpoint.progress import Progress, metrics_from_json
 from infnet_rec.train.checkpoint.restore import OptimizerState, load_weights
 from infnet_rec.train.checkpoint.shelf import Commit, Shelf, name_of, ranking
+from infnet_rec.train.checkpoint.snapshot import Snapshot
 
 LOST = (CheckpointException, OSError)
 
@@ -68,7 +68,7 @@ class Saver:
         self._is_first = dist.get_rank() == 0
         self._thread = ThreadPoolExecutor(1, "checkpoint") if mode == "async" else None
         self._in_flight: Future[None] | None = None
-        self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available())
+        self._snapshot = Snapshot()
         self._saved_step = -1
 
     def save(self, at: Progress) -> None:
@@ -80,8 +80,8 @@ class Saver:
         state: dict[str, Any] = {"model": self._model.state_dict(), "optim": self._optimizers.state_dict()}
         if self._thread is not None:
             # The copy is the whole stall: updates write to these tensors from the next step on.
-            state = self._stager.stage(state)
-        state["ranks"] = {str(dist.get_rank()): _random_state()}
+            state = self._snapshot.take(state)
+        state |= _random_state()
         progress = {**at.to_json(), "kernel_steps": self._optimizers.kernel_steps()}
         if self._thread is None:
             self._write_or_lose(state, progress)
@@ -93,6 +93,11 @@ class Saver:
         if self._in_flight is not None:
             in_flight, self._in_flight = self._in_flight, None
             in_flight.result()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no write is in flight on this rank."""
+        return self._in_flight is None or self._in_flight.done()
 
     def load_best(self, at: Progress) -> None:
         """Puts the weights of `at.best_step` into the model; if that checkpoint was lost, the best that is there."""
@@ -179,7 +184,7 @@ def _random_state() -> dict[str, torch.Tensor]:
     state = {"rng_cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["rng_cuda"] = torch.cuda.get_rng_state()
-    return state
+    return {f"ranks.{dist.get_rank()}.{name}": value for name, value in state.items()}
 
 
 def _reason(error: BaseException) -> str:
