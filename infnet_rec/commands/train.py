@@ -138,7 +138,7 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     tested = test_at_end(config, data, world, sharded, run_dir)
     if not world.is_first:
         return None
-    report.evaluated_at_end(trained.best_step, tested["metrics"])
+    tell_all(report, trained.best_step, tested["metrics"])
     result = {
         "run_dir": str(run_dir),
         "steps_done": trained.steps_done,
@@ -172,6 +172,13 @@ def test_at_end(config: RunConfig, data: Data, world: World, sharded: Sharded, r
         "metrics": {"test": final_metrics(predictions, data.task_names)},
         "scoring": {"batch_size": batch_size, "ms_per_batch": 1000 * elapsed_s / max(1, num_batches)},
     }
+
+
+def tell_all(report: Report, step: int, metrics_by_split: dict[str, dict[str, Any]]) -> None:
+    """The last evaluations; then all that was said is put on disk."""
+    for split, metrics in metrics_by_split.items():
+        report.evaluated(split, step, metrics)
+    report.close()
 
 
 def pace_of(config: RunConfig, data: Data) -> Pace:

@@ -110,12 +110,6 @@ class Report:
         if self._run_dir is not None:
             print(line, file=sys.stderr, flush=True)
 
-    def evaluated_at_end(self, step: int, metrics_by_split: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-        """The last evaluations, and all that was said is put on disk."""
-        for split, metrics in metrics_by_split.items():
-            self.evaluated(split, step, metrics)
-        self.close()
-
     def close(self) -> None:
         """Flushes TensorBoard."""
         if self._tensorboard is not None:
