@@ -131,7 +131,7 @@ class Estimates:
             compute_kernel=choice.kernel,
             shards=shards,
             cache_params=cache,
-            is_pooled=table.collection == "bags",
+            is_pooled=table.collection != "events",
             output_dtype=DataType.FP32,
         )
 
