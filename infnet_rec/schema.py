@@ -90,8 +90,8 @@ class Schema:
     """Everything that batches, embeddings and models need to agree on.
 
     A table that any sequence reads lives in the EmbeddingCollection; a feature that shares such a table is looked up
-    there like a sequence of length one. All other tables live in the EmbeddingBagCollection, or in one of their own if they
-    are managed.
+    there like a sequence of length one. All other tables live in the EmbeddingBagCollection, managed ones in
+    another one.
     """
 
     tables: tuple[Table, ...]

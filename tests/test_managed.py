@@ -57,13 +57,11 @@ def keepers(steps: list[list[int]], num_rows: int, interval: int, eviction: str)
         # An id that has no row starts to count anew each time.
         count = Counter({i: count[i] for i in kept}) + seen
 
-        def rank(i: int, now: int = now, count: Counter[int] = count) -> float:
-            age = now - last[i] + 1
-            return {"lfu": count[i], "lru": -age, "distance_lfu": count[i] / age}[eviction]
-
+        age = {i: now - last[i] + 1 for i in last}
+        score = {i: {"lfu": n, "lru": -age[i], "distance_lfu": n / age[i]}[eviction] for i, n in count.items()}
         # Of equals those stay that have a row, then those seen more often lately, then small ids.
         new = sorted(set(seen) - set(kept), key=lambda i: (-seen[i], i))
-        kept = sorted([*sorted(kept), *new], key=rank, reverse=True)[: num_rows - 1]
+        kept = sorted([*sorted(kept), *new], key=score.__getitem__, reverse=True)[: num_rows - 1]
     return set(kept)
 
 

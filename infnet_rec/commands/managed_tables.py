@@ -72,8 +72,8 @@ def _table(table: Table, asked: ManagedTable | None, schema: Schema, store: Stor
     if table in schema.sequence_tables:
         reader = next(s.name for s in schema.sequences if s.table == table.name)
         raise Fault(
-            f"{here}: sequence {reader} reads it, and tables of sequences cannot be managed here; take the attribute out "
-            "of the recipe's [sequences], or give it a table of its own there (share_tables = false)"
+            f"{here}: sequence {reader} reads it, and tables of sequences cannot be managed here; take the attribute "
+            "out of the recipe's [sequences], or give it a table of its own there (share_tables = false)"
         )
     encodings = {f.name: store.manifest["encodings"][f.name] for f in schema.features if f.table == table.name}
     for feature, encoding in encodings.items():

@@ -52,7 +52,7 @@ class ModelConfig(StrictModel):
 
     width: Annotated[int, Field(ge=4, multiple_of=4)] = 16
     table_std: Positive = 0.01
-    tables: dict[str, ManagedTable] = {}
+    tables: dict[str, ManagedTable] = Field(default_factory=dict)
     compile: bool = False
 
 

@@ -28,8 +28,8 @@ def make_bags(schema: Schema, width: int, half: Collection[str] = ()) -> Embeddi
     """
     if not schema.plain_bag_features:
         raise Fault(
-            "schema: every feature shares a sequence's table or has a managed one; at least one must have a plain one of "
-            "its own"
+            "schema: every feature shares a sequence's table or has a managed one; at least one must have a plain one "
+            "of its own"
         )
     averaged = {f.table for f in schema.bag_features if f.max_values > 1}
     return EmbeddingBagCollection(

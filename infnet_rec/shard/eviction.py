@@ -8,7 +8,7 @@ from torchrec.distributed.mc_embedding_modules import BaseShardedManagedCollisio
 
 
 def forget_evicted(sharded: nn.Module) -> None:
-    """Gives the kernels of managed tables on a CPU a way to reset rows; for row-wise Adagrad FBGEMM has it on GPUs only.
+    """Gives the kernels of managed tables on a CPU a way to reset rows: FBGEMM has none there for row-wise Adagrad.
 
     TorchRec calls it with the rows that go to other ids, and then draws their weights itself.
     """
