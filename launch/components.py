@@ -3,13 +3,27 @@
     source .venv/bin/activate
     torchx run -s local_cwd launch/components.py:train -j 1x2 --config configs/quickstart.toml --run_dir runs/first
 
-torchx reads a component's signature itself: `Optional[str]`, no postponed annotations, and the docstring is the help.
+torchx reads a component's signature itself, so `Optional[str]`, `Dict` and `List`; the docstring is its help.
+`configs/torchxconfig.example` has what each scheduler wants to know; `infnet-rec launch` does without torchx.
 """
 
-from typing import Any, Optional
+import sys
+from dataclasses import replace
+from typing import Dict, List, NoReturn, Optional
 
 from torchx import specs
-from torchx.components import dist
+
+from infnet_rec.cli.bench import bench as bench_verbs
+from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.shard.hardware import Size, parse_size
+from launch.spec import PORT, Launch, Meeting, agent, one_line, shell_threads, single
+
+# Nobody publishes it: build one that this project is installed in, and name it as you like with --image.
+IMAGE = "infnet-rec"
+# Starts after the scheduler took the job back or a node was lost; the run goes on from what was saved.
+MAX_RETRIES = 3
+# torchx fills in `${...}`, so the shell's own dollars are doubled; a scheduler that names no first node runs it here.
+FIRST_NODE = f"$${{{specs.macros.rank0_env}:=localhost}}:{PORT}"
 
 
 def train(
@@ -17,22 +31,188 @@ def train(
     config: str,
     run_dir: str,
     j: str = "1x2",
-    image: str = "",
     h: Optional[str] = None,
-    num_threads: int = 1,
+    image: str = IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
-    """Trains a model as a file says, on NODESxRANKS processes.
+    """Trains a model as a file says; the same run_dir again goes on where it was saved last.
 
     Args:
         overrides: KEY=VALUE laid on the configuration, after "--".
         config: a run's TOML file, at the same path on every node.
-        run_dir: a new folder that all nodes share.
-        j: nodes x ranks a node.
-        image: container image, or folder to run in; the scheduler's own default if empty.
-        h: a named resource of the scheduler.
-        num_threads: CPU threads a rank.
+        run_dir: a folder that all nodes share.
+        j: NODESxRANKS, or MIN:MAXxRANKS where nodes may come and go.
+        h: a named resource of the scheduler: what a node has.
+        image: container image that this project is installed in, where the scheduler starts containers.
+        env: environment variables, NAME=VALUE,NAME=VALUE.
+        mounts: into the container, type=bind,src=PATH,dst=PATH.
     """
-    arguments = ["train", config, f"--run-dir={run_dir}", *(f"--set={override}" for override in overrides)]
-    environment = {"OMP_NUM_THREADS": str(num_threads)}
-    where: dict[str, Any] = {"image": image} if image else {}
-    return dist.ddp(*arguments, m="infnet_rec.cli", name="infnet-rec-train", j=j, h=h, env=environment, **where)
+    words = ("train", config, f"--run-dir={run_dir}", *_set(overrides))
+    return _app(Launch(words, _size(j), "infnet-rec-train", env or {}, image=image, mounts=tuple(mounts or ())), h)
+
+
+def evaluate(
+    run_dir: str,
+    split: str = "test",
+    j: str = "1x2",
+    h: Optional[str] = None,
+    image: str = IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Scores a split with the best weights of a run, on any number of ranks.
+
+    Args:
+        run_dir: what train left, in a folder that all nodes share.
+        split: train, valid or test.
+        j: NODESxRANKS.
+        h: a named resource of the scheduler: what a node has.
+        image: container image that this project is installed in, where the scheduler starts containers.
+        env: environment variables, NAME=VALUE,NAME=VALUE.
+        mounts: into the container, type=bind,src=PATH,dst=PATH.
+    """
+    words = ("eval", run_dir, f"--split={split}")
+    return _app(Launch(words, _size(j), "infnet-rec-eval", env or {}, image=image, mounts=tuple(mounts or ())), h)
+
+
+def bench(
+    *overrides: str,
+    config: str,
+    what: str = "embedding",
+    j: str = "1x2",
+    h: Optional[str] = None,
+    image: str = IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Measures what the machines make of a run.
+
+    Args:
+        overrides: KEY=VALUE laid on the configuration, after "--".
+        config: a run's TOML file, at the same path on every node.
+        what: a verb of infnet-rec bench that takes a configuration.
+        j: NODESxRANKS.
+        h: a named resource of the scheduler: what a node has.
+        image: container image that this project is installed in, where the scheduler starts containers.
+        env: environment variables, NAME=VALUE,NAME=VALUE.
+        mounts: into the container, type=bind,src=PATH,dst=PATH.
+    """
+    known = [command.name or getattr(command.callback, "__name__", "") for command in bench_verbs.registered_commands]
+    if what not in known:
+        _leave(Fault(f"--what {what}: must be one of {', '.join(known)}{did_you_mean(what, known)}"))
+    words = ("bench", what, config, *_set(overrides))
+    return _app(Launch(words, _size(j), "infnet-rec-bench", env or {}, image=image, mounts=tuple(mounts or ())), h)
+
+
+def plan(
+    *overrides: str,
+    config: str,
+    j: str,
+    hardware: Optional[str] = None,
+    h: Optional[str] = None,
+    image: str = IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Says whether a run fits on hardware that nobody has rented yet, and how long a step is; one process.
+
+    Args:
+        overrides: KEY=VALUE laid on the configuration, after "--".
+        config: a run's TOML file.
+        j: NODESxRANKS that are planned for, not started.
+        hardware: a name of the catalogue or a TOML file; what the configuration says if missing.
+        h: a named resource of the scheduler, for this one process.
+        image: container image that this project is installed in, where the scheduler starts containers.
+        env: environment variables, NAME=VALUE,NAME=VALUE.
+        mounts: into the container, type=bind,src=PATH,dst=PATH.
+    """
+    _size(j)
+    words = ("plan", config, "-j", j, *([f"--hardware={hardware}"] if hardware else []), *_set(overrides))
+    return _alone(
+        Launch(words, Size(1, 1, 1), "infnet-rec-plan", env or {}, image=image, mounts=tuple(mounts or ())), h
+    )
+
+
+def data_build(
+    *options: str,
+    recipe: str,
+    raw: str,
+    out: str,
+    h: Optional[str] = None,
+    image: str = IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Turns raw files into a store; one process, as many threads as its options say.
+
+    Args:
+        options: further options of "infnet-rec data build", such as --memory-gib=64, after "--".
+        recipe: what the raw files mean, a TOML file.
+        raw: folder of the raw files.
+        out: the store to make.
+        h: a named resource of the scheduler.
+        image: container image that this project is installed in, where the scheduler starts containers.
+        env: environment variables, NAME=VALUE,NAME=VALUE.
+        mounts: into the container, type=bind,src=PATH,dst=PATH.
+    """
+    words = ("data", "build", recipe, f"--raw={raw}", f"--out={out}", *options)
+    return _alone(
+        Launch(words, Size(1, 1, 1), "infnet-rec-data", env or {}, image=image, mounts=tuple(mounts or ())), h
+    )
+
+
+def _app(launch: Launch, h: Optional[str]) -> specs.AppDef:
+    meeting = Meeting(FIRST_NODE, specs.macros.app_id)
+    threads = _kept(shell_threads("$(nproc)", launch.size.ranks_per_node))
+    told = replace(launch, words=tuple(_kept(word) for word in launch.words))
+    command = f'export OMP_NUM_THREADS="{threads}"; exec ' + one_line(agent(told, launch.python, meeting))
+    return _described(launch, command, h)
+
+
+def _alone(launch: Launch, h: Optional[str]) -> specs.AppDef:
+    return _described(launch, "exec " + _kept(" ".join(single(launch))), h)
+
+
+def _described(launch: Launch, command: str, h: Optional[str]) -> specs.AppDef:
+    try:
+        resource = specs.resource(h=h) if h else specs.NULL_RESOURCE
+        mounts = specs.parse_mounts(list(launch.mounts)) if launch.mounts else []
+    except (KeyError, ValueError) as error:
+        _leave(Fault(f"-h {h}, --mounts {','.join(launch.mounts)}: {error.args[0]}"))
+    role = specs.Role(
+        name=launch.words[0],
+        image=launch.image,
+        min_replicas=launch.size.min_nodes,
+        num_replicas=launch.size.max_nodes,
+        entrypoint="bash",
+        args=["-c", command],
+        env={name: _kept(value) for name, value in launch.variables.items()},
+        port_map={"c10d": PORT},
+        max_retries=MAX_RETRIES,
+        resource=resource,
+        mounts=mounts,
+    )
+    return specs.AppDef(name=launch.name, roles=[role])
+
+
+def _kept(text: str) -> str:
+    """Text that torchx, which fills in what follows a dollar, leaves as it is."""
+    return text.replace("$", "$$")
+
+
+def _set(overrides: tuple[str, ...]) -> list[str]:
+    return [f"--set={override}" for override in overrides]
+
+
+def _size(j: str) -> Size:
+    try:
+        return parse_size(j)
+    except Fault as fault:
+        _leave(fault)
+
+
+def _leave(fault: Fault) -> NoReturn:
+    """As the command line does: torchx would show a traceback."""
+    print(f"infnet-rec: fault: {fault}", file=sys.stderr)
+    raise SystemExit(2) from fault

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ import torch
 
 from infnet_rec.commands.assemble import (
     Data,
+    Sharded,
     check_run,
     evaluation,
     open_data,
@@ -36,7 +38,7 @@ from infnet_rec.faults import Fault, Interrupted
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.planning.plan_file import write_plan
 from infnet_rec.shard.world import World, place
-from infnet_rec.train.evaluate import final_metrics
+from infnet_rec.train.evaluate import final_metrics, keep_predictions
 from infnet_rec.train.loop import LearningRates, Pace, Training
 from infnet_rec.train.report import Report, clock, write_json
 from infnet_rec.train.schedule import Schedule
@@ -133,12 +135,10 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     )
     with attendants.around(saver, at, sharded.forward):
         trained = training.run(at)
-    predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
-    if predictions is None:
+    tested = test_at_end(config, data, world, sharded, run_dir)
+    if not world.is_first:
         return None
-    test = final_metrics(predictions, data.task_names)
-    report.evaluated("test", trained.best_step, test)
-    report.close()
+    tell_all(report, trained.best_step, tested["metrics"])
     result = {
         "run_dir": str(run_dir),
         "steps_done": trained.steps_done,
@@ -148,10 +148,37 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
         "num_dense_parameters": num_dense,
         "examples_per_s": trained.examples_per_s,
         "wall_s": report.settle().elapsed_s,
-        "metrics": {"valid": {task: m.to_json() for task, m in trained.best_valid.items()}, "test": test},
+        "scoring": tested["scoring"],
+        "metrics": {"valid": {task: m.to_json() for task, m in trained.best_valid.items()}, **tested["metrics"]},
     }
     write_json(run_dir / "result.json", result)
     return result
+
+
+def test_at_end(config: RunConfig, data: Data, world: World, sharded: Sharded, run_dir: Path) -> dict[str, Any]:
+    """Metrics on test and how fast it was scored, on rank 0; neither where `train.test` leaves the split unread."""
+    nothing: dict[str, Any] = {"metrics": {}, "scoring": None}
+    if config.train.test == "skip":
+        return nothing
+    started_at, batch_size = time.perf_counter(), config.train.eval_batch_size
+    predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
+    elapsed_s = time.perf_counter() - started_at
+    if predictions is None:
+        return nothing
+    if config.train.test == "keep":
+        keep_predictions(predictions, data.task_names, run_dir / "predictions.npz")
+    num_batches = math.ceil(data.store.num_examples("test") / batch_size)
+    return {
+        "metrics": {"test": final_metrics(predictions, data.task_names)},
+        "scoring": {"batch_size": batch_size, "ms_per_batch": 1000 * elapsed_s / max(1, num_batches)},
+    }
+
+
+def tell_all(report: Report, step: int, metrics_by_split: dict[str, dict[str, Any]]) -> None:
+    """The last evaluations; then all that was said is put on disk."""
+    for split, metrics in metrics_by_split.items():
+        report.evaluated(split, step, metrics)
+    report.close()
 
 
 def pace_of(config: RunConfig, data: Data) -> Pace:
@@ -197,9 +224,13 @@ def quieten() -> None:
 def table(result: dict[str, Any]) -> str:
     """The closing table for people."""
     lines = [f"{'task':<12}{'valid AUC':>11}{'valid gAUC':>12}{'test AUC':>11}{'test gAUC':>12}{'test log loss':>15}"]
-    valid, test = result["metrics"]["valid"], result["metrics"]["test"]
-    for task in test:
-        cells = [valid[task]["auc"], valid[task]["gauc"], test[task]["auc"], test[task]["gauc"], test[task]["log_loss"]]
+    valid, test = result["metrics"]["valid"], result["metrics"].get("test", {})
+    for task in valid:
+        cells = [
+            valid[task]["auc"],
+            valid[task]["gauc"],
+            *(test.get(task, {}).get(m) for m in ("auc", "gauc", "log_loss")),
+        ]
         text = ["-" if cell is None else f"{cell:.4f}" for cell in cells]
         lines.append(f"{task:<12}{text[0]:>11}{text[1]:>12}{text[2]:>11}{text[3]:>12}{text[4]:>15}")
     lines.append("")

@@ -38,11 +38,16 @@ def make_config(data: dict[str, Any], overrides: Sequence[str], source: str) -> 
         Fault: every fault at once.
     """
     for override in overrides:
-        _lay(data, override)
+        lay(data, override)
     return check(RunConfig, data, f"{source}{' with --set ' + ' '.join(overrides) if overrides else ''}")
 
 
-def _lay(data: dict[str, Any], override: str) -> None:
+def lay(data: dict[str, Any], override: str) -> None:
+    """Sets one key of what a file says; `data` is changed.
+
+    Raises:
+        Fault: it is no override.
+    """
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):

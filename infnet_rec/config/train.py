@@ -94,6 +94,8 @@ class TrainConfig(StrictModel):
         collective_timeout_s: a rank from which nothing was heard for this long, or a step that takes this long, ends
             the run.
         deterministic: the same bits from the same numbers on the same machine; slower on a GPU.
+        test: what is done with the test split at the end. "score" it; "keep" every example's prediction besides, in
+            `predictions.npz`, for paired tests between models; or "skip" it, as a search for settings must.
     """
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -111,6 +113,7 @@ class TrainConfig(StrictModel):
     max_skipped: Annotated[int, Field(ge=0)] = 10
     collective_timeout_s: Positive = 300.0
     deterministic: bool = False
+    test: Literal["score", "keep", "skip"] = "score"
     sparse: SparseConfig = SparseConfig()
     dense: DenseConfig = DenseConfig()
     loss: LossConfig = LossConfig()

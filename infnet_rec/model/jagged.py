@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, ParamSpec, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from infnet_rec.model.attention import check_lengths, check_query, next_gate, per_token, times_gate
@@ -142,8 +143,7 @@ def chunk_tokens(device: torch.device) -> int:
 def _chunks(row_L: Tensor, length_B: Tensor) -> Iterator[Chunk]:
     """Cuts the examples, the longest first, into chunks of about as many tokens."""
     budget = chunk_tokens(row_L.device)
-    # Sizes of chunks have to be known here: a GPU is waited for, once a forward.
-    lengths = length_B.tolist()
+    lengths = _lengths_on_host(length_B, row_L.shape[0])
     first = start = 0
     while first < len(lengths) and lengths[first] > 0:
         num_slots = lengths[first]
@@ -158,6 +158,14 @@ def _chunks(row_L: Tensor, length_B: Tensor) -> Iterator[Chunk]:
             token_NS = start_N1 + torch.minimum(slot_S, length_N1 - 1)
             yield Chunk(first, last, row_L[token_NS.flatten()], (slot_S >= length_N1)[:, None])
         first, start = last, end
+
+
+def _lengths_on_host(length_B: Tensor, num_tokens: int) -> list[int]:
+    """Sizes of chunks have to be known: a GPU is waited for, once a forward. Fake tensors share the tokens evenly."""
+    if isinstance(length_B, FakeTensor):
+        least, more = divmod(num_tokens, len(length_B))
+        return [least + (example < more) for example in range(len(length_B))]
+    return length_B.tolist()
 
 
 class _Read(torch.autograd.Function):

@@ -125,6 +125,48 @@ def load_hardware(name_or_path: str) -> Hardware:
     return check(Hardware, read_toml(path), str(path))
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Nodes and ranks that a command line asks for; where the two numbers of nodes differ, nodes may come and go."""
+
+    min_nodes: int
+    max_nodes: int
+    ranks_per_node: int
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.min_nodes != self.max_nodes
+
+    @property
+    def nodes(self) -> str:
+        """As torchrun's --nnodes takes it."""
+        return f"{self.min_nodes}:{self.max_nodes}" if self.is_elastic else str(self.max_nodes)
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        nodes = f"{self.min_nodes} to {self.max_nodes}" if self.is_elastic else str(self.max_nodes)
+        return f"{nodes} node{'s' * (self.max_nodes > 1)} x {self.ranks_per_node} rank{'s' * (self.ranks_per_node > 1)}"
+
+
+def parse_size(text: str) -> Size:
+    """Reads NODESxRANKS or MIN:MAXxRANKS, such as "4x8" or "2:4x8".
+
+    Raises:
+        Fault: not of that form, a zero, or a least number of nodes that is larger than the largest.
+    """
+    found = re.fullmatch(r"(?:(\d{1,6}):)?(\d{1,6})x(\d{1,6})", text.strip(), re.ASCII)
+    least, most, ranks = (int(part or found[2]) for part in found.groups()) if found else (0, 0, 0)
+    if not least or not ranks:
+        raise Fault(
+            f"-j {text}: must be NODESxRANKS, both at least 1, such as 4x8 for 4 nodes with 8 ranks each, "
+            "or MIN:MAXxRANKS where nodes may come and go"
+        )
+    if least > most:
+        raise Fault(f"-j {text}: the least number of nodes, {least}, is larger than the largest, {most}; swap them")
+    return Size(least, most, ranks)
+
+
 def parse_cluster(text: str, hardware: Hardware) -> Cluster:
     """Reads NODESxRANKS.
 
@@ -135,13 +177,12 @@ def parse_cluster(text: str, hardware: Hardware) -> Cluster:
     Raises:
         Fault: not of that form, a zero, or more ranks than a node has GPUs.
     """
-    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.strip(), re.ASCII)
-    num_nodes, ranks_per_node = (int(part) for part in found.groups()) if found else (0, 0)
-    if not num_nodes or not ranks_per_node:
-        raise Fault(f"-j {text}: must be NODESxRANKS, both at least 1, such as 4x8 for 4 nodes with 8 ranks each")
-    if hardware.device == "cuda" and ranks_per_node > hardware.ranks_per_node:
+    size = parse_size(text)
+    if size.is_elastic:
+        raise Fault(f"-j {text}: a plan is for one number of nodes; ask for {size.max_nodes}x{size.ranks_per_node}")
+    if hardware.device == "cuda" and size.ranks_per_node > hardware.ranks_per_node:
         raise Fault(
             f"-j {text}: a node of {hardware.name} has {hardware.ranks_per_node} GPUs and a rank needs one of its own; "
             f"ask for at most {hardware.ranks_per_node} ranks a node"
         )
-    return Cluster(hardware, num_nodes, ranks_per_node)
+    return Cluster(hardware, size.max_nodes, size.ranks_per_node)

@@ -5,6 +5,7 @@ Shapes: B examples of a batch, N of the whole split on this rank, T tasks.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,3 +84,17 @@ def final_metrics(predictions: Predictions, task_names: Sequence[str]) -> dict[s
         interval = bootstrap_gauc(users.auc_U, users.weight_U)
         result[name] = {**task.to_json(), "gauc_interval": [None if math.isnan(x) else x for x in interval]}
     return result
+
+
+def keep_predictions(predictions: Predictions, task_names: Sequence[str], path: Path) -> None:
+    """Writes every example's logits [N, T], labels [N, T] and user [N] to an .npz file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            logits=predictions.logits_NT,
+            labels=predictions.labels_NT,
+            users=predictions.user_N,
+            tasks=np.array(task_names),
+        )
+    temporary.replace(path)

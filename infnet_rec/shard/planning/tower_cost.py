@@ -2,20 +2,22 @@
 
 The parts that every rank has whole (token assembly, tower, loss) go forward and backward once on torch's fake tensors,
 which have shapes and storages and no numbers, under the same ledger as the benchmarks. Whatever the model is, its own
-operators are what is counted; a real pass over a batch of the same size counts the same. All of it is proportional to
-the batch but for what is as large as the weights, so that one size foretells every other.
+operators are what is counted; a real pass over a batch of the same size counts the same, but for what is padded where
+examples of unlike lengths are read together. All of it is proportional to the batch but for what is as large as the
+weights, so one size foretells every other. A model that has to know its lengths goes over a few real examples.
 
 Shapes: B examples, M bag features, F sequences, S shared features, K unpooled tokens, X distinct ids, D width.
 """
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from infnet_rec.batch import Batch
@@ -27,6 +29,7 @@ from infnet_rec.shard.planning.workload import BatchShape
 
 # So large that tensors of the size of weights do not count.
 TRIAL_EXAMPLES = 4096
+REAL_EXAMPLES = 64
 # Ratios of distinct ids to tokens are rounded up to powers of this: they hardly matter, and a trial takes a second.
 RATIO_STEP = 2.0
 
@@ -55,7 +58,13 @@ class TowerCost:
 
 def uses_kernel(model: RankingModel, width: int) -> bool:
     """Whether a GPU would read this model's sequences with the fused kernel."""
-    return getattr(model.tower, "attention", "eager") != "eager" and width <= MAX_WIDTH
+    return _form_of_attention(model.tower) in ("auto", "fused") and width <= MAX_WIDTH
+
+
+def _form_of_attention(tower: nn.Module) -> str | None:
+    """INFNet's setting; other models may have a part of that name."""
+    form = getattr(tower, "attention", None)
+    return form if isinstance(form, str) else None
 
 
 def tower_cost(
@@ -83,15 +92,17 @@ def tower_cost(
     tokens, p95_tokens = shared + sum(shape.events_F), shared + sum(shape.p95_events_F)
     rows = sum(shape.p95_distinct.values()) / max(1.0, p95_tokens * shape.local_batch_size)
     steps = math.ceil(math.log(min(1.0, rows) or 1e-6, RATIO_STEP) - 1e-6)
-    if steps not in known:
+    # The eager form reads chunks of one size, so a small batch is no small part of a large one.
+    size = TRIAL_EXAMPLES if kernel else min(TRIAL_EXAMPLES, shape.local_batch_size)
+    if (steps, size) not in known:
         trial = _Trial(model, schema, shape.events_F, RATIO_STEP**steps, width)
-        known[steps] = trial.run(kernel=kernel)
+        known[steps, size] = trial.run(size, kernel=kernel)
     # Longer histories are more of the same.
-    return known[steps].times(shape.local_batch_size / TRIAL_EXAMPLES * p95_tokens / max(1.0, tokens))
+    return known[steps, size].times(shape.local_batch_size / size * p95_tokens / max(1.0, tokens))
 
 
-# Of trials, by the power of `RATIO_STEP`.
-Known = dict[int, TowerCost]
+# Of trials, by the power of `RATIO_STEP` and the number of examples.
+Known = dict[tuple[int, int], TowerCost]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,27 +113,33 @@ class _Trial:
     ratio: float
     width: int
 
-    def run(self, *, kernel: bool) -> TowerCost:
+    def run(self, num_examples: int, *, kernel: bool) -> TowerCost:
         """Counts; what happens inside the fused kernel comes from its own book."""
+        attention = "fused" if kernel else "eager"
         with dry_run() as work:
-            ledger = self._count("fused" if kernel else "eager")
+            try:
+                ledger, scale = self._count(attention, num_examples, FakeTensorMode()), 1.0
+            except DataDependentOutputException:
+                real = min(REAL_EXAMPLES, num_examples)
+                ledger, scale = self._count(attention, real, None), num_examples / real
         return TowerCost(
             ledger.peak_bytes,
             ledger.flops + sum(one.flops for one in work),
             ledger.moved_bytes + sum(one.moved_bytes for one in work),
             ledger.num_operators + len(work),
-        )
+        ).times(scale)
 
-    def _count(self, attention: Literal["eager", "fused"]) -> Ledger:
-        model = self.model
+    def _count(self, attention: Literal["eager", "fused"], num_examples: int, fake: FakeTensorMode | None) -> Ledger:
+        model, lengths_FB = self.model, self._lengths(num_examples)
+        num_tokens = int(lengths_FB.sum())
         tower, criterion = copy.deepcopy(model.tower), copy.deepcopy(model.criterion)
-        if hasattr(tower, "attention"):
+        if _form_of_attention(tower) is not None:
             vars(tower)["attention"] = attention
         # A device that is always there: what runs on a GPU is told by the form of attention alone.
-        with FakeTensorMode(), torch.device("cpu"):
+        with fake or nullcontext(), torch.device("cpu"):
             for module in (*tower.train().modules(), *criterion.train().modules()):
-                _make_fake(module)
-            batch = self._batch()
+                _materialise(module)
+            batch = self._batch(fake.from_tensor(lengths_FB) if fake else lengths_FB, num_tokens)
             bags, distinct = self._lookups(batch)
             with Ledger() as ledger:
                 tokens = model.assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
@@ -130,42 +147,48 @@ class _Trial:
                 loss.backward()
         return ledger
 
-    def _batch(self) -> Batch:
-        """Only sizes matter, so of all lengths their sum alone."""
-        num_examples, num_sequences = TRIAL_EXAMPLES, len(self.events_F)
-        num_tokens = len(self.schema.shared_features) * num_examples + round(num_examples * sum(self.events_F))
+    def _lengths(self, num_examples: int) -> Tensor:
+        """Whole numbers of events with the batch's means, spread evenly over the examples."""
+        example_B = torch.arange(num_examples + 1, dtype=torch.float64)
+        return torch.stack([(example_B * events).round().long().diff() for events in self.events_F])
+
+    def _batch(self, lengths_FB: Tensor, num_tokens: int) -> Batch:
+        num_examples, num_shared = lengths_FB.shape[1], len(self.schema.shared_features)
         whole = torch.int64
         empty = KeyedJaggedTensor(keys=[], values=torch.empty(0), lengths=torch.empty(0, dtype=whole))
         return Batch(
             categorical=empty,
             sequences=empty,
-            spread_K=torch.empty(num_tokens, dtype=whole),
-            lengths_FB=torch.empty(num_sequences, num_examples, dtype=whole),
-            labels_BT=torch.empty(num_examples, len(self.schema.tasks)),
-            user_B=torch.empty(num_examples, dtype=whole),
-            rarity_BM=torch.empty(num_examples, len(self.schema.features)),
-            weight_B=torch.empty(num_examples),
+            spread_K=torch.zeros(num_shared * num_examples + num_tokens, dtype=whole),
+            lengths_FB=lengths_FB,
+            labels_BT=torch.zeros(num_examples, len(self.schema.tasks)),
+            user_B=torch.zeros(num_examples, dtype=whole),
+            rarity_BM=torch.zeros(num_examples, len(self.schema.features)),
+            weight_B=torch.ones(num_examples),
         )
 
     def _lookups(self, batch: Batch) -> tuple[KeyedTensor, dict[str, JaggedTensor]]:
         """What the collections would return; features in another order than the model's, as sharding leaves them."""
         names = [feature.name for feature in self.schema.bag_features][::-1]
-        bag_BX = torch.empty(len(batch.weight_B), len(names) * self.width, requires_grad=True)
+        bag_BX = torch.zeros(len(batch.weight_B), len(names) * self.width, requires_grad=True)
         bags = KeyedTensor(names, [self.width] * len(names), bag_BX)
         # Tables do not matter: their rows are joined before they are read.
         first, *others = (table.name for table in self.schema.sequence_tables)
         num_rows = {first: max(1, round(self.ratio * batch.spread_K.numel())), **dict.fromkeys(others, 0)}
         distinct = {}
         for name, number in num_rows.items():
-            rows_XD = torch.empty(number, self.width, requires_grad=True)
+            rows_XD = torch.zeros(number, self.width, requires_grad=True)
             distinct[name] = JaggedTensor(rows_XD, lengths=torch.empty(1, dtype=torch.int64))
         return bags, distinct
 
 
-def _make_fake(module: nn.Module) -> None:
-    """Gives a module of the meta device fake parameters with gradients, which are a part of their own in a plan."""
+def _materialise(module: nn.Module) -> None:
+    """Gives a module of the meta device parameters with gradients, which are a part of their own in a plan."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            fake = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
-            fake.grad = torch.empty_like(fake)
-            module._parameters[name] = fake
+            there = nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype))
+            there.grad = torch.zeros_like(there)
+            module._parameters[name] = there
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)

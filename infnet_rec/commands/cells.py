@@ -1,0 +1,143 @@
+"""The folder of an experiment: its cells, one JSON line each, and what experiment it is of."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infnet_rec.commands.fetch import fetched
+from infnet_rec.config.experiment import Experiment, key_of
+from infnet_rec.data.store import Store
+from infnet_rec.faults import Fault
+from infnet_rec.strict import read_json
+from infnet_rec.train.report import write_json
+
+CELLS, EXPERIMENT = "cells.jsonl", "experiment.json"
+
+JSON = dict[str, Any]
+
+
+@contextmanager
+def opened(out: Path, experiment: Experiment) -> Iterator[JSON]:
+    """Makes the experiment's folder, or checks that it is this experiment's, and keeps other processes out of it.
+
+    Variants and seeds may have been added since; nothing that has been made may be of another kind.
+
+    Yields:
+        The facts of the dataset.
+
+    Raises:
+        Fault: it holds another experiment or something else, or another process works in it.
+    """
+    dataset = dataset_of(experiment)
+    is_ours = (out / EXPERIMENT).is_file()
+    if out.exists() and not is_ours and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())):
+        raise Fault(f"--out {out}: exists, is not empty and holds no experiment; name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Fault(f"--out {out}: another process works on it; wait for it or name another") from error
+        now = identity(experiment, dataset)
+        was = read_json(out / EXPERIMENT) if is_ours else now
+        _check_same(was, now, out)
+        # In the order of the file as it is now; what has gone from it stays at the end.
+        write_json(out / EXPERIMENT, {**now, "variants": {**now["variants"], **was["variants"]}})
+        yield dataset
+
+
+def identity(experiment: Experiment, dataset: Mapping[str, Any]) -> JSON:
+    """What makes it this experiment: name, dataset, search, and what each variant is."""
+    search = experiment.config.search
+    return {
+        "experiment": experiment.name,
+        "dataset": dict(dataset),
+        "search": None if search is None else search.model_dump(mode="json", exclude={"space"}),
+        "variants": {v.name: {"key": key_of(v.config), "space": _as_json(v.space)} for v in experiment.variants},
+    }
+
+
+def dataset_of(experiment: Experiment) -> JSON:
+    """Name, fingerprint and size of the store that all cells read.
+
+    Raises:
+        Fault: no such store.
+    """
+    store = Store(fetched(experiment.variants[0].config.data.store))
+    sizes = {split: store.num_examples(split) for split in ("train", "valid", "test")}
+    return {"name": store.manifest["name"], "fingerprint": store.fingerprint, "num_examples": sizes}
+
+
+def _check_same(was: JSON, now: JSON, out: Path) -> None:
+    for what in ("experiment", "dataset", "search"):
+        if was[what] != now[what]:
+            raise Fault(
+                f"--out {out}: belongs to another experiment: its {what} is {json.dumps(was[what])}, this one's "
+                f"{json.dumps(now[what])}; name a new folder"
+            )
+    for name, variant in now["variants"].items():
+        if was["variants"].get(name, variant) != variant:
+            raise Fault(
+                f"--out {out}: belongs to another experiment: its variant {name!r} has other settings; name a new "
+                "folder, or the variant otherwise"
+            )
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def read_cells(path: Path) -> list[JSON]:
+    """All lines, oldest first; a last line that a kill has cut off is none.
+
+    Raises:
+        Fault: no such file, or another line is no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Fault(f"{path}: {str(error.strerror).lower()}") from error
+    cells = []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            cells.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise Fault(f"{path}: line {number} is not JSON: {error}") from error
+    return cells
+
+
+def newest_of_each(cells: list[JSON]) -> dict[tuple[str, int], JSON]:
+    """The last line of each variant and seed: a cell that failed and was made again is made."""
+    return {(cell["variant"], cell["seed"]): cell for cell in cells}
+
+
+def cells_in_order(out: Path) -> list[JSON]:
+    """The newest line of every cell, in the order of the experiment, not of the clock.
+
+    Raises:
+        Fault: see `read_cells`; or the folder's experiment is not readable.
+    """
+    cells = newest_of_each(read_cells(out / CELLS))
+    names = list(dict.fromkeys(name for name, _ in cells))
+    if (out / EXPERIMENT).is_file():
+        names = list(dict.fromkeys([*read_json(out / EXPERIMENT)["variants"], *names]))
+    return [cells[key] for key in sorted(cells, key=lambda key: (names.index(key[0]), key[1]))]
+
+
+def append_cell(path: Path, cell: Mapping[str, Any]) -> None:
+    """Adds a line in one write, and waits until it is on disk; takes away one that a kill has cut off."""
+    line = (json.dumps(cell) + "\n").encode()
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if end and not (text := file.read()).endswith(b"\n"):
+            file.truncate(text.rfind(b"\n") + 1)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,92 @@
+"""`report`: an experiment's cells as Markdown, CSV and figures; the same cells give the same bytes."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from infnet_rec.commands import report_plot, report_text
+from infnet_rec.commands.cells import CELLS, cells_in_order
+from infnet_rec.commands.paper import is_of_that_size, numbers_of
+from infnet_rec.commands.report_rows import METRICS, Row, check_cells, rows_of, tasks_of
+from infnet_rec.commands.report_tests import compared
+from infnet_rec.faults import Fault
+
+MARKDOWN, TABLE = "report.md", "report.csv"
+
+JSON = dict[str, Any]
+
+
+def report(results: Path, out: Path | None, *, with_paper: bool) -> JSON:
+    """Writes the report.
+
+    Args:
+        results: an experiment's folder.
+        out: where the report goes; None is the same folder.
+        with_paper: whether the paper's numbers stand beside ours.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        Fault: see `check_cells`; or the paper is asked for and the experiment names no dataset of it.
+    """
+    cells = cells_in_order(results)
+    where = str(results / CELLS)
+    check_cells(cells, where)
+    dataset = cells[0]["paper"]
+    if with_paper and not dataset:
+        raise Fault(f"{where}: --paper: the experiment names no dataset of the paper; set `paper` in its file")
+    rows = rows_of(cells)
+    paper = numbers_of(dataset) if with_paper else {}
+    same = bool(dataset) and is_of_that_size(dataset, sum(cells[0]["dataset"]["num_examples"].values()))
+    tests = compared(rows, cells[0]["reference"], results)
+    out = out or results
+    out.mkdir(parents=True, exist_ok=True)
+    files = [MARKDOWN, TABLE]
+    lines = [*report_text.heading(cells, rows), *report_text.main_table(rows), *report_text.significance_table(tests)]
+    if with_paper:
+        lines += report_text.paper_tables(rows, paper, dataset, same=same)
+    lines += report_text.cost_table(cells)
+    for name, drawn, title in (
+        ("efficiency.png", report_plot.draw_cost(cells, out / "efficiency.png"), "Time of a batch against parameters"),
+        ("series.png", report_plot.draw_series(cells, out / "series.png"), "AUC along each series"),
+    ):
+        if drawn:
+            files.append(name)
+            lines += [f"![{title}]({name})", ""]
+    _write(out / MARKDOWN, "\n".join(lines))
+    _write(out / TABLE, _csv(rows, paper if same else {}))
+    return {"files": [str(out / name) for name in files]}
+
+
+def _csv(rows: Sequence[Row], paper: report_text.Paper) -> str:
+    """Every number: a line for each row, task, split and metric."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["model", "setting", "task", "split", "metric", "mean", "deviation", "by_seed", "paper", "paper_doubt"]
+    )
+    for row in rows:
+        for task in tasks_of(rows):
+            for split in ("valid", "test"):
+                for metric in METRICS:
+                    values = row.values(task, metric, split)
+                    if not values or None in values:
+                        continue
+                    deviation = row.deviation(task, metric, split)
+                    spread = "" if deviation is None else f"{deviation:.6f}"
+                    by_seed = " ".join(f"{value:.6f}" for value in values)
+                    theirs = paper.get((row.label, task, metric)) if split == "test" else None
+                    said = ["", ""] if theirs is None else [f"{theirs.value:.4f}", theirs.doubt]
+                    mean = f"{row.mean(task, metric, split):.6f}"
+                    writer.writerow([row.label, row.setting, task, split, metric, mean, spread, by_seed, *said])
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

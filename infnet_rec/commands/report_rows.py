@@ -1,0 +1,131 @@
+"""Cells to the rows of a table: what belongs together is put together, what must not be mixed is refused."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infnet_rec.faults import Fault
+
+METRICS = ("auc", "gauc", "gauc_unweighted")
+TITLES = {"auc": "AUC", "gauc": "gAUC", "gauc_unweighted": "gAUC, users alike"}
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table: one variant, or the separate models of a label, one a task.
+
+    Attributes:
+        cells_of: for each task the cells that have it, in the order of seeds.
+        failed: cells without numbers.
+    """
+
+    label: str
+    setting: str
+    ours: bool
+    cells_of: dict[str, list[JSON]]
+    failed: list[JSON]
+
+    @property
+    def title(self) -> str:
+        """Label and setting."""
+        return f"{self.label} ({self.setting})" if self.setting else self.label
+
+    def values(self, task: str, metric: str, split: str = "test") -> list[float]:
+        """By seed; empty where the row has no such task or a seed of it failed."""
+        return [cell["metrics"][split][task][metric] for cell in self.cells_of.get(task, [])]
+
+    def mean(self, task: str, metric: str, split: str = "test") -> float | None:
+        """Over seeds."""
+        values = self.values(task, metric, split)
+        return statistics.fmean(values) if values else None
+
+    def deviation(self, task: str, metric: str, split: str = "test") -> float | None:
+        """Over seeds; None of one."""
+        values = self.values(task, metric, split)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def check_cells(cells: Sequence[JSON], where: str) -> None:
+    """Refuses what cannot stand in one table.
+
+    Raises:
+        Fault: no cells, several datasets or experiments, seeds that differ, a metric that is missing.
+    """
+    if not cells:
+        raise Fault(f"{where}: holds no cell; run 'infnet-rec experiment' first")
+    datasets = {(cell["dataset"]["name"], cell["dataset"]["fingerprint"]) for cell in cells}
+    if len(datasets) > 1:
+        names = " and ".join(f"{name} ({fingerprint})" for name, fingerprint in sorted(datasets))
+        raise Fault(f"{where}: has results from different datasets, {names}; they cannot stand in one table")
+    seeds_of = {}
+    for cell in cells:
+        seeds_of.setdefault(cell["variant"], set()).add(cell["seed"])
+    first, *others = seeds_of.items()
+    for name, seeds in others:
+        if seeds != first[1]:
+            raise Fault(
+                f"{where}: {first[0]!r} has seeds {sorted(first[1])}, {name!r} {sorted(seeds)}; a table compares the "
+                "same seeds, so let the experiment finish, or take the lines of the others away"
+            )
+    for cell in cells:
+        keys = {other["key"] for other in cells if other["variant"] == cell["variant"] and other["status"] == "done"}
+        if len(keys) > 1:
+            raise Fault(f"{where}: the seeds of {cell['variant']!r} have different settings; make them anew together")
+        if cell["status"] == "done":
+            _check_metrics(cell, where)
+
+
+def _check_metrics(cell: JSON, where: str) -> None:
+    name = f"{where}: {cell['variant']!r}, seed {cell['seed']}"
+    for split in ("valid", "test"):
+        tasks = cell["metrics"].get(split)
+        if not tasks:
+            raise Fault(f"{name}: has no metrics of {split}; make the cell again")
+        for task, metrics in tasks.items():
+            for metric in METRICS:
+                # A task with one class in a split that decides nothing says nothing, but is no fault of the table.
+                if metrics.get(metric) is None and split == "test":
+                    raise Fault(
+                        f"{name}: {split} {task} {metric}: is missing; the split has no example of one class, or no "
+                        "user of both, so leave the task out (train.tasks) or take a larger dataset"
+                    )
+
+
+def rows_of(cells: Sequence[JSON]) -> list[Row]:
+    """The table's rows, in the order of the experiment."""
+    groups: dict[tuple[str, str], list[JSON]] = {}
+    for cell in cells:
+        groups.setdefault((cell["label"], cell["setting"]), []).append(cell)
+    rows = []
+    for (label, setting), members in groups.items():
+        failed = [cell for cell in members if cell["status"] != "done"]
+        # A mean over the seeds that happened to come through would be another number than the others' are.
+        incomplete = {cell["variant"] for cell in failed}
+        cells_of: dict[str, list[JSON]] = {}
+        for cell in sorted(members, key=lambda c: c["seed"]):
+            if cell["variant"] not in incomplete:
+                for task in cell["metrics"]["test"]:
+                    cells_of.setdefault(task, []).append(cell)
+        for task, found in cells_of.items():
+            if len({cell["variant"] for cell in found}) > 1:
+                names = json.dumps(sorted({cell["variant"] for cell in found}))
+                raise Fault(
+                    f"row {label!r} {setting}: {names} all have {task}; give them labels or settings of their own"
+                )
+        rows.append(Row(label, setting, any(cell["ours"] for cell in members), cells_of, failed))
+    return rows
+
+
+def tasks_of(rows: Sequence[Row]) -> list[str]:
+    """All tasks, in the order in which they come."""
+    return list(dict.fromkeys(task for row in rows for task in row.cells_of))
+
+
+def best_of(rows: Sequence[Row], task: str, metric: str) -> list[Row]:
+    """The rows that have the metric, the best first; the earlier one where two are level."""
+    known = [(mean, row) for row in rows if (mean := row.mean(task, metric)) is not None]
+    return [row for _, row in sorted(known, key=lambda pair: -pair[0])]
