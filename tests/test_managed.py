@@ -191,3 +191,19 @@ def test_faults(name: str, store: str) -> None:
         config = small_config(store, overrides)
         check_run(config, open_data(config), world_of(0, 2))
     assert message in str(caught.value)
+
+
+def test_a_managed_table_gets_its_ids_of_the_batch_apart(store: str) -> None:
+    """The same hashes as without it, and the plain features keep theirs."""
+    found = []
+    for overrides in (["data.profile='all'"], managed(8)):
+        config = small_config(store, overrides)
+        (batch,) = train_loader(config, open_data(config), world_of(0, 1)).batches(0, 1)
+        found.append(batch)
+    plain, apart = found
+    assert apart.managed is not None and apart.managed.keys() == [TABLE] and plain.managed is None
+    features = plain.categorical.to_dict() | {}
+    assert torch.equal(apart.managed[TABLE].values(), features.pop(TABLE).values())
+    assert apart.categorical.keys() == list(features)
+    for name, ids in features.items():
+        assert torch.equal(apart.categorical[name].values(), ids.values()), name
