@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchrec.sparse.jagged_tensor import JaggedTensor
 
 import managed_runs
 from infnet_rec.commands.assemble import check_run, open_data, train_loader
 from infnet_rec.faults import Fault
+from infnet_rec.model.managed import EVICTION, CountingTable
+from infnet_rec.schema import Eviction
 from infnet_rec.shard.world import joined
 from managed_runs import NUM_IDS, managed
 from rank_pair import RankPair
@@ -207,3 +210,16 @@ def test_a_managed_table_gets_its_ids_of_the_batch_apart(store: str) -> None:
     assert apart.categorical.keys() == list(features)
     for name, ids in features.items():
         assert torch.equal(apart.categorical[name].values(), ids.values()), name
+
+
+@pytest.mark.parametrize("eviction", EVICTION)
+def test_no_id_is_missed_after_a_small_first_batch(eviction: Eviction) -> None:
+    """A rank may have no id at all in its first batch, and many in the next ones."""
+    cpu, ids = torch.device("cpu"), torch.arange(40) * 7
+    table = CountingTable(64, cpu, EVICTION[eviction](), eviction_interval=3, input_hash_size=1000)
+    for values in (ids[:0], ids[:30], ids[20:]):
+        found = table({"t": JaggedTensor(values=values, lengths=torch.ones_like(values))})["t"].values()
+    assert len(set(found.tolist())) == 20 and 63 not in found.tolist()
+    table.eval()
+    everyone = table({"t": JaggedTensor(values=ids, lengths=torch.ones_like(ids))})["t"].values().tolist()
+    assert len(set(everyone)) == 40 and 63 not in everyone
