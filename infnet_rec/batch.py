@@ -4,8 +4,9 @@ Shapes: B examples on this rank, F sequences, K unpooled tokens (one a shared fe
 event), M features, T tasks.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class Batch(Pipelineable):
             that are never rare (ranges, hours) or never trained, the mean over the ids of a feature that has several.
             [B, 0] where nobody asked for it.
         weight_B: 1 for an example, 0 for the padding of a last short evaluation batch, float32.
+        managed: features of managed tables, as `categorical`; None where there are none.
     """
 
     categorical: KeyedJaggedTensor
@@ -43,16 +45,20 @@ class Batch(Pipelineable):
     user_B: Tensor
     rarity_BM: Tensor
     weight_B: Tensor
+    managed: KeyedJaggedTensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # noqa: FBT001, FBT002 - TorchRec's signature
         """The same batch on another device."""
-        return type(self)(*(getattr(self, f.name).to(device=device, non_blocking=non_blocking) for f in fields(self)))
+        return type(self)(**{k: v.to(device=device, non_blocking=non_blocking) for k, v in self._given()})
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked host memory, so that copies to a GPU overlap with compute."""
-        return type(self)(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+        return type(self)(**{k: v.pin_memory() for k, v in self._given()})
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keeps the memory alive until the work queued on `stream` is done."""
-        for f in fields(self):
-            getattr(self, f.name).record_stream(stream)
+        for _, value in self._given():
+            value.record_stream(stream)
+
+    def _given(self) -> Iterator[tuple[str, Any]]:
+        return ((f.name, value) for f in fields(self) if (value := getattr(self, f.name)) is not None)

@@ -15,15 +15,37 @@ FIRST_VALUE_ID = 2
 EMPTY_SLOT = -1  # in a store, after the last id of a multi-valued feature
 
 Side = Literal["user", "item", "context"]
+Eviction = Literal["lfu", "lru", "distance_lfu"]
 Grouping = Literal["behaviour", "sequence", "all"]
 
 
 @dataclass(frozen=True, slots=True)
+class Managed:
+    """How a managed table gives its rows to ids as they come; a matter of the run, not of the store.
+
+    Attributes:
+        num_ids: ids run from 0 to num_ids - 1, and there may be many more of them than rows.
+        eviction: which ids keep their rows.
+        interval_steps: training steps between two rounds of giving rows away.
+    """
+
+    num_ids: int
+    eviction: Eviction
+    interval_steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """An embedding table of `num_rows` rows; ids run from 0 to num_rows - 1."""
+    """An embedding table of `num_rows` rows; ids run from 0 to num_rows - 1 unless it is managed."""
 
     name: str
     num_rows: int
+    managed: Managed | None = None
+
+    @property
+    def num_ids(self) -> int:
+        """Ids run from 0 to one less."""
+        return self.managed.num_ids if self.managed else self.num_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +90,8 @@ class Schema:
     """Everything that batches, embeddings and models need to agree on.
 
     A table that any sequence reads lives in the EmbeddingCollection; a feature that shares such a table is looked up
-    there like a sequence of length one. All other tables live in the EmbeddingBagCollection.
+    there like a sequence of length one. All other tables live in the EmbeddingBagCollection, managed ones in
+    another one.
     """
 
     tables: tuple[Table, ...]
@@ -131,9 +154,26 @@ class Schema:
 
     @property
     def bag_features(self) -> tuple[Feature, ...]:
-        """Features of their own tables; keys of `Batch.categorical`."""
+        """Features of tables that no sequence reads."""
         used = {s.table for s in self.sequences}
         return tuple(f for f in self.features if f.table not in used)
+
+    @property
+    def plain_bag_features(self) -> tuple[Feature, ...]:
+        """Those of them whose tables are not managed; keys of `Batch.categorical`."""
+        managed = {t.name for t in self.managed_tables}
+        return tuple(f for f in self.bag_features if f.table not in managed)
+
+    @property
+    def managed_features(self) -> tuple[Feature, ...]:
+        """Those whose tables are; keys of `Batch.managed`."""
+        managed = {t.name for t in self.managed_tables}
+        return tuple(f for f in self.bag_features if f.table in managed)
+
+    @property
+    def managed_tables(self) -> tuple[Table, ...]:
+        """Bag tables that give their rows to ids as they come."""
+        return tuple(t for t in self.bag_tables if t.managed)
 
     @property
     def behaviours(self) -> tuple[str, ...]:
@@ -175,8 +215,10 @@ class Schema:
         return replace(self, sequences=tuple(replace(s, group=name_of(s)) for s in self.sequences))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads back."""
-        return asdict(self)
+        """A JSON object that `from_json` reads back; of a store's schema, whose tables are all plain."""
+        data = asdict(self)
+        data["tables"] = [{"name": t.name, "num_rows": t.num_rows} for t in self.tables]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

@@ -88,8 +88,8 @@ def test_keys_of_another_model_are_refused_with_those_that_it_has() -> None:
     assert any(line.startswith("  model.proxy_hidden: unknown key") for line in lines)
     assert "  model.num_expert: unknown key (did you mean 'num_experts'?)" in lines
     assert [line for line in lines if "mmoe: has" in line] == [
-        "  model of mmoe: has width, table_std, compile, name, num_experts, expert_hidden, gate_hidden, head_hidden, "
-        "dropout; leave out all others"
+        "  model of mmoe: has width, table_std, tables, compile, name, num_experts, expert_hidden, gate_hidden, "
+        "head_hidden, dropout; leave out all others"
     ]
     assert "model.num_blok: unknown key (did you mean 'num_blocks'?)" in fault_of(SMALL, "model.num_blok=3")
 

@@ -55,9 +55,15 @@ class TokenByTokenAssembly(TokenAssembly):
         self._readers = [reader.name for reader in (*schema.shared_features, *schema.sequences)]
 
     def forward(
-        self, bags: KeyedTensor, distinct: dict[str, JaggedTensor], spread_K: Tensor, lengths_FB: Tensor
+        self,
+        bags: KeyedTensor,
+        distinct: dict[str, JaggedTensor],
+        spread_K: Tensor,
+        lengths_FB: Tensor,
+        managed: KeyedTensor | None = None,
     ) -> Tokens:
-        """See `TokenAssembly.forward`; here an id is not distinct, and `spread_K` is not read."""
+        """See `TokenAssembly.forward`; here an id is not distinct, `spread_K` is not read, and no table is managed."""
+        assert managed is None
         in_order = list(bags.keys()) == self._bag
         bag_BX: Tensor = bags.values() if in_order else KeyedTensor.regroup([bags], [self._bag])[0]
         bag_BMD = bag_BX.view(-1, len(self._bag), self._width)

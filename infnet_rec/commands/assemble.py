@@ -11,6 +11,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infnet_rec.commands.fetch import fetched
+from infnet_rec.commands.managed_tables import check_managed, with_managed
 from infnet_rec.commands.table_rules import precisions_of
 from infnet_rec.commands.towers import check_tower, make_tower, table_width
 from infnet_rec.commands.training_plan import check_tables, training_plan
@@ -21,6 +22,7 @@ from infnet_rec.data.order import EvalOrder, ShuffledOrder, TimeOrder, TrainOrde
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.model.embeddings import TokenAssembly, make_bags, make_events
+from infnet_rec.model.managed import make_managed
 from infnet_rec.model.ranking import MultiTaskLoss, RankingModel
 from infnet_rec.schema import Schema
 from infnet_rec.shard.optim import Optimizers, check_sparse, fuse_sparse
@@ -71,10 +73,10 @@ def run_schema(config: RunConfig, store: Store) -> Schema:
     """The features, sequences and tasks of a store that a run uses.
 
     Raises:
-        Fault: no such profile or task.
+        Fault: no such profile or task, or a table that cannot be managed.
     """
     schema = store.profile_schema(config.data.profile).with_grouping(config.data.sequence_groups)
-    return with_tasks(schema, config.train.tasks)
+    return with_managed(with_tasks(schema, config.train.tasks), config, store)
 
 
 def with_tasks(schema: Schema, chosen: tuple[str, ...] | None) -> Schema:
@@ -105,6 +107,7 @@ def check_run(config: RunConfig, data: Data, world: World) -> None:
     check_divides("train.global_batch_size", config.train.global_batch_size, world.world_size)
     check_fits(config.train.global_batch_size, data.store.num_examples("train"))
     check_sparse(config.train.sparse.optimizer, world.device)
+    check_managed(config, data.schema)
     check_tower(config, data.schema, world)
     check_tables(meta_model(config, data), config, data.store, data.schema, world)
 
@@ -154,7 +157,8 @@ def meta_model(config: RunConfig, data: Data) -> RankingModel:
         criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
     half = [name for name, precision in precisions_of(config, schema).items() if precision == "fp16"]
     bags, events = make_bags(schema, width, half), make_events(schema, width, half)
-    return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion)
+    managed = make_managed(schema, width, config.model.table_std)
+    return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion, managed)
 
 
 @dataclass(frozen=True, slots=True)

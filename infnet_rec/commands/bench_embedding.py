@@ -11,6 +11,7 @@ from infnet_rec.bench.every_token import TokenByTokenAssembly, every_token, make
 from infnet_rec.bench.lookups import Lookup, measure_lookups
 from infnet_rec.bench.machine import describe
 from infnet_rec.commands.assemble import Data, check_run, meta_model, open_data, shard, train_loader
+from infnet_rec.commands.managed_tables import refuse_managed
 from infnet_rec.commands.towers import table_width
 from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.load import load_config
@@ -42,6 +43,7 @@ def bench_embedding(config_path: Path, overrides: Sequence[str], *, num_rounds: 
     config = load_config(config_path, overrides)
     data, world = open_data(config), place()
     check_run(config, data, world)
+    refuse_managed(data.schema, "bench embedding")
     quieten()
     use_threads(config.train.num_threads, world)
     with joined(world):

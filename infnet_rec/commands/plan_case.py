@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from infnet_rec.commands.assemble import Data, meta_model, run_schema
+from infnet_rec.commands.managed_tables import check_managed
 from infnet_rec.commands.table_rules import controls_of
 from infnet_rec.commands.towers import table_width
 from infnet_rec.config.run import RunConfig
@@ -88,6 +89,7 @@ class Case:
         check_sparse(config.train.sparse.optimizer, torch.device(cluster.hardware.device))
         self.config, self.source, self.cluster = config, source, cluster
         self.schema: Schema = run_schema(config, source.store)
+        check_managed(config, self.schema)
         self.width = table_width(config, self.schema)
         self.controls = controls_of(config, self.schema, cluster.hardware.device)
         # With replica groups, tables are spread over the ranks of a group; every group has all of them.

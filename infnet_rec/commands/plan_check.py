@@ -13,6 +13,7 @@ import torch
 
 from infnet_rec.batch import Batch
 from infnet_rec.commands.assemble import Data, Sharded, check_run, open_data, shard_model, train_loader
+from infnet_rec.commands.managed_tables import refuse_managed
 from infnet_rec.commands.plan_case import Case, open_source
 from infnet_rec.commands.stats import aligned
 from infnet_rec.commands.train import quieten, use_threads
@@ -104,6 +105,7 @@ def check_plan(config_path: Path, overrides: Sequence[str], hardware: str | None
     config = load_config(config_path, [*overrides, *named])
     data, world = open_data(config), place()
     check_run(config, data, world)
+    refuse_managed(data.schema, "plan --check")
     quieten()
     use_threads(config.train.num_threads, world)
     with joined(world):

@@ -186,8 +186,9 @@ def halved(case: Case) -> str:
 
 
 def large_tables(case: Case) -> list[str]:
-    """The fewest tables that hold nearly all rows."""
-    tables = sorted((*case.schema.bag_tables, *case.schema.sequence_tables), key=lambda table: -table.num_rows)
+    """The fewest tables that hold nearly all rows; those that are managed can be kept in one way only."""
+    plain = [table for table in (*case.schema.bag_tables, *case.schema.sequence_tables) if not table.managed]
+    tables = sorted(plain, key=lambda table: -table.num_rows)
     wanted, held, names = LARGE_SHARE * sum(table.num_rows for table in tables), 0, []
     for table in tables:
         if held >= wanted:

@@ -28,6 +28,7 @@ class _Named:
     name: str
     num_rows: int
     in_bags: bool
+    managed: bool = False
 
 
 def precisions_of(config: RunConfig, schema: Schema) -> dict[str, Precision]:
@@ -72,7 +73,10 @@ def controls_of(config: RunConfig, schema: Schema, device: Device) -> dict[str, 
 
 def _tables(schema: Schema) -> list[_Named]:
     return [
-        *(_Named(table.name, table.num_rows, in_bags=True) for table in schema.bag_tables),
+        *(
+            _Named(table.name, table.num_rows, in_bags=True, managed=table.managed is not None)
+            for table in schema.bag_tables
+        ),
         *(_Named(table.name, table.num_rows, in_bags=False) for table in schema.sequence_tables),
     ]
 
@@ -100,6 +104,8 @@ def _way(table: _Named, rule: TableRule, sharding: ShardingConfig, device: Devic
     """The one sharding that a table may have; None leaves it to the search."""
     if rule.sharding is not None:
         return None if rule.sharding == "auto" else rule.sharding
+    if table.managed:
+        return "row_wise"  # all that TorchRec can do
     # What a rule asks for and a copied table has not is the more particular wish.
     free = rule.kernel in (None, "auto") and rule.precision != "fp16"
     if table.num_rows <= sharding.data_parallel_max_rows and free and (table.in_bags or device == "cuda"):
@@ -136,6 +142,8 @@ def _check_way(table: _Named, way: Sharding | None, config: RunConfig) -> None:
 def _check_keys(table: _Named, rule: TableRule, way: Sharding | None, device: Device) -> None:
     """Refuses keys that do not go together."""
     here = f"sharding.tables: {table.name}"
+    if table.managed and rule.precision == "fp16":
+        raise Fault(f"{here}: precision = 'fp16': the table is managed, and such tables are fp32; drop it")
     in_host = rule.kernel in ("fused_uvm", "fused_uvm_caching")
     if in_host and device == "cpu":
         raise Fault(

@@ -8,6 +8,36 @@ from infnet_rec.config.ranges import Count, Dropout, Hidden, Positive
 from infnet_rec.strict import StrictModel
 
 
+class ManagedTable(StrictModel):
+    """A table of fixed size for a feature with encoding "hash", whose rows are given to ids as they come.
+
+    Any number of ids may arrive after the store was built; choose `buckets` of the recipe so large that they hardly
+    ever collide. Every `interval_steps` training steps, the ids seen since the last time are ranked with those that
+    have rows. As long as there are free rows every new id gets one. When the table is full, an id of a higher rank
+    takes the row of the lowest: that row and its optimizer state begin anew. Ids without a row share one, the last of
+    each rank's part: so do all until the first interval is over, those that rank too low, and in evaluation those that
+    training never saw. The planner spreads such a table over all ranks by row, ids by ranges of hashes, and each rank
+    manages its part alone.
+
+    A checkpoint keeps which id has which row. It does not keep what was counted since the last interval, so a run goes
+    on to the bit only from a step that `interval_steps` divides. It loads on a number of ranks that divides that of
+    the run which wrote it, since TorchRec cannot split a part; on fewer ranks, ids without a row read the last row of
+    the last of the parts that were joined.
+
+    Attributes:
+        kind: "managed".
+        rows: of the table; the number of ranks must divide it.
+        eviction: who keeps a row: "lfu" the ids seen most often, "lru" those seen last, "distance_lfu" the highest
+            count divided by the steps since it was last seen.
+        interval_steps: training steps from one ranking to the next.
+    """
+
+    kind: Literal["managed"]
+    rows: Annotated[int, Field(ge=2)]
+    eviction: Literal["lfu", "lru", "distance_lfu"] = "lfu"
+    interval_steps: Count
+
+
 class ModelConfig(StrictModel):
     """What every model has; its other keys are its own.
 
@@ -15,12 +45,14 @@ class ModelConfig(StrictModel):
         width: of every token, and so of every embedding table (FM's and STEM's are wider, see there); FBGEMM's kernels
             want a multiple of 4.
         table_std: standard deviation of the initial embeddings.
+        tables: by name, those that are not simply one row an id.
         compile: the tower by torch.compile. The first steps, and the first evaluation, take a minute or more each time
             that nothing is in its cache; the steps after them are faster, and differ in the last bits.
     """
 
     width: Annotated[int, Field(ge=4, multiple_of=4)] = 16
     table_std: Positive = 0.01
+    tables: dict[str, ManagedTable] = Field(default_factory=dict)
     compile: bool = False
 
 

@@ -186,7 +186,7 @@ def _ids_outside(store: Store, schema: Schema) -> Iterator[tuple[str, str]]:
         for name, ids in store.examples(split).context.items():
             ends = _range(np.atleast_1d(ids.min(0)), np.atleast_1d(ids.max(0)))
             found.setdefault(name, []).append((_name(split), *ends))
-    num_rows = {table.name: table.num_rows for table in schema.tables}
+    num_rows = {table.name: table.num_ids for table in schema.tables}
     read = [(f.name, f.name, f.table) for f in schema.features]
     read += [(s.name, s.attribute, s.table) for s in schema.sequences]
     for name, column, table in read:

@@ -42,10 +42,13 @@ class BatchReader:
         self._examples: Examples = store.examples(split)
         self._rows = ExampleRows(store, self._examples)
         self._bag = FeatureIds(store, schema.bag_features, with_rarity=with_rarity)
+        self._plain = FeatureIds(store, schema.plain_bag_features)
+        self._managed = FeatureIds(store, schema.managed_features)
         self._shared = FeatureIds(store, schema.shared_features, with_rarity=with_rarity)
         self._histories = Histories(store, self._examples, schema, sequence_length)
         self._unpooled = UnpooledTokens(store, schema)
-        self._bag_keys = [f.name for f in schema.bag_features]
+        self._plain_keys = [f.name for f in schema.plain_bag_features]
+        self._managed_keys = [f.name for f in schema.managed_features]
         self._table_keys = [t.name for t in schema.sequence_tables]
         behaviours = schema.behaviours
         self._behaviour_of_sequence = np.array([behaviours.index(s.behaviour) for s in schema.sequences], np.int64)
@@ -63,7 +66,7 @@ class BatchReader:
         labels_TB = np.stack([self._examples.labels[t.name][rows_B] for t in self.schema.tasks])
         rarity_BM = np.concatenate([self._bag.rarity(rows), self._shared.rarity(rows)], axis=1)
         return Batch(
-            categorical=_keyed(self._bag_keys, *self._bag.jagged(rows)),
+            categorical=_keyed(self._plain_keys, *self._plain.jagged(rows)),
             sequences=self._sequences(tokens.ids, len(rows_B)),
             spread_K=torch.from_numpy(tokens.spread_K),
             lengths_FB=torch.from_numpy(events.length_VB[self._behaviour_of_sequence]),
@@ -71,6 +74,7 @@ class BatchReader:
             user_B=torch.from_numpy(user_B.astype(np.int64)),
             rarity_BM=torch.from_numpy(rarity_BM),
             weight_B=torch.from_numpy(real_B.astype(np.float32)),
+            managed=_keyed(self._managed_keys, *self._managed.jagged(rows)) if self._managed_keys else None,
         )
 
     def _sequences(self, ids: list[np.ndarray], batch_size: int) -> KeyedJaggedTensor:

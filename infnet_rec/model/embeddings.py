@@ -26,8 +26,11 @@ def make_bags(schema: Schema, width: int, half: Collection[str] = ()) -> Embeddi
     Raises:
         Fault: every feature shares its table with a sequence, so there is nothing to hold.
     """
-    if not schema.bag_tables:
-        raise Fault("schema: every feature shares a sequence's table; at least one feature must have its own")
+    if not schema.plain_bag_features:
+        raise Fault(
+            "schema: every feature shares a sequence's table or has a managed one; at least one must have a plain one "
+            "of its own"
+        )
     averaged = {f.table for f in schema.bag_features if f.max_values > 1}
     return EmbeddingBagCollection(
         tables=[
@@ -40,6 +43,7 @@ def make_bags(schema: Schema, width: int, half: Collection[str] = ()) -> Embeddi
                 data_type=DataType.FP16 if table.name in half else DataType.FP32,
             )
             for table in schema.bag_tables
+            if not table.managed
         ],
         device=torch.device("meta"),
     )
@@ -81,7 +85,12 @@ class TokenAssembly(nn.Module):
         self._width = width
 
     def forward(
-        self, bags: KeyedTensor, distinct: dict[str, JaggedTensor], spread_K: Tensor, lengths_FB: Tensor
+        self,
+        bags: KeyedTensor,
+        distinct: dict[str, JaggedTensor],
+        spread_K: Tensor,
+        lengths_FB: Tensor,
+        managed: KeyedTensor | None = None,
     ) -> Tokens:
         """Assembles the tokens of a batch.
 
@@ -90,9 +99,11 @@ class TokenAssembly(nn.Module):
             distinct: the embeddings of each table's distinct ids.
             spread_K: see `Batch`.
             lengths_FB: see `Batch`.
+            managed: as `bags`, of managed tables.
         """
-        in_order = list(bags.keys()) == self._bag
-        bag_BX: Tensor = bags.values() if in_order else KeyedTensor.regroup([bags], [self._bag])[0]
+        pooled = [bags] if managed is None else [bags, managed]
+        in_order = managed is None and list(bags.keys()) == self._bag
+        bag_BX: Tensor = bags.values() if in_order else KeyedTensor.regroup(pooled, [self._bag])[0]
         bag_BMD = bag_BX.view(-1, len(self._bag), self._width)
         distinct_XD = torch.cat([distinct[name].values() for name in self._tables])
         # functional.embedding, not indexing: its backward pass sums repeated rows many times faster on a CPU.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from infnet_rec.batch import Batch
 from infnet_rec.model.embeddings import TokenAssembly
@@ -92,6 +93,7 @@ class RankingModel(nn.Module):
         assembly: TokenAssembly,
         tower: nn.Module,
         criterion: MultiTaskLoss,
+        managed: ManagedCollisionEmbeddingBagCollection | None = None,
     ) -> None:
         """Joins built parts.
 
@@ -101,6 +103,7 @@ class RankingModel(nn.Module):
             assembly: makes `Tokens` of both.
             tower: `Tokens` to logits_BT.
             criterion: logits and labels to the loss.
+            managed: looks up `Batch.managed`; None where no table is managed.
         """
         super().__init__()
         self.bags = bags
@@ -108,12 +111,15 @@ class RankingModel(nn.Module):
         self.assembly = assembly
         self.tower = tower
         self.criterion = criterion
+        self.managed = managed
 
     def forward(self, batch: Batch) -> tuple[Tensor, Scores]:
         """Returns the loss and what evaluation needs."""
         bags = self.bags(batch.categorical)
         events = self.events(batch.sequences)
-        tokens: Tokens = self.assembly(bags, events, batch.spread_K, batch.lengths_FB)
+        # What a collection of managed tables returns second is None.
+        managed = None if self.managed is None else self.managed(batch.managed)[0]
+        tokens: Tokens = self.assembly(bags, events, batch.spread_K, batch.lengths_FB, managed)
         logits_BT = self.tower(tokens)
         loss, loss_T = self.criterion(logits_BT, tokens, batch)
         return loss, Scores(logits_BT.detach(), batch.labels_BT, batch.weight_B, batch.user_B, loss_T)

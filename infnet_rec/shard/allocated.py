@@ -118,7 +118,7 @@ def batch_bytes(batch: Batch) -> int:
     tensors: list[Tensor] = []
     for field in batch.__dataclass_fields__:
         value = getattr(batch, field)
-        tensors += _of_ids(value) if isinstance(value, KeyedJaggedTensor) else [value]
+        tensors += _of_ids(value) if isinstance(value, KeyedJaggedTensor) else [] if value is None else [value]
     return storage_bytes(tensors)
 
 

@@ -42,7 +42,7 @@ COPIED: dict[SparseName, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 # Parameters of `RankingModel`'s collections, by the first part of their names.
-TABLES = ("bags.", "events.")
+TABLES = ("bags.", "events.", "managed.")
 
 
 def check_sparse(name: SparseName, device: torch.device) -> None:
@@ -61,8 +61,9 @@ def fuse_sparse(model: RankingModel, name: SparseName, *, lr: float) -> None:
     The update then happens inside the backward pass; no gradient of a table is ever stored. There is no weight decay
     here: FBGEMM's CPU kernels take one and ignore it. `MultiTaskLoss` regularises embeddings, on every device alike.
     """
-    for collection in (model.bags, model.events):
-        apply_optimizer_in_backward(SPARSE[name], collection.parameters(), {"lr": lr})
+    for collection in (model.bags, model.events, model.managed):
+        if collection is not None:
+            apply_optimizer_in_backward(SPARSE[name], collection.parameters(), {"lr": lr})
 
 
 class Optimizers:

@@ -19,6 +19,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import UNSEEN_ID
+from infnet_rec.shard.eviction import forget_evicted
 from infnet_rec.shard.optim import TABLES
 from infnet_rec.shard.plan import Communication, make_sharders
 from infnet_rec.shard.world import World
@@ -76,6 +77,8 @@ def parallelize(
             sharders=sharders,
             init_data_parallel=False,
         )
+    if world.device.type == "cpu":
+        forget_evicted(sharded)
     initialise_tables(sharded, seed=seed, std=table_std)
     sharded.init_data_parallel()
     return sharded
@@ -122,6 +125,8 @@ class TableShard(NamedTuple):
 def local_shards(sharded: nn.Module) -> Iterator[TableShard]:
     """Every table shard on this rank; of a data-parallel table that is the whole."""
     for name, value in sharded.state_dict().items():
+        if not name.endswith(".weight"):
+            continue  # such as the ids of a managed table's rows
         if isinstance(value, ShardedTensor):
             for shard in value.local_shards():
                 row, column = shard.metadata.shard_offsets

@@ -6,6 +6,7 @@ import torch
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
+from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
 from torchrec.distributed.types import ModuleSharder
 
 from infnet_rec.faults import Fault
@@ -29,6 +30,7 @@ def make_sharders(communication: Communication = "fp32", device: torch.device = 
     return [
         EmbeddingBagCollectionSharder(qcomm_codecs_registry=codecs),
         EmbeddingCollectionSharder(qcomm_codecs_registry=codecs),
+        ManagedCollisionEmbeddingBagCollectionSharder(qcomm_codecs_registry=codecs),
     ]
 
 

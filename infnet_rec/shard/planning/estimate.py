@@ -31,6 +31,8 @@ CACHE_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 STATE_BYTES = 4
 # What FBGEMM's cache keeps beside rows: an entry a row of the table, and two a row of the cache.
 INDEX_BYTES_PER_ROW, STATE_BYTES_PER_SLOT = 4, 16
+# A managed row's id, its place, how often and when it was seen; "lfu" and "lru" keep one of the last two.
+MANAGED_BYTES_PER_ROW = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class Estimates:
             compute_kernel=choice.kernel,
             shards=shards,
             cache_params=cache,
-            is_pooled=table.collection == "bags",
+            is_pooled=table.collection != "events",
             output_dtype=DataType.FP32,
         )
 
@@ -181,10 +183,10 @@ class Estimates:
         weight_bytes = size[0] * size[1] * table.weight.element_size()
         tables = Memory(weight_bytes=weight_bytes, optimizer_bytes=optimizer_bytes(table, choice, size))
         if self._topology.compute_device == "cpu":
-            host = replace(tables, buffer_bytes=max(0, storage.ddr - weight_bytes) + copies_bytes(table, choice))
+            host = replace(tables, buffer_bytes=max(0, storage.ddr - weight_bytes) + beside_bytes(table, choice, size))
             return Estimate(Memory(), host, times)
         if choice.kernel in ("fused", "dense"):
-            hbm = replace(tables, buffer_bytes=max(0, storage.hbm - weight_bytes) + copies_bytes(table, choice))
+            hbm = replace(tables, buffer_bytes=max(0, storage.hbm - weight_bytes) + beside_bytes(table, choice, size))
             return Estimate(hbm, Memory(), times)
         assumed, really = cache_bytes(table, choice, size)
         hbm = Memory(cache_bytes=really, buffer_bytes=max(0, storage.hbm - assumed))
@@ -212,8 +214,10 @@ def optimizer_bytes(table: Table, choice: Choice, size: Size) -> int:
     return (values + steps) * STATE_BYTES
 
 
-def copies_bytes(table: Table, choice: Choice) -> int:
-    """Gradient of a data-parallel table, which is DDP's bucket; fused tables have none."""
+def beside_bytes(table: Table, choice: Choice, size: Size) -> int:
+    """What TorchRec does not count: a copied table's gradient, which is DDP's bucket, and whose a managed row is."""
+    if table.managed:
+        return size[0] * MANAGED_BYTES_PER_ROW
     return table.num_bytes if choice.sharding == "data_parallel" else 0
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 from torchrec.modules.embedding_configs import DataType, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from infnet_rec.shard.hardware import Cluster
 from infnet_rec.shard.planning.demand import Collection, Precision
@@ -128,6 +129,8 @@ def _tables(model: nn.Module) -> Iterator[TablePrint]:
     for collection, module in model.named_children():
         if isinstance(module, EmbeddingBagCollection):
             configs = [(config, config.pooling) for config in module.embedding_bag_configs()]
+        elif isinstance(module, ManagedCollisionEmbeddingBagCollection):
+            configs = [(config, config.pooling) for config in module._embedding_bag_collection.embedding_bag_configs()]
         elif isinstance(module, EmbeddingCollection):
             configs = [(config, PoolingType.NONE) for config in module.embedding_configs()]
         else:

@@ -132,6 +132,12 @@ def check_control(table: Table, cluster: Cluster) -> None:
         Fault: the first thing found, with what can be asked for instead.
     """
     device, control = cluster.hardware.device, table.control
+    if table.managed and (table.num_rows % cluster.world_size or table.num_rows < 2 * cluster.world_size):
+        raise Fault(
+            f"table {table.name!r}: is managed and has {table.num_rows} rows for {cluster.world_size} ranks; every "
+            "rank manages an equal part of at least two rows (the last is for ids that have none), so take a larger "
+            "multiple of the number of ranks"
+        )
     possible = ("row_wise",) if table.managed else POSSIBLE[device, table.collection]
     what = "a managed table" if table.managed else f"a table of {table.collection}"
     for sharding in control.sharding_types or ():

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
 from torchrec.distributed.planner.types import SharderDataMap
 from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
 from torchrec.distributed.types import CommOp, ModuleSharder
 from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.modules.mc_embedding_modules import (
-    BaseManagedCollisionEmbeddingCollection,
-    ManagedCollisionEmbeddingBagCollection,
-)
+from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
 
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.shard.planning.demand import FREE, Collection, Controls, Precision, TableControl, TableTraffic, Workload
@@ -67,8 +65,12 @@ class Table:
 
 
 def plain_sharders() -> list[ModuleSharder[Any]]:
-    """Enough to plan both collections."""
-    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+    """Enough to plan all collections."""
+    return [
+        EmbeddingBagCollectionSharder(),
+        EmbeddingCollectionSharder(),
+        ManagedCollisionEmbeddingBagCollectionSharder(),
+    ]
 
 
 def sharder_data(sharders: Iterable[ModuleSharder[Any]]) -> SharderDataMap:
@@ -115,19 +117,20 @@ def read_tables(
 def _table(
     name: str, path: str, module: nn.Module, weight: Tensor, traffic: TableTraffic, control: TableControl
 ) -> Table:
-    pooled = isinstance(module, EmbeddingBagCollection | ManagedCollisionEmbeddingBagCollection)
+    managed = isinstance(module, BaseManagedCollisionEmbeddingCollection)
+    plain: Collection = "bags" if isinstance(module, EmbeddingBagCollection) else "events"
     configs = module.embedding_bag_configs() if isinstance(module, EmbeddingBagCollection) else []
     precision = control.precision
     dtype = DTYPES[precision] if precision else weight.dtype
     return Table(
         name=name,
-        collection="bags" if pooled else "events",
+        collection="managed" if managed else plain,
         path=path,
         module=module,
         weight=torch.empty(tuple(weight.shape), dtype=dtype, device="meta"),
         optimizer=getattr(weight, "_optimizer_classes", [None])[0],
         averages=any(config.name == name and config.pooling is PoolingType.MEAN for config in configs),
-        managed=isinstance(module, BaseManagedCollisionEmbeddingCollection),
+        managed=managed,
         traffic=traffic,
         control=control,
     )

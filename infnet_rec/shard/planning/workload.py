@@ -106,7 +106,8 @@ def traffic_of(
         lookups = tuple(float(f.max_values) for f in schema.bag_features if f.table == table.name)
         ids = sum(lookups) * local_batch_size * world_size
         fraction = min(1.0, table.num_rows / ids)
-        traffic[table.name] = TableTraffic(table.name, "bags", table.num_rows, width, lookups, lookups, fraction)
+        kind = "managed" if table.managed else "bags"
+        traffic[table.name] = TableTraffic(table.name, kind, table.num_rows, width, lookups, lookups, fraction)
     for table in schema.sequence_tables:
         name = table.name
         mean, p95 = shape.distinct[name] / local_batch_size, shape.p95_distinct[name] / local_batch_size

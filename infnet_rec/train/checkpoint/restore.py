@@ -129,6 +129,7 @@ def _load(
     # Collective: a table's optimizer state is known to the ranks that hold a part of it only.
     dist.all_gather_object(of_ranks, {name: tuple(value.size()) for name, value in flat.items()})
     wanted = {name: size for part in of_ranks for name, size in part.items()}
+    _check_parts(wanted, commit, shelf)
     there = {name: size for name, size in saved.items() if name.split(".", 1)[0] in state}
     try:
         matched = match(wanted, there, was=commit.run["plan"], now=sharding_types)
@@ -147,6 +148,16 @@ def _load(
         if name in flat:
             flat[name].fill_(commit.step)
     return ranks
+
+
+def _check_parts(wanted: Sizes, commit: Commit, shelf: Shelf) -> None:
+    """Refuses to split the parts of managed tables: their ids and rows would not be where TorchRec looks for them."""
+    was, now = commit.run["world_size"], dist.get_world_size()
+    if was % now and any(name.endswith("._output_segments_tensor") for name in wanted):
+        raise Fault(
+            f"checkpoint {name_of(commit.step)} in {shelf.where}: has managed tables in {was} parts, which {now} ranks "
+            f"cannot share; go on with {was} ranks, or a number that divides it"
+        )
 
 
 def _copy_whole(whole: Tensor, into: Any) -> None:
