@@ -126,6 +126,11 @@ def write_store(folder: Path, seed: int = 0) -> Handmade:
     return Handmade(Store(folder), ids, events, examples, counts)
 
 
+def _lengths(whole: list[int]) -> dict[str, float]:
+    """Of the users' whole histories; what plans are made from."""
+    return {"mean": float(np.mean(whole)), "p50": float(np.median(whole)), "p95": max(whole), "max": max(whole)}
+
+
 def _manifest(folder: Path, events: dict[str, Any], examples: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     whole = schema()
     splits = {
@@ -144,6 +149,7 @@ def _manifest(folder: Path, events: dict[str, Any], examples: dict[str, dict[str
         "num_users": NUM["users"],
         "num_items": NUM["items"],
         "behaviours": {name: {"num_events": sum(map(len, mine))} for name, mine in events.items()},
+        "history_lengths": {name: _lengths([len(user) for user in mine]) for name, mine in events.items()},
         "profiles": {"all": {"features": [f.name for f in whole.features], "behaviours": list(BEHAVIOURS)}},
         "encodings": {name: "quantile" if name == "price" else "multi" if name in MULTI else "index" for name in ROWS},
         "splits": splits,
