@@ -81,8 +81,8 @@ def test_a_baseline_on_some_of_the_tasks_is_trained_saved_and_evaluated(small_st
     result = train(sharded_runs.CONFIG, overrides, run)
     assert result is not None
     assert set(result["metrics"]["test"]) == {"click", "long_view"}
-    table = json.loads((run / "plan.json").read_text())["tables"]["video_id"]
-    assert {shard["sizes"][1] for shard in table["shards"]} == {3 * 4}
+    (table,) = (t for t in json.loads((run / "plan.json").read_text())["tables"] if t["name"] == "video_id")
+    assert {shard["num_columns"] for shard in table["shards"]} == {3 * 4}
     again = evaluate_run(run, "test")
     assert again is not None
     for task, metrics in again["metrics"].items():
