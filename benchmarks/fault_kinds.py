@@ -229,7 +229,8 @@ def elastic(bench: Bench) -> Outcome:
         while watched.step() < step and agent.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(int((run.notes / f"pid-{rank}").read_text()), signal.SIGKILL)
-        code = agent.wait(timeout=300)
+        # Gloo may fail to connect again; each such failure takes its time and one restart.
+        code = agent.wait(timeout=600)
     finally:
         agent.kill()
     run.attempts.append(replace(watched, exits={0: code}))

@@ -142,6 +142,14 @@ def test_the_launcher_ends_with_the_code_of_its_ranks(
         assert torchrun.torchrun([]) == code
 
 
+def test_ranks_that_never_meet_do_not_wait_for_ever() -> None:
+    lines = ["import time", "from infnet_rec.shard.world import connecting"]
+    lines += ["with connecting(60, 'a'): pass", "with connecting(0.2, 'process group'): time.sleep(60)"]
+    found = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=50)
+    assert found.returncode == 1
+    assert "failed: rank 0: process group: the ranks did not reach each other in 0 s" in found.stderr
+
+
 def test_deterministic_asks_torch_and_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both switches, and what a person set stays."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")

@@ -7,7 +7,7 @@ from infnet_rec.commands.assemble import Data, Sharded
 from infnet_rec.commands.resume import Standing
 from infnet_rec.commands.shelves import find, shelf_of
 from infnet_rec.config.run import RunConfig
-from infnet_rec.shard.world import World
+from infnet_rec.shard.world import World, connecting
 from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.checkpoint.restore import load_weights, newest_whole, restore
 from infnet_rec.train.checkpoint.save import Keep, Saver
@@ -24,7 +24,8 @@ def make_saver(config: RunConfig, data: Data, world: World, run_dir: Path, shard
         "plan": sharding_types(sharded),
     }
     keep = Keep(settings.keep_last, settings.keep_best)
-    return Saver(shelf_of(config, run_dir), sharded.model, sharded.optimizers, keep, settings.mode, run, report.say)
+    with connecting(config.train.collective_timeout_s, "process group of checkpoints"):
+        return Saver(shelf_of(config, run_dir), sharded.model, sharded.optimizers, keep, settings.mode, run, report.say)
 
 
 def sharding_types(sharded: Sharded) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Which rank this process is, and the process group it belongs to."""
 
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +75,34 @@ def make_deterministic() -> None:
 
 
 @contextmanager
+def connecting(limit_s: float, what: str) -> Iterator[None]:
+    """Ends this process if ranks have not found each other when the time is up.
+
+    Gloo now and then waits without end for a peer that was started again, whatever timeout it is given. A launcher that
+    restarts workers tries once more.
+
+    Args:
+        limit_s: more than ranks may need to start one after the other.
+        what: is being set up, for the message.
+    """
+
+    def give_up() -> None:
+        rank = os.environ.get("RANK", "0")
+        text = f"rank {rank}: {what}: the ranks did not reach each other in {limit_s:.0f} s"
+        print(f"infnet-rec: failed: {text}", file=sys.stderr, flush=True)
+        # Not an exception: the main thread waits in C++ and hears none.
+        os._exit(1)
+
+    timer = threading.Timer(limit_s, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
 def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[World]:
     """The process group of all ranks (nccl on GPUs, gloo elsewhere), left when the block ends.
 
@@ -88,7 +118,8 @@ def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[Wo
     if world.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, timeout=timeout)
+        with connecting(timeout.total_seconds(), "process group"):
+            dist.init_process_group(backend, timeout=timeout)
     try:
         yield world
     except (Failure, Interrupted, Refusal):
