@@ -16,6 +16,8 @@ PORT = 29500
 # How long a node waits for the first one, which may still be fetching its image.
 MEETING_TIMEOUT_S = 600
 ENVIRONMENT: Mapping[str, str] = {
+    # Ranks that are started again must not find the addresses of those that died (`shard/torchrun.py`).
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     # A log is a file here, and Python would keep its lines back.
     "PYTHONUNBUFFERED": "1",
     # A collective that fails ends the process, so that torchrun sees it; torch's default, and not to be lost.

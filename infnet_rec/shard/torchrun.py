@@ -1,9 +1,11 @@
 """torchrun with an exit code that a scheduler understands: `python -m infnet_rec.shard.torchrun`, same arguments.
 
 torchrun itself ends with a traceback and code 1 when it or its ranks were asked to stop, so a preempted run looks like
-a broken one; and it would start ranks again that said in one line what is wrong, to hear it again.
+a broken one; and it would start ranks again that said in one line what is wrong, to hear it again. Ranks that it starts
+again find the addresses of those that died in the store that the launchers share, and call them in vain.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +38,8 @@ class Agent(LocalElasticAgent):
 def torchrun(arguments: Sequence[str]) -> int:
     """Runs it; the exit code is `TRY_AGAIN` where a signal ended the run and it can be continued."""
     api.LocalElasticAgent = Agent
+    # A store of their own for every start of the ranks.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         main(list(arguments))
     except SignalException:

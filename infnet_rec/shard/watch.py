@@ -151,10 +151,12 @@ def watching(world: World, timeout_s: float) -> Iterator[Watch]:
     """Watches all ranks while the block runs; the process group must be open. A lone rank has nobody to wait for."""
     watch = Watch(world, timeout_s, lambda text: _end(world, text))
     if world.world_size > 1 and "MASTER_ADDR" in os.environ:
-        tries = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        # A store may outlive its ranks, and machines count restarts differently: rank 0 names a place that is new.
+        place = [f"infnet_rec/{os.getpid()}-{time.time_ns()}"]
+        # Collective: once, before anybody speaks.
+        dist.broadcast_object_list(place, src=0)
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        client = dist.TCPStore(address, port, is_master=False, timeout=STORE_TIMEOUT)
-        store = dist.PrefixStore(f"infnet_rec/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{tries}", client)
+        store = dist.PrefixStore(place[0], dist.TCPStore(address, port, is_master=False, timeout=STORE_TIMEOUT))
         threads = [
             threading.Thread(target=watch.exchange, args=(store,), name="exchange", daemon=True),
             threading.Thread(target=watch.judge, name="judge", daemon=True),
