@@ -47,7 +47,7 @@ class ModelConfig(StrictModel):
         table_std: standard deviation of the initial embeddings.
         tables: by name, those that are not simply one row an id.
         compile: the tower by torch.compile. The first steps, and the first evaluation, take a minute or more each time
-            that nothing is in its cache; the steps after them are faster, and differ in the last bits.
+            that nothing is in its cache; the steps after them are hardly faster on a CPU, and differ in the last bits.
     """
 
     width: Annotated[int, Field(ge=4, multiple_of=4)] = 16
