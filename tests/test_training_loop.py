@@ -70,7 +70,9 @@ def training(store: Path, folder: Path, pace: Pace, aucs: list[float], lr: float
         pace=pace,
         report=Report(None, pace.num_steps),
         guard=Guard(data.task_names, 0, 1, "stop", 0, lambda bad: "kept", str, SimpleNamespace(wanted=False)),
-        saver=Saver(Shelf(folder), sharded.model, sharded.optimizers, Keep(2, 1), "sync", {"plan": {}}, print),
+        saver=Saver(
+            Shelf(folder), sharded.model, sharded.optimizers, Keep(2, 1), "sync", {"plan": {}, "world_size": 1}, print
+        ),
         renew_tables=lambda *, epoch: renewed.append(epoch),
     )
     return built, renewed
