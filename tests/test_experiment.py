@@ -110,6 +110,13 @@ def test_a_search_has_its_budget_reads_valid_only_and_the_seeds_take_its_best(
     assert f"train.dense.lr={line['chosen']['train.dense.lr']}" in line["overrides"]
 
 
+def test_trials_may_be_cheaper_runs_than_cells(tmp_path: Path, trainer: FakeTrainer) -> None:
+    text = TWO + SEARCH.replace("num_trials = 3", 'num_trials = 3\nset = ["train.num_epochs=0.5"]')
+    assert run(tmp_path, text, trainer)["done"] == 4
+    for job in trainer.jobs:
+        assert ("train.num_epochs=0.5" in job.overrides) == ("trials" in job.run_dir.parts)
+
+
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])
 def test_a_search_that_was_cut_off_goes_on_as_if_it_was_not(tmp_path: Path, trainer: FakeTrainer, sampler: str) -> None:
     text = TWO + SEARCH.replace("num_trials = 3", f'num_trials = 6\nsampler = "{sampler}"')

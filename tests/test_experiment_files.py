@@ -91,6 +91,8 @@ REFUSED = {
     "own seed": ('[[variants]]\nname = "a"\nset = ["train.seed=4"]', "share their store and their seeds"),
     "own store": ('[[variants]]\nname = "a"\nset = ["data.store=b"]', "share their store and their seeds"),
     "seed searched": (TWO + SEARCH + '"train.seed" = [1, 2]', "share their store and their seeds"),
+    "seed of trials": (TWO + SEARCH.replace("= 3", '= 3\nset = ["train.seed=4"]', 1), "share their store"),
+    "bad trials": (TWO + SEARCH.replace("= 3", '= 3\nset = ["model.wdth=4"]', 1), "did you mean 'width'"),
     "same folder": ('[[variants]]\nname = "w/o"\n[[variants]]\nname = "w_o"', "rename one"),
     "seed twice": ('seeds = [1, 1]\n[[variants]]\nname = "a"', "1 stands there twice"),
     "bad choice": (TWO + SEARCH.replace("0.5", "1.5"), r"model\.dropout = 1\.5"),

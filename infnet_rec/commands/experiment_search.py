@@ -104,6 +104,7 @@ def _job_of(job: Job, variant: Variant, params: Mapping[str, Any], search: Searc
     folder = out / "trials" / variant.folder
     overrides = [
         *variant.overrides,
+        *search.set,
         *(override_of(key, value) for key, value in params.items()),
         f"train.seed={search.seed}",
         "train.test=skip",

@@ -38,6 +38,7 @@ class SearchConfig(StrictModel):
         num_trials: the budget, the same for every variant; a grid may be smaller.
         metric: mean over the run's tasks, on valid, that is to be high.
         seed: of the sampler and of all trials.
+        set: overrides of all trials, after the variant's own: a cheaper run to choose by, such as half an epoch.
         prune: end trials that are below the median of the others at the same step; wants several evaluations a run.
         space: what each key may be; a variant's own `space` is laid on top.
     """
@@ -46,6 +47,7 @@ class SearchConfig(StrictModel):
     num_trials: Count
     metric: Literal["auc", "gauc", "gauc_unweighted"] = "auc"
     seed: Annotated[int, Field(ge=0)] = 0
+    set: tuple[str, ...] = ()
     prune: bool = False
     space: Annotated[Space, Field(min_length=1)]
 
@@ -173,9 +175,12 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         space = _space(config.search, variant, path)
         # Tables of the file are changed by overrides, so each variant gets its own.
         run = make_config(json.loads(json.dumps(base)), laid, source)
+        of_trials = config.search.set if config.search else ()
+        _refuse_shared(of_trials, SHARED, f"{path}: search.set")
         for key, choices in space.items():
             for choice in choices:
-                make_config(json.loads(json.dumps(base)), [*laid, override_of(key, choice)], source)
+                for more in ((), of_trials):
+                    make_config(json.loads(json.dumps(base)), [*laid, *more, override_of(key, choice)], source)
         facts = {
             "label": variant.label or variant.name,
             "setting": variant.setting,
