@@ -49,7 +49,7 @@ class Scale:
         """The scale itself."""
         bar = figure.colorbar(ScalarMappable(self.norm, self.cmap), ax=list(panels), extend="both", **place)
         ticks = np.linspace(-self.limit, self.limit, 5)
-        bar.set_ticks(ticks.tolist(), labels=[f"{2**tick:.3g}" for tick in ticks])
+        bar.set_ticks(ticks.tolist(), labels=[f"{2**tick:.2f}" for tick in ticks])
         bar.set_label("times even", color=GREY)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - it is a patch, not a callable
 
@@ -64,15 +64,19 @@ def _log(times: np.ndarray) -> np.ndarray:
     return np.log2(np.where(times > 0, times, np.where(np.isnan(times), np.nan, 1e-30)))
 
 
+def percent(share: float) -> str:
+    """A share in percent, without the sign."""
+    return f"{100 * share:.{2 if share < 0.1 else 1}f}"
+
+
 def table(
     axes: Axes, scale: Scale, share_XQ: np.ndarray, times_XQ: np.ndarray, rows: Sequence[str], columns: Sequence[str]
 ) -> None:
     """Shares in percent on coloured cells."""
     scale.image(axes, times_XQ)
-    digits = 2 if np.nanmax(share_XQ, initial=0.0) < 0.1 else 1
     for (x, q), share in np.ndenumerate(share_XQ):
         colour = "white" if scale.is_dark(times_XQ[x, q]) else "black"
-        axes.text(q, x, f"{share:.{digits}%}"[:-1], ha="center", va="center", fontsize=8, color=colour)
+        axes.text(q, x, percent(share), ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_yticks(range(len(rows)), list(rows))
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False, labelsize=9)
@@ -91,8 +95,11 @@ def positions(axes: Axes, scale: Scale, times_FS: np.ndarray, title: str) -> Non
 
 def position_axis(axes: Axes, num_positions: int, title: str) -> None:
     """-1 is the newest event."""
-    places = sorted({0, num_positions // 2, num_positions - 1})
-    axes.set_xticks(places, [f"{place - num_positions}".replace("-", "\N{MINUS SIGN}") for place in places])
+    places = sorted({0, num_positions - 1})
+    axes.set_xticks(places, [f"\N{MINUS SIGN}{num_positions - place}" for place in places])
+    # Numbers at both ends stay over their own panel.
+    for label, end in zip(axes.get_xticklabels(), ("left", "right"), strict=False):
+        label.set_horizontalalignment(end)
     axes.tick_params(axis="both", length=0)
     axes.set_title(title, fontsize=10.5, pad=6)
     _bare(axes)
@@ -113,9 +120,9 @@ def behaviour_lines(axes: Axes, names: Sequence[str]) -> None:
 
 def coverage(axes: Axes, share_FS: np.ndarray) -> None:
     """How many of the examples have an event there."""
-    cmap = matplotlib.colormaps["Greys"]
-    axes.imshow(share_FS, cmap=cmap, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    position_axis(axes, share_FS.shape[1], f"examples with one\n(black: all, most {share_FS.max():.0%})")
+    cmap, most = matplotlib.colormaps["Greys"], float(share_FS.max())
+    axes.imshow(share_FS, cmap=cmap, vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+    position_axis(axes, share_FS.shape[1], f"examples with an event\n(white 0, black {most:.0%})")
 
 
 def gate(axes: Axes, found: JSON) -> None:
@@ -132,6 +139,7 @@ def gate(axes: Axes, found: JSON) -> None:
     axes.plot([found["mean"]], [top], marker="o", color="black", markersize=5)
     axes.set_xlim(0, 1)
     axes.set_yticks([])
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.spines["left"].set_visible(False)
     axes.set_title(
         f"block {found['block']}, {found['tokens']} tokens: mean {found['mean']:.2f}, std {found['std']:.2f} "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -20,8 +21,8 @@ MAX_FIELDS, ROWS_IN_COLUMN = 135, 45
 MAPS_IN_ROW = 6
 EXAMPLE_FIELDS = 24
 # A mean over fewer examples says more of them than of the model.
-LEAST_EXAMPLES = 10
-ROW_IN, CELL_IN, LABEL_IN, HEAD_IN = 0.2, 0.62, 1.9, 1.3
+LEAST_EXAMPLES = 30
+ROW_IN, CELL_IN, LABEL_IN, HEAD_IN, LETTER_IN = 0.2, 0.62, 1.9, 1.3, 0.075
 
 JSON = dict[str, Any]
 
@@ -50,6 +51,11 @@ def _figure(width_in: float, height_in: float, title: str) -> Figure:
     return figure
 
 
+def _cell_in(queries: Sequence[str]) -> float:
+    """Wide enough for the name above it."""
+    return max(CELL_IN, LETTER_IN * max(map(len, queries)) + 0.14)
+
+
 def _of(result: JSON) -> str:
     """What the numbers are means over."""
     return f"{result['num_examples']:,} of {result['num_examples_of_split']:,} examples of {result['split']}"
@@ -71,7 +77,7 @@ def fields(result: JSON) -> Figure:
     scale = panels.Scale(times_XQ)
     num_columns = -(-len(shown) // ROWS_IN_COLUMN)
     num_rows = -(-len(shown) // num_columns)
-    width_in = num_columns * (LABEL_IN + CELL_IN * len(queries)) + 0.9
+    width_in = num_columns * (LABEL_IN + _cell_in(queries) * len(queries)) + 0.9
     left_out = f"; {len(ranked) - len(shown)} more in attention.csv" if len(shown) < len(ranked) else ""
     figure = _figure(
         width_in,
@@ -94,8 +100,11 @@ def fields(result: JSON) -> Figure:
 
 
 def _side_legend(figure: Figure, sides: set[str]) -> None:
-    for place, side in enumerate(side for side in panels.SIDE_COLOURS if side in sides):
-        figure.text(0.985 - 0.075 * place, 0.995, side, color=panels.SIDE_COLOURS[side], ha="right", va="top", size=10)
+    at_in = figure.get_figwidth() - 0.1
+    for side in reversed([side for side in panels.SIDE_COLOURS if side in sides]):
+        place = (at_in / figure.get_figwidth(), 1 - 0.1 / figure.get_figheight())
+        figure.text(*place, side, color=panels.SIDE_COLOURS[side], ha="right", va="top", size=10)
+        at_in -= 0.1 * len(side) + 0.1
 
 
 def behaviours(result: JSON) -> Figure:
@@ -106,14 +115,14 @@ def behaviours(result: JSON) -> Figure:
     scale = panels.Scale(*(times for _, times in found))
     num_rows = [len(parts) for _, parts in ways]
     figure = _figure(
-        LABEL_IN + 1.2 + (CELL_IN + 0.25) * len(queries) + 0.9,
+        LABEL_IN + 1.2 + (_cell_in(queries) + 0.2) * len(queries) + 0.9,
         HEAD_IN + 0.9 + 0.3 * sum(num_rows),
         "Attention to parts of the history in percent\n"
         f"{result['num_examples_with_events']:,} examples of {result['split']} with events",
     )
     all_axes = figure.subplots(2, 1, height_ratios=num_rows)
     for axes, (_, parts), (share_XQ, times_XQ) in zip(all_axes, ways, found, strict=True):
-        names = [f"{part['name']} (even {part['even']:.1%})" for part in parts]
+        names = [f"{part['name']} (even {panels.percent(part['even'])})" for part in parts]
         panels.table(axes, scale, share_XQ, times_XQ, names, queries)
     scale.bar(figure, all_axes, aspect=30, fraction=0.05, pad=0.02)
     return figure
@@ -155,7 +164,8 @@ def _maps(names: Sequence[str], times: dict[str, np.ndarray], title: str, covera
         axes.set_xlabel("position")
     for axes in grid.flat[num_maps:]:
         axes.set_axis_off()
-    panels.sequence_axis(grid[0][0], names)
+    for row in grid:
+        panels.sequence_axis(row[0], names)
     scale.bar(figure, list(grid.flat), aspect=40, fraction=0.03, pad=0.01)
     return figure
 
@@ -166,7 +176,7 @@ def gates(result: JSON) -> Figure:
     figure = _figure(
         9.0,
         HEAD_IN + 1.25 * len(found),
-        f"Gates, {_of(result)}\nbars: roots of parts; dot: mean; thick line: half of all, thin line: 90 %",
+        f"Gates, {_of(result)}\nheight of a bar: root of its part; dot: mean; thick line: half of all gates, thin line: 90 %",
     )
     for axes, gate in zip(figure.subplots(len(found), 1, squeeze=False)[:, 0], found, strict=True):
         panels.gate(axes, gate)
@@ -186,27 +196,35 @@ def one_example(result: JSON, example: JSON) -> Figure:
     num_positions = max(lengths, default=0)
     maps = {query: _right_aligned(example["positions"][query], kept, num_positions) for query in queries}
     maps = {query: shares * example["num_tokens"] for query, shares in maps.items()} if kept else {}
-    scale = panels.Scale(times_XQ, *maps.values())
+    table_in = _cell_in(queries) * len(queries)
     told = ", ".join(f"{t} {label} (predicted {example['predicted'][t]:.3f})" for t, label in example["labels"].items())
     figure = _figure(
-        LABEL_IN + CELL_IN * len(queries) + (LABEL_IN + 1.55 * len(maps) if maps else 1.0) + 0.8,
+        LABEL_IN + table_in + (LABEL_IN + 1.55 * len(maps) + 0.8 if maps else 1.0) + 0.8,
         HEAD_IN + ROW_IN * max(len(order_X), len(kept)),
         f"Example {example['row']} of {result['split']}, user {example['user']}, item {example['item']}: {told}\n"
         f"{len(order_X)} fields in percent (even: {100 / len(share_MQ):.2f}), and all {example['num_tokens']:,} "
         "tokens of events, newest at the right",
     )
-    ratios = [LABEL_IN / 2 + CELL_IN * len(queries), *[1.55] * len(maps)]
-    first, *others = figure.subplots(1, 1 + len(maps), squeeze=False, width_ratios=ratios)[0]
-    field_names = [result["fields"][m]["name"] for m in order_X]
-    panels.table(first, scale, share_XQ, times_XQ, field_names, queries)
-    for axes, (query, times_FS) in zip(others, maps.items(), strict=True):
-        panels.positions(axes, scale, times_FS, query)
-        panels.behaviour_lines(axes, [names[f] for f in kept])
-        axes.set_yticks([])
-    if others:
-        panels.sequence_axis(others[0], [names[f] for f in kept])
-    scale.bar(figure, [first, *others], aspect=40, fraction=0.03, pad=0.01)
+    first, *others = figure.subplots(1, 1 + len(maps), squeeze=False, width_ratios=[table_in, *[1.55] * len(maps)])[0]
+    scale = panels.Scale(times_XQ)
+    panels.table(first, scale, share_XQ, times_XQ, [result["fields"][m]["name"] for m in order_X], queries)
+    for label, m in zip(first.get_yticklabels(), order_X, strict=True):
+        label.set_color(panels.SIDE_COLOURS[result["fields"][m]["side"]])
+    scale.bar(figure, [first], aspect=40, fraction=0.04, pad=0.02)
+    if maps:
+        _example_maps(figure, others, maps, [names[f] for f in kept])
     return figure
+
+
+def _example_maps(figure: Figure, all_axes: Sequence[Axes], maps: dict[str, np.ndarray], names: Sequence[str]) -> None:
+    """Colours of their own: one event stands out more than any field."""
+    scale = panels.Scale(*maps.values())
+    for axes, (query, times_FS) in zip(all_axes, maps.items(), strict=True):
+        panels.positions(axes, scale, times_FS, query)
+        panels.behaviour_lines(axes, names)
+        axes.set_yticks([])
+    panels.sequence_axis(all_axes[0], names)
+    scale.bar(figure, all_axes, aspect=40, fraction=0.03, pad=0.01)
 
 
 def _right_aligned(events: Sequence[Sequence[float]], kept: Sequence[int], num_positions: int) -> np.ndarray:
