@@ -27,7 +27,9 @@ def attention(
     rows: Annotated[
         list[int] | None,
         typer.Option(
-            "--example", metavar="ROW", help="An example of the split to draw alone; repeatable. Two are chosen if none."
+            "--example",
+            metavar="ROW",
+            help="An example of the split to draw alone; repeatable. Two are chosen if none.",
         ),
     ] = None,
     overrides: Overrides = None,

@@ -89,9 +89,11 @@ def attention(config_path: Path, overrides: Sequence[str], asked: Asked, out: Pa
     _check_rows(asked.examples or (), len(reader), asked.split)
     quieten()
     use_threads(config.train.num_threads, world)
-    with fresh_folder(out) as folder, joined(world):
-        sharded = shard_model(_without_compiling(for_scoring(config)), data, world)
-        load_weights(shelf, commit, sharded.model)
+    with fresh_folder(out) as folder:
+        with joined(world):
+            sharded = shard_model(_without_compiling(for_scoring(config)), data, world)
+            load_weights(shelf, commit, sharded.model)
+            found = _look(sharded, config, data, reader, asked, rows_N)
         result = {
             "checkpoint": {"where": shelf.where, "step": commit.step},
             "config": str(config_path),
@@ -100,7 +102,7 @@ def attention(config_path: Path, overrides: Sequence[str], asked: Asked, out: Pa
             "num_examples_of_split": len(reader),
             "model": config.model.model_dump(mode="json"),
             "tasks": data.task_names,
-            **_look(sharded, config, data, reader, asked, rows_N),
+            **found,
         }
         attention_files.write(result, folder)
     return {"out": str(out), **result}

@@ -71,9 +71,7 @@ def one_example(recorded: Recorded, scores: Scores, place: int, names: Names) ->
         # All sequences of a behaviour list the same events.
         "events": {behaviour: int(next(pairs)[1]) for behaviour, pairs in by_behaviour},
         "num_tokens": int(length_F.sum()),
-        "fields": {
-            query: [rounded(float(share)) for share in field_QM[q]] for q, query in enumerate(names.queries)
-        },
+        "fields": {query: [rounded(float(share)) for share in field_QM[q]] for q, query in enumerate(names.queries)},
         # From each sequence's oldest event to its newest.
         "positions": {
             query: [

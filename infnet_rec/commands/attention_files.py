@@ -103,7 +103,9 @@ def _fields_section(result: JSON) -> list[str]:
     for place in range(min(SHOWN_FIELDS, len(fields))):
         cells = [(ranked[q][place], ranked[q][place]["attention"][q]) for q in queries]
         lines.append(
-            line([str(place + 1), *(f"{f['name']} {_percent(a['share'])} ({_times(a['times_even'])})" for f, a in cells)])
+            line(
+                [str(place + 1), *(f"{f['name']} {_percent(a['share'])} ({_times(a['times_even'])})" for f, a in cells)]
+            )
         )
     effective = result["effective_number"]["fields"]
     lines.append(line(["fields as if", *(f"{effective[q]:.1f} of {len(fields)}" for q in queries)]))
@@ -184,5 +186,3 @@ def _percent(share: float) -> str:
 
 def _times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-

@@ -222,6 +222,7 @@ def _example_maps(figure: Figure, all_axes: Sequence[Axes], maps: dict[str, np.n
     for axes, (query, times_FS) in zip(all_axes, maps.items(), strict=True):
         panels.positions(axes, scale, times_FS, query)
         panels.behaviour_lines(axes, names)
+        axes.set_xlabel("position")
         axes.set_yticks([])
     panels.sequence_axis(all_axes[0], names)
     scale.bar(figure, all_axes, aspect=40, fraction=0.03, pad=0.01)

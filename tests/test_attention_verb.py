@@ -1,0 +1,311 @@
+"""`infnet-rec attention`: its numbers, its files, and what it refuses.
+
+Shapes: Q queries, M fields, F sequences, S positions.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sharded_runs
+from infnet_rec import cli
+from infnet_rec.commands import attention as command
+from infnet_rec.commands import attention_plot
+from infnet_rec.commands.attention_sums import Names, Sums
+from infnet_rec.commands.train import train
+from infnet_rec.data.store import Store
+from infnet_rec.faults import Fault
+from infnet_rec.model.recording import Recorded
+from test_stats_plot import png_size
+
+TINY = ["data.sequence_length=4", "data.profile=safe", "model.num_heads=2"]
+TRAINED = ["train.num_epochs=0.2", "train.num_threads=1", "train.dense.lr=0.03", "train.sparse.lr=0.3"]
+NUM_EXAMPLES = 200
+
+
+@pytest.fixture(scope="module")
+def run_dir(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("attention") / "run"
+    train(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY, *TRAINED], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(small_store: Path, run_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder, and what it was made of."""
+    out = run_dir.parent / "pictures"
+    asked = command.Asked(str(run_dir), "test", NUM_EXAMPLES)
+    return out, command.attention(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY], asked, out)
+
+
+def test_shares_add_up(made: tuple[Path, dict[str, Any]]) -> None:
+    result = made[1]
+    assert result["num_examples"] == NUM_EXAMPLES < result["num_examples_of_split"]
+    assert result["queries"] == ["click", "like", "long_view", "shared 1", "shared 2"]
+    with_events = result["num_examples_with_events"]
+    assert 0 < with_events <= NUM_EXAMPLES
+    for query in result["queries"]:
+        for part in ("fields", "sequences", "behaviours", "attributes"):
+            assert sum(p["attention"][query]["share"] for p in result[part]) == pytest.approx(1, abs=1e-4)
+            assert sum(p["even"] for p in result[part]) == pytest.approx(1, abs=1e-4)
+        # Positions are means over other examples than whole sequences are: those that have an event there.
+        for sequence, positions in zip(result["sequences"], result["positions"], strict=True):
+            shares = [s or 0.0 for s in positions["share"][query]]
+            total = np.dot(shares, positions["num_examples"]) / with_events
+            assert sequence["name"] == positions["name"]
+            assert sequence["attention"][query]["share"] == pytest.approx(total, abs=1e-5)
+    shares = [f["attention"]["click"]["share"] for f in result["fields"]]
+    assert max(shares) > 1.05 * min(shares), "nothing was learned"
+
+
+def test_batches_and_their_padding_do_not_matter(
+    made: tuple[Path, dict[str, Any]], small_store: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """200 examples as 67 and 67 and 66, from the checkpoint itself."""
+    monkeypatch.setattr(command, "BATCH_SIZE", 67)
+    monkeypatch.setattr(command.attention_files, "write", lambda *_: None)
+    (checkpoint,) = (run_dir / "checkpoints").glob("step-*")
+    asked = command.Asked(str(checkpoint), "test", NUM_EXAMPLES)
+    again = command.attention(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY], asked, tmp_path / "out")
+
+    def numbers(value: Any) -> list[float]:
+        if isinstance(value, dict | list):
+            return [x for part in (value.values() if isinstance(value, dict) else value) for x in numbers(part)]
+        return [value] if isinstance(value, int | float) else []
+
+    keys = ("fields", "behaviours", "positions", "examples", "effective_number")
+    for key in keys:
+        assert numbers(again[key]) == pytest.approx(numbers(made[1][key]), rel=1e-3, abs=1e-6), key
+    for gate, other in zip(again["gates"], made[1]["gates"], strict=True):
+        assert [gate["mean"], gate["std"]] == pytest.approx([other["mean"], other["std"]], rel=1e-4)
+
+
+def test_single_examples_are_the_splits_own(made: tuple[Path, dict[str, Any]], small_store: Path) -> None:
+    positive, negative = made[1]["examples"]
+    store = Store(small_store)
+    examples = store.examples("test")
+    assert any(positive["labels"].values()) and not any(negative["labels"].values())
+    assert positive["user"] != negative["user"]
+    for example in (positive, negative):
+        row = example["row"]
+        assert example["labels"] == {task: int(column[row]) for task, column in examples.labels.items()}
+        assert example["user"] == store.user_keys[int(examples.user_N[row])].as_py()
+        assert example["events"] == {b: min(int(examples.seen[b][row]), 4) for b in example["events"]}
+        for query in made[1]["queries"]:
+            assert sum(example["fields"][query]) == pytest.approx(1, abs=1e-4)
+            assert sum(map(sum, example["positions"][query])) == pytest.approx(1, abs=1e-4)
+    lengths = [e["num_tokens"] for e in (positive, negative)]
+    mean = made[1]["events_per_example"]
+    assert min(lengths) > mean
+
+
+def test_every_file_is_there_and_the_page_shows_every_picture(made: tuple[Path, dict[str, Any]]) -> None:
+    out, result = made
+    pictures = ["fields.png", "sequences.png", "behaviours.png", "gates.png"]
+    pictures += [f"example-{example['row']}.png" for example in result["examples"]]
+    assert {path.name for path in out.iterdir()} == {"attention.md", "attention.json", "attention.csv", *pictures}
+    page = (out / "attention.md").read_text()
+    for name in pictures:
+        assert min(png_size(out / name)) > 300 and f"]({name})" in page
+    assert json.loads((out / "attention.json").read_text())["fields"] == result["fields"]
+    best = max(result["fields"], key=lambda f: f["attention"]["like"]["share"])
+    first = next(line for line in page.splitlines() if line.startswith("| 1 | "))
+    assert first.split(" | ")[2].startswith(f"{best['name']} ")
+
+    rows = list(csv.DictReader((out / "attention.csv").read_text().splitlines()))
+    per_query = [len(result[part]) for part in ("fields", "sequences", "behaviours", "attributes")]
+    per_query.append(sum(n > 0 for s in result["positions"] for n in s["num_examples"]))
+    assert len(rows) == 5 * sum(per_query)
+    row = next(r for r in rows if (r["query"], r["of"], r["position"]) == ("shared 2", "positions", "-1"))
+    assert float(row["share"]) == result["positions"][0]["share"]["shared 2"][-1]
+
+
+def test_the_same_numbers_give_the_same_bytes(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, result = made
+    command.attention_files.write({key: value for key, value in result.items() if key != "out"}, tmp_path)
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+REFUSED = {
+    "another model": (["model={name='fm', width=8}"], {}, 'model.name is "fm": attention is drawn for "infnet" alone'),
+    "no task tokens": (["model.ablation=no_task_tokens"], {}, "it has no task tokens"),
+    "deaf task tokens": (["model.ablation=no_cross_attention"], {}, "its task tokens read nothing"),
+    "weights that would fit all the same": (
+        ["model.residual=none", "data.sequence_length=3", "model.attention=eager"],
+        {},
+        "is of a run with other settings\n"
+        "  data.sequence_length = 3, was 4\n  model.residual = 'none', was 'both'\nset them as they were, with --set",
+    ),
+    "no such split": ([], {"--split": "tset"}, "(did you mean 'test'?)"),
+    "no such example": ([], {"--example": "600000"}, "--example 600000: test has "),
+    "no checkpoint": ([], {"--checkpoint": "nowhere"}, "nowhere: holds no checkpoint"),
+}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["infnet-rec", "attention", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as left:
+            return (int(left.code or 0), *capsys.readouterr())
+        return (0, *capsys.readouterr())
+
+    return run
+
+
+def arguments(store: Path, run_dir: Path, out: Path, overrides: list[str], options: dict[str, str]) -> list[str]:
+    chosen = {"--checkpoint": str(run_dir), "--out": str(out), **options}
+    sets = [f"--set={override}" for override in (f"data.store={store}", *TINY, *overrides)]
+    return [str(sharded_runs.CONFIG), *sets, *(f"{name}={value}" for name, value in chosen.items())]
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_message(case: str, run: Any, small_store: Path, run_dir: Path, tmp_path: Path) -> None:
+    overrides, options, message = REFUSED[case]
+    code, out, err = run(*arguments(small_store, run_dir, tmp_path / "out", overrides, options))
+    assert (code, out) == (2, "") and err.startswith("infnet-rec: fault: ") and message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_taken_and_several_ranks_are_refused(
+    run: Any, small_store: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("dear to someone")
+    monkeypatch.setattr(command, "shard_model", lambda *_: pytest.fail("began"))
+    code, _, err = run(*arguments(small_store, run_dir, tmp_path, [], {}))
+    assert code == 2 and "not empty, and nothing is overwritten" in err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = run(*arguments(small_store, run_dir, tmp_path / "new", [], {}))
+    assert code == 2 and "works on one rank, and torchrun started 2" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_store_of_other_bytes_is_refused_and_a_failure_leaves_nothing(
+    run: Any, small_store: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "fingerprint", "another")
+    code, _, err = run(*arguments(small_store, run_dir, tmp_path / "out", [], {}))
+    assert code == 2 and "it has fingerprint another, that one" in err
+    monkeypatch.undo()
+    monkeypatch.setattr(attention_plot, "draw", lambda *_: 1 / 0)
+    asked = command.Asked(str(run_dir), "valid", 3, (0,))
+    with pytest.raises(ZeroDivisionError):
+        command.attention(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY], asked, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_people_are_told_what_is_attended_to_most(run: Any, small_store: Path, run_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = {"--examples": "3", "--split": "valid", "--example": "7"}
+    code, said, _ = run(*arguments(small_store, run_dir, out, [], options))
+    assert code == 0 and said.startswith("3 evenly spread of ") and f"{out}/example-7.png" in said
+    assert len(list(out.iterdir())) == 8
+
+
+NAMES = Names(
+    queries=("click", "shared 1"),
+    num_tasks=1,
+    fields=("user_id", "tag"),
+    sides=("user", "item"),
+    sequences=(("click", "id"), ("click", "tag"), ("like", "id")),
+    num_positions=3,
+)
+
+
+def recorded() -> Recorded:
+    """Two examples: one with three clicks and a like, all even but for the tag of the last click; one without any."""
+    event_BQFS = torch.zeros(2, 2, 3, 3)
+    event_BQFS[0, :, :2] = 1 / 8
+    event_BQFS[0, :, 1, 2] = 2 / 8
+    event_BQFS[0, :, 2, 2] = 0.0
+    field_BQM = torch.tensor([[[0.5, 0.5], [1.0, 0.0]], [[0.5, 0.5], [0.0, 1.0]]])
+    gate_BD = torch.tensor([[0.2, 0.8], [0.4, 0.8]])
+    return Recorded(field_BQM, event_BQFS, torch.tensor([[3, 0], [3, 0], [1, 0]]), {(1, "task"): gate_BD})
+
+
+def test_sums_by_hand() -> None:
+    sums = Sums(NAMES)
+    sums.add(recorded(), 2)
+    result = sums.to_json()
+    assert (result["num_examples"], result["num_examples_with_events"], result["events_per_example"]) == (2, 1, 7.0)
+    tag = result["fields"][1]["attention"]
+    assert tag["click"] == {"share": 0.5, "std": 0.0, "times_even": 1.0}
+    assert tag["shared 1"] == {"share": 0.5, "std": 0.5, "times_even": 1.0}
+    assert result["effective_number"]["fields"] == {"click": 2.0, "shared 1": 1.0}
+    click, like = result["behaviours"]
+    assert click["attention"]["click"] == {"share": 7 / 8, "std": 0.0, "times_even": pytest.approx(49 / 48, rel=1e-5)}
+    assert like["even"] == pytest.approx(1 / 7, rel=1e-5) and like["attention"]["click"]["share"] == 0.0
+    assert result["attributes"][1]["attention"]["shared 1"]["share"] == 0.5
+    second = result["positions"][1]
+    assert second["num_examples"] == [1, 1, 1] and second["share"]["click"] == [0.125, 0.125, 0.25]
+    assert second["times_even"]["click"] == [0.875, 0.875, 1.75]
+    assert result["positions"][2]["share"]["click"] == [None, None, 0.0]
+    (gate,) = result["gates"]
+    assert (gate["block"], gate["tokens"]) == (2, "task")
+    assert gate["mean"] == pytest.approx(0.55) and gate["std"] == pytest.approx(np.std([0.2, 0.8, 0.4, 0.8]), rel=1e-5)
+    assert gate["std_between_examples"] == pytest.approx(0.1 / np.sqrt(2), rel=1e-5)
+    assert gate["quantiles"]["0.5"] == pytest.approx(0.4, abs=1e-3)
+    assert gate["quantiles"]["0.95"] == pytest.approx(0.8, abs=1e-3)
+
+
+def many(num_fields: int, num_queries: int, *, with_events: bool) -> dict[str, Any]:
+    """What another dataset might give."""
+    rng = np.random.default_rng(0)
+    lengths_FB = torch.full((3, 40), 3 if with_events else 0)
+    names = Names(
+        queries=tuple(f"a_rather_long_task_{q}" for q in range(num_queries)),
+        num_tasks=num_queries,
+        fields=tuple(f"a_feature_with_a_long_name_{m}" for m in range(num_fields)),
+        sides=("user", "item", "context", *["item"] * num_fields)[:num_fields],
+        sequences=NAMES.sequences,
+        num_positions=3,
+    )
+    field_BQM = torch.from_numpy(rng.dirichlet(np.ones(num_fields), (40, num_queries)))
+    event_BQFS = torch.from_numpy(rng.dirichlet(np.ones(9), (40, num_queries))).unflatten(2, (3, 3))
+    sums = Sums(names)
+    sums.add(Recorded(field_BQM, event_BQFS * with_events, lengths_FB, {(0, "sequence"): torch.rand(40, 8)}), 40)
+    example = {
+        "row": 3,
+        "user": 1,
+        "item": 2,
+        "labels": dict.fromkeys(names.queries, 0),
+        "predicted": dict.fromkeys(names.queries, 0.5),
+        "events": {},
+        "num_tokens": 0,
+        "fields": {query: field_BQM[0, q].tolist() for q, query in enumerate(names.queries)},
+        "positions": {query: [[], [], []] for query in names.queries},
+    }
+    whole = {"num_examples_of_split": 40, "split": "test", "queries": list(names.queries), "tasks": list(names.queries)}
+    return {**whole, **sums.to_json(), "examples": [example]}
+
+
+@pytest.mark.parametrize(("num_fields", "num_queries"), [(1, 1), (140, 7)])
+def test_names_of_columns_do_not_run_into_each_other(num_fields: int, num_queries: int) -> None:
+    result = many(num_fields, num_queries, with_events=True)
+    figures = [attention_plot.fields(result), attention_plot.sequences(result), attention_plot.behaviours(result)]
+    figures += [attention_plot.gates(result), attention_plot.one_example(result, result["examples"][0])]
+    for figure in figures:
+        figure.canvas.draw()
+        width, height = figure.get_size_inches() * figure.dpi
+        for axes in figure.axes:
+            names = [label for label in axes.get_xticklabels() if label.get_text() and axes.axison]
+            boxes = sorted((label.get_window_extent() for label in names), key=lambda box: box.x0)
+            assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False)), [n.get_text() for n in names]
+            rows = [label.get_window_extent() for label in axes.get_yticklabels() if axes.axison]
+            assert all(0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height for box in rows)
+
+
+def test_a_split_without_histories_has_pictures_of_its_fields(tmp_path: Path) -> None:
+    result = many(5, 2, with_events=False)
+    assert result["num_examples_with_events"] == 0 and "behaviours" not in result
+    attention_plot.draw(result, tmp_path, command.attention_files._pictures(result))
+    assert {path.name for path in tmp_path.iterdir()} == {"fields.png", "gates.png", "example-3.png"}
