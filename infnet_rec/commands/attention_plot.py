@@ -176,7 +176,8 @@ def gates(result: JSON) -> Figure:
     figure = _figure(
         9.0,
         HEAD_IN + 1.25 * len(found),
-        f"Gates, {_of(result)}\nheight of a bar: root of its part; dot: mean; thick line: half of all gates, thin line: 90 %",
+        f"Gates, {_of(result)}\nheight of a bar: root of its part; "
+        "dot: mean; thick line: half of all gates, thin line: 90 %",
     )
     for axes, gate in zip(figure.subplots(len(found), 1, squeeze=False)[:, 0], found, strict=True):
         panels.gate(axes, gate)

@@ -129,7 +129,7 @@ class Sums:
         self._groups = {way: np.stack(list(parts.values()), axis=1) for way, parts in names.groupings().items()}
         self._shares = {way: Moments() for way in self._groups}
         self._even = {way: Moments() for way in self._groups}
-        self._having = {way: 0 for way in self._groups}
+        self._having = dict.fromkeys(self._groups, 0)
         # Of those examples that have an event there, so each position is counted for itself.
         shape = (len(names.queries), len(names.sequences), names.num_positions)
         self._share_QFS, self._times_QFS = np.zeros(shape), np.zeros(shape)
@@ -228,7 +228,7 @@ def as_arrays(recorded: Recorded, num_examples: int) -> tuple[np.ndarray, np.nda
 
 
 def effective_number(share_BQX: np.ndarray) -> np.ndarray:
-    """e to the entropy: X where all get the same, 1 where one gets everything. [B, Q]."""
+    """The number e to the power of the entropy: X where all get the same, 1 where one gets everything. [B, Q]."""
     positive_BQX = np.where(share_BQX > 0, share_BQX, 1.0)
     return np.exp(-(share_BQX * np.log(positive_BQX)).sum(axis=-1))
 
