@@ -149,11 +149,13 @@ REFUSED = {
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["infnet-rec", "attention", *map(str, arguments)])
+        code = 0
         try:
             cli.main()
         except SystemExit as left:
-            return (int(left.code or 0), *capsys.readouterr())
-        return (0, *capsys.readouterr())
+            code = int(left.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return run
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 import literal
 from infnet_rec.faults import Fault
-from infnet_rec.model.infnet import Infnet, InfnetOptions
+from infnet_rec.model.infnet import Infnet, InfnetOptions, Kind
 from infnet_rec.model.recording import Recorded, recording
 from infnet_rec.model.tokens import Tokens
 from paper_check import BY_BEHAVIOUR, BY_SEQUENCE, LENGTHS_FB, SMALL, make_model, make_tokens, sizes_of
 
-KINDS = {"C": "categorical", "S": "sequence", "T": "task"}
+KINDS: dict[str, Kind] = {"C": "categorical", "S": "sequence", "T": "task"}
 
 
 def record(model: Infnet, tokens: Tokens) -> Recorded:

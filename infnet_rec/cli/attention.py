@@ -10,8 +10,17 @@ from infnet_rec.cli.options import AsJson, Overrides
 
 EPILOG = """\b
 Example:
-  $ infnet-rec attention configs/quickstart.toml --checkpoint runs/two --out pictures/quickstart
-"""
+  $ infnet-rec attention configs/quickstart.toml --checkpoint runs/two --out pictures/two
+  4,096 evenly spread of 5,538 examples of test; times its even share that each gets:
+  click      tab 2.38, user_id 1.35, onehot_feat3 1.16
+  like       tab 2.35, user_id 1.33, onehot_feat3 1.15
+  long_view  tab 2.22, user_id 1.35, onehot_feat3 1.16
+  shared 1   user_id 1.10, music_id 1.07, video_id 1.06
+  shared 2   user_id 1.09, music_id 1.07, onehot_feat3 1.05
+\b
+  pictures/two/attention.md
+  pictures/two/attention.csv
+  ..."""
 
 
 def attention(

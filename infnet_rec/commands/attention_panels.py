@@ -75,7 +75,7 @@ def table(
     """Shares in percent on coloured cells."""
     scale.image(axes, times_XQ)
     for (x, q), share in np.ndenumerate(share_XQ):
-        colour = "white" if scale.is_dark(times_XQ[x, q]) else "black"
+        colour = "white" if scale.is_dark(float(times_XQ[x, q])) else "black"
         axes.text(q, x, percent(share), ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_yticks(range(len(rows)), list(rows))

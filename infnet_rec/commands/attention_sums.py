@@ -129,7 +129,7 @@ class Sums:
         self._groups = {way: np.stack(list(parts.values()), axis=1) for way, parts in names.groupings().items()}
         self._shares = {way: Moments() for way in self._groups}
         self._even = {way: Moments() for way in self._groups}
-        self._having = dict.fromkeys(self._groups, 0)
+        self._having: dict[str, Any] = dict.fromkeys(self._groups, 0)
         # Of those examples that have an event there, so each position is counted for itself.
         shape = (len(names.queries), len(names.sequences), names.num_positions)
         self._share_QFS, self._times_QFS = np.zeros(shape), np.zeros(shape)

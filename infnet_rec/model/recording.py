@@ -136,6 +136,7 @@ def event_attention(query_BRD: Tensor, token_LD: Tensor, lengths_FB: Tensor) -> 
         token_LD: feature-major, see `Tokens.sequence_LD`.
         lengths_FB: number of events of each sequence; sums to L.
     """
+    # A GPU is waited for, here and where the rows are moved to the host: nobody is in a hurry who looks at pictures.
     num_slots = max(1, int(lengths_FB.max()))
     if not len(token_LD):
         return query_BRD.new_zeros(*query_BRD.shape[:2], len(lengths_FB), num_slots)
