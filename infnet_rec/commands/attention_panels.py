@@ -13,15 +13,15 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 
 from infnet_rec.commands.stats_panels import COLOURS, GREY
 
 # A little of all cells may be off the scale, lest one of them leave the others pale.
 ON_SCALE = 0.99
-# Differences below this are not worth a colour.
-LEAST_TIMES = 1.02
+# The scale ends no nearer than this: where all is nearly even, the picture is to be pale.
+LEAST_TIMES = 1.1
 MISSING = "#E8E8E8"
 SIDE_COLOURS = {"user": COLOURS[0], "item": COLOURS[1], "context": COLOURS[2]}
 GATE_COLOURS = {"categorical": COLOURS[0], "sequence": COLOURS[3], "task": COLOURS[2]}
@@ -121,7 +121,9 @@ def behaviour_lines(axes: Axes, names: Sequence[str]) -> None:
 def coverage(axes: Axes, share_FS: np.ndarray) -> None:
     """How many of the examples have an event there."""
     cmap, most = matplotlib.colormaps["Greys"], float(share_FS.max())
-    axes.imshow(share_FS, cmap=cmap, vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+    # By the root, or rare behaviours could not be told from those that nobody showed.
+    norm = PowerNorm(0.5, vmin=0, vmax=most)
+    axes.imshow(share_FS, cmap=cmap, norm=norm, aspect="auto", interpolation="nearest")
     position_axis(axes, share_FS.shape[1], f"examples with an event\n(white 0, black {most:.0%})")
 
 
