@@ -122,11 +122,17 @@ def test_every_file_is_there_and_the_page_shows_every_picture(made: tuple[Path, 
     assert float(row["share"]) == result["positions"][0]["share"]["shared 2"][-1]
 
 
-def test_the_same_numbers_give_the_same_bytes(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_same_numbers_give_the_same_bytes(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, result = made
+    attention_plot.draw(result, tmp_path, ["behaviours.png", "gates.png"])
+    monkeypatch.setattr(attention_plot, "draw", lambda *_: None)
     command.attention_files.write({key: value for key, value in result.items() if key != "out"}, tmp_path)
-    for path in out.iterdir():
-        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+    paths = list(tmp_path.iterdir())
+    assert len(paths) == 5
+    for path in paths:
+        assert path.read_bytes() == (out / path.name).read_bytes(), path.name
 
 
 REFUSED = {
@@ -201,7 +207,10 @@ def test_a_store_of_other_bytes_is_refused_and_a_failure_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_people_are_told_what_is_attended_to_most(run: Any, small_store: Path, run_dir: Path, tmp_path: Path) -> None:
+def test_people_are_told_what_is_attended_to_most(
+    run: Any, small_store: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_plot, "draw", lambda _, folder, names: [(folder / name).touch() for name in names])
     out = tmp_path / "out"
     options = {"--examples": "3", "--split": "valid", "--example": "7"}
     code, said, _ = run(*arguments(small_store, run_dir, out, [], options))

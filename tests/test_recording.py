@@ -98,7 +98,7 @@ def test_probabilities_and_gates_are_the_equations(change, groups, dtype, tolera
     assert recorded.field_BQM.dtype == dtype and recorded.field_BQM.shape == expected_BQM.shape
     assert (recorded.field_BQM - expected_BQM).abs().amax() <= tolerance
     assert (recorded.event_BQFS - newest_last(expected_BQX, LENGTHS_FB)).abs().amax() <= tolerance
-    kept = {(block, kind) for block in range(options.num_blocks) for kind in KINDS.values()}
+    kept: set[tuple[int, Kind]] = {(block, kind) for block in range(options.num_blocks) for kind in KINDS.values()}
     last = options.num_blocks - 1
     kept -= {(last, "categorical"), (last, "sequence")} if options.ablation == "none" else kept
     assert recorded.gates_BD.keys() == kept

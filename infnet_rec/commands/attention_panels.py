@@ -76,7 +76,8 @@ def table(
     scale.image(axes, times_XQ)
     for (x, q), share in np.ndenumerate(share_XQ):
         colour = "white" if scale.is_dark(float(times_XQ[x, q])) else "black"
-        axes.text(q, x, percent(share), ha="center", va="center", fontsize=8, color=colour)
+        word = axes.text(q, x, percent(share), ha="center", va="center", fontsize=8, color=colour)
+        word.set_in_layout(False)  # it is inside, and there are hundreds
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_yticks(range(len(rows)), list(rows))
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False, labelsize=9)
