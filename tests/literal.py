@@ -135,20 +135,29 @@ def mlp(w: Mapping[str, Tensor], name: str, x_BX: Tensor) -> Tensor:
     return x_BX @ w[f"{name} {i} weight"].T + w[f"{name} {i} bias"]
 
 
-def cross_attention(
+def probabilities(
     w: Mapping[str, Tensor], name: str, query_BPD: Tensor, token_BXD: Tensor, present_BX: Tensor, heads: int
-) -> Tensor:
-    """softmax(Q Wq (X Wk)^T / sqrt(dk)) (X Wv), each head on its own slice of the projections."""
-    query, key, value = query_BPD @ w[f"{name} Wq"], token_BXD @ w[f"{name} Wk"], token_BXD @ w[f"{name} Wv"]
+) -> list[Tensor]:
+    """softmax(Q Wq (X Wk)^T / sqrt(dk)), [B, P, X] for each head, which has its own slice of the projections."""
+    query, key = query_BPD @ w[f"{name} Wq"], token_BXD @ w[f"{name} Wk"]
     d_k = query.shape[-1] // heads
     present_B1X = present_BX[:, None]
-    attended = []
+    found = []
     for h in range(heads):
         part = slice(h * d_k, (h + 1) * d_k)
         score_BPX = query[..., part] @ key[..., part].transpose(1, 2) / d_k**0.5
-        probability_BPX = torch.softmax(score_BPX.masked_fill(~present_B1X, -1e30), dim=-1) * present_B1X
-        attended.append(probability_BPX @ value[..., part])
-    return torch.cat(attended, dim=-1)
+        found.append(torch.softmax(score_BPX.masked_fill(~present_B1X, -1e30), dim=-1) * present_B1X)
+    return found
+
+
+def cross_attention(
+    w: Mapping[str, Tensor], name: str, query_BPD: Tensor, token_BXD: Tensor, present_BX: Tensor, heads: int
+) -> Tensor:
+    """softmax(Q Wq (X Wk)^T / sqrt(dk)) (X Wv), head by head."""
+    value = token_BXD @ w[f"{name} Wv"]
+    d_k = value.shape[-1] // heads
+    found = probabilities(w, name, query_BPD, token_BXD, present_BX, heads)
+    return torch.cat([p_BPX @ value[..., h * d_k : (h + 1) * d_k] for h, p_BPX in enumerate(found)], dim=-1)
 
 
 def layer_norm(w: Mapping[str, Tensor], name: str, x_BPD: Tensor) -> Tensor:

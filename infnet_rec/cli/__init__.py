@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from infnet_rec import __version__
+from infnet_rec.cli.attention import EPILOG as ATTENTION_EPILOG
+from infnet_rec.cli.attention import attention
 from infnet_rec.cli.bench import bench
 from infnet_rec.cli.checkpoint import checkpoint
 from infnet_rec.cli.data import data
@@ -42,6 +44,7 @@ app.command(epilog=LAUNCH_EPILOG)(launch)
 app.add_typer(checkpoint, name="checkpoint")
 app.command(epilog=EXPERIMENT_EPILOG)(experiment)
 app.command(epilog=REPORT_EPILOG)(report)
+app.command(epilog=ATTENTION_EPILOG)(attention)
 
 
 @app.command(

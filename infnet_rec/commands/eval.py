@@ -30,8 +30,7 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
     Raises:
         Fault: no such run, checkpoint or split, or another store than the run's.
     """
-    if split not in SPLITS:
-        raise Fault(f"--split {split!r}: is one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+    check_split(split)
     path = run_dir / "config.json"
     config = check(RunConfig, read_json(path), str(path))
     shelf = shelf_of(config, run_dir)
@@ -41,14 +40,7 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
     best = best_of(commits) or commits[-1]
     if store is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"store": str(store)})})
-    # Scoring updates nothing: SGD keeps no state and runs on every device, whatever the run was trained with.
-    sparse = config.train.sparse.model_copy(update={"optimizer": "sgd"})
-    config = config.model_copy(
-        update={
-            "train": config.train.model_copy(update={"sparse": sparse}),
-            "sharding": config.sharding.for_scoring(),
-        }
-    )
+    config = for_scoring(config)
     data, world = open_data(config), place()
     check_gpus(world)
     trained_on = read_json(run_dir / "environment.json")["store"]
@@ -71,6 +63,28 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
         "split": split,
         "metrics": final_metrics(predictions, data.task_names),
     }
+
+
+def check_split(split: str) -> None:
+    """Refuses a name that is none of a split.
+
+    Raises:
+        Fault: it is none.
+    """
+    if split not in SPLITS:
+        raise Fault(f"--split {split!r}: is one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+
+
+def for_scoring(config: RunConfig) -> RunConfig:
+    """The run without what only training needs."""
+    # Scoring updates nothing: SGD keeps no state and runs on every device, whatever the run was trained with.
+    sparse = config.train.sparse.model_copy(update={"optimizer": "sgd"})
+    return config.model_copy(
+        update={
+            "train": config.train.model_copy(update={"sparse": sparse}),
+            "sharding": config.sharding.for_scoring(),
+        }
+    )
 
 
 def lines(result: dict[str, Any]) -> list[str]:

@@ -118,18 +118,23 @@ def claimed(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def differences(was: RunConfig, now: RunConfig) -> dict[str, str]:
+    """By key, a line on each setting that is not what it was."""
+    old, new = (_flat(config.model_dump(mode="json")) for config in (was, now))
+    return {
+        key: f"{key} = {new.get(key)!r}, was {old.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    }
+
+
 def _compare(was: RunConfig, now: RunConfig, where: str) -> list[str]:
     """Lines on settings that changed and may.
 
     Raises:
         Fault: others changed too; all are listed.
     """
-    old, new = (_flat(config.model_dump(mode="json")) for config in (was, now))
-    lines = {
-        key: f"{key} = {new.get(key)!r}, was {old.get(key)!r}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    }
+    lines = differences(was, now)
     refused = [line for key, line in lines.items() if not key.startswith(MAY_CHANGE)]
     if refused:
         text = "\n".join(f"  {line}" for line in refused)
