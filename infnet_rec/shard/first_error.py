@@ -65,7 +65,8 @@ class End:
     def cause(self) -> Cause:
         """What kind of end it is."""
         if self.said:
-            return Cause.MISSED_ANOTHER if OTHERS_GONE.search(self.said["message"]) else Cause.SAID_WHY
+            misses = self.facts.get("word") is None and OTHERS_GONE.search(str(self.said["message"]))
+            return Cause.MISSED_ANOTHER if misses else Cause.SAID_WHY
         if self.code is None:
             return Cause.LIVES
         if self.was_told_to or self.code in (0, TRY_AGAIN, -signal.SIGTERM, -signal.SIGINT):
@@ -78,7 +79,7 @@ def read_end(rank: int, code: int | None, error_file: Path, *, was_told_to: bool
     said: dict[str, Any] = {}
     with suppress(OSError, ValueError, KeyError, TypeError):
         message = json.loads(error_file.read_text(encoding="utf-8"))["message"]
-        said = message if isinstance(message, dict) else {"message": message}
+        said = message if isinstance(message, dict) and "message" in message else {"message": message}
     log = None
     with suppress(OSError):
         log = Path(error_file.with_name("log").read_text(encoding="utf-8"))

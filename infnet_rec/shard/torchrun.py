@@ -39,42 +39,40 @@ class Agent(LocalElasticAgent):
     """
 
     first: End | None = None
+    _remaining_restarts: int
 
     # torch's is wrapped in a way that has no type.
     def _monitor_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
     ) -> RunResult:
         before = self._ends(worker_group)
-        first = first_of(before)
+        first = first_of(before) if any(end.code not in (None, 0) for end in before) else None
         # Said at once: those that hang in a collective are waited for, for up to half a minute, before they are killed.
-        said = any(end.code not in (None, 0, TRY_AGAIN) for end in before) and first.cause <= Cause.SAID_WHY
-        if said:
+        said = first is not None and first.cause <= Cause.SAID_WHY
+        if first is not None and said:
             self._say(first)
         result: RunResult = super()._monitor_workers(worker_group)  # pyright: ignore[reportCallIssue]
         if not result.failures:
             return result
-        after = self._ends(worker_group, lived={end.rank for end in before if end.code is None})
-        Agent.first = next(end for end in after if end.rank == first.rank) if said else first_of(after)
+        lived = [end.rank for end in before if end.code is None] if first is not None else []
+        after = self._ends(worker_group, told_to_end=lived)
+        Agent.first = next(end for end in after if end.rank == first.rank) if first and said else first_of(after)
         if not said and all(end.code != TRY_AGAIN for end in after):
             self._say(Agent.first)
         if any(failure.exitcode in FINAL for failure in result.failures.values()):
             self._remaining_restarts = 0
         if self._remaining_restarts:
-            num_restarts = worker_group.spec.max_restarts
-            again = f"restart {num_restarts - self._remaining_restarts + 1} of {num_restarts}"
-            print(f"infnet-rec: all ranks are started again, {again}", file=sys.stderr, flush=True)
+            left = f"restarts left: {self._remaining_restarts - 1}"
+            print(f"infnet-rec: the ranks are started again ({left})", file=sys.stderr, flush=True)
         return result
 
-    def _ends(self, worker_group: WorkerGroup, *, lived: Collection[int] = ()) -> list[End]:
-        """What became of this machine's ranks; those that lived were told to end meanwhile."""
+    def _ends(self, worker_group: WorkerGroup, *, told_to_end: Collection[int] = ()) -> list[End]:
+        """What became of this machine's ranks."""
         context: Any = self._pcontext
         codes = {i: handler.proc.poll() for i, handler in context.subprocess_handlers.items()}
-        return [
-            read_end(
-                worker.global_rank, codes[i], Path(context.error_files[i]), was_told_to=worker.global_rank in lived
-            )
-            for i, worker in enumerate(worker_group.workers)
-        ]
+        files = {i: Path(file) for i, file in context.error_files.items()}
+        ranks = {i: worker.global_rank for i, worker in enumerate(worker_group.workers)}
+        return [read_end(ranks[i], codes[i], files[i], was_told_to=ranks[i] in told_to_end) for i in ranks]
 
     def _say(self, end: End) -> None:
         elsewhere = self._worker_group.group_world_size > 1

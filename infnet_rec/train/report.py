@@ -142,8 +142,8 @@ class Report:
         held = {"rss_bytes": memory.rss_bytes, "gpu_peak_bytes": memory.gpu_peak_bytes}
         self._write({**line, "left_s": round(left_s, 3), **held})
         text = progress_line([f"{step}/{self._num_steps}", f"{epoch:.2f}"], rate, losses, aucs, left_s, memory)
-        self._beside_bar = f" {rate:,.0f} examples/s, {clock(left_s)} left"
-        self._bar.set_postfix_str(self._beside_bar, refresh=False)
+        self._beside_bar = f"{rate:,.0f} examples/s, {clock(left_s)} left"
+        self._bar.set_description_str(self._beside_bar, refresh=False)
         self.say(text)
 
     def evaluated(self, split: str, step: int, metrics: Mapping[str, Mapping[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 # An evaluation that is done by then needs no bar.
 BAR_AFTER_S = 1.0
 DRAW_EVERY_S = 0.2
-STEPS = "{desc}{n_fmt}/{total_fmt} {percentage:3.0f}%|{bar}|{postfix}"
+STEPS = "step {n_fmt}/{total_fmt} {percentage:3.0f}%|{bar}| {desc}"
 
 
 def say(line: str) -> None:
@@ -26,14 +26,15 @@ def steps_bar(done: int, total: int, beside: str, *, speaks: bool) -> Iterator[A
     Args:
         done: steps of the run when the block begins.
         total: steps of the whole run.
-        beside: what stands beside it, until its `set_postfix_str` is told otherwise.
+        beside: what stands beside it, until its `set_description_str` is told otherwise; tqdm's own guess of the time
+            left would leave out evaluations.
         speaks: whether this rank draws; one does.
 
     Yields:
         What counts steps with `update()`.
     """
     with tqdm(
-        desc="step ",
+        desc=beside,
         total=total,
         initial=done,
         bar_format=STEPS,
@@ -43,8 +44,6 @@ def steps_bar(done: int, total: int, beside: str, *, speaks: bool) -> Iterator[A
         leave=False,
         dynamic_ncols=True,
     ) as bar:
-        # Its own guess of the time left would leave out evaluations.
-        bar.set_postfix_str(beside)
         yield bar
 
 
