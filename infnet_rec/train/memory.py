@@ -27,8 +27,13 @@ class Memory:
 
     def __str__(self) -> str:
         """For people."""
-        gpu = "" if self.gpu_peak_bytes is None else f", GPU {self.gpu_peak_bytes / GIB:.1f}"
-        return f"{self.rss_bytes / GIB:.1f}{gpu} GiB"
+        gpu = "" if self.gpu_peak_bytes is None else f", GPU {_gib(self.gpu_peak_bytes)}"
+        return f"{_gib(self.rss_bytes)}{gpu} GiB"
+
+
+def _gib(num_bytes: int) -> str:
+    gib = num_bytes / GIB
+    return f"{gib:.1f}" if gib < 10 else f"{gib:.0f}"
 
 
 def memory_now() -> Memory:
