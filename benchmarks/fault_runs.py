@@ -28,6 +28,7 @@ from infnet_rec.commands import train as _imported_before_forks  # noqa: F401
 from infnet_rec.commands.assemble import open_data, train_order
 from infnet_rec.config.load import load_config
 from infnet_rec.train.checkpoint.shelf import Commit, Shelf
+from infnet_rec.train.report import OF_THE_MACHINE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "small.toml"
@@ -223,7 +224,7 @@ class Run:
     def log_lines(self) -> list[dict[str, Any]]:
         """What metrics.jsonl says about learning, without times."""
         lines = _lines(self.run_dir / "metrics.jsonl")
-        return [{k: v for k, v in line.items() if k not in ("elapsed_s", "examples_per_s")} for line in lines]
+        return [{k: v for k, v in line.items() if k not in OF_THE_MACHINE} for line in lines]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.checkpoint.shelf import Shelf, name_of
 from infnet_rec.train.loop import LearningRates, Training
 from infnet_rec.train.metrics import TaskMetrics
-from infnet_rec.train.report import Report
+from infnet_rec.train.report import OF_THE_MACHINE, Report
 from infnet_rec.train.stop import StopSignal
 from sharded_runs import dense_of, small_config, tables_of, world_of
 
@@ -111,10 +111,10 @@ def optimizer_of(sharded: Sharded) -> dict[str, list[np.ndarray]]:
 
 
 def lines_of(run_dir: Path) -> list[dict[str, Any]]:
-    """What was logged, but for times and speeds."""
+    """What was logged, but for times, memory, and what the last steps before a stop had to do with it."""
     path = run_dir / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [{k: v for k, v in r.items() if k not in ("elapsed_s", "examples_per_s")} for r in records]
+    return [{k: v for k, v in r.items() if k not in OF_THE_MACHINE} for r in records]
 
 
 def cut_off(run_dir: Path, step: int, to: Path) -> Path:

@@ -110,9 +110,9 @@ def test_early_stopping_watches_tasks_that_have_both_classes() -> None:
 def test_a_report_writes_lines_that_machines_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """JSON lines, null where a metric has no value, and a line for people."""
     report = Report(tmp_path, 100)
-    report.training_resumed()
-    report.step_done(64)
-    report.progress(1, 0.01, {"click": 0.7}, {"sparse": 0.1, "dense": 0.2})
+    with report.training(0):
+        report.step_done(64)
+        report.progress(1, 0.01, {"click": 0.7}, {"sparse": 0.1, "dense": 0.2})
     report.evaluated("valid", 1, {"click": metrics(math.nan).to_json()})
     report.close()
     train, valid = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())

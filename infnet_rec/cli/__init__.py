@@ -26,6 +26,7 @@ from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, leave
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
 from infnet_rec.faults import TRY_AGAIN, Failure, Fault, Interrupted, Refusal
+from infnet_rec.shard.last_words import ERROR_FILE, as_a_rank, left_to_launcher
 
 OTHER_RANKS_WAIT_S = 2.0
 app = typer.Typer(
@@ -175,8 +176,10 @@ def root(
     """Train INFNet, the task-aware ranking network, on sharded embeddings."""
 
 
-def _complain(code: int, text: str, *, one_speaks: bool = False) -> None:
+def _complain(code: int, text: str, error: Exception, *, one_speaks: bool = False) -> None:
     """Says it once: under torchrun every rank finds most faults, and a rank that failed first ends the others."""
+    if not one_speaks and left_to_launcher(error):
+        sys.exit(code)
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(OTHER_RANKS_WAIT_S)
@@ -190,20 +193,18 @@ def _answer() -> None:
     try:
         app()
     except Fault as fault:
-        _complain(2, f"fault: {fault}")
+        _complain(2, f"fault: {fault}", fault)
     except Failure as failure:
-        _complain(1, f"failed: {failure}")
+        _complain(1, f"failed: {failure}", failure)
     except Refusal as refusal:
-        _complain(3, f"no: {refusal}")
+        _complain(3, f"no: {refusal}", refusal)
     except Interrupted as stopped:
-        _complain(TRY_AGAIN, str(stopped), one_speaks=True)
+        _complain(TRY_AGAIN, str(stopped), stopped, one_speaks=True)
 
 
 def main() -> None:
     """Entry point."""
-    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+    if ERROR_FILE not in os.environ:
         _answer()
         return
-    from infnet_rec.shard.world import recorded
-
-    recorded(_answer)()
+    as_a_rank(_answer)

@@ -133,7 +133,8 @@ def evaluation(config: RunConfig, data: Data, world: World, split: str) -> Evalu
     reader = BatchReader(data.store, split, data.schema, config.data.sequence_length)
     batch_size = -(-config.train.eval_batch_size // world.world_size) * world.world_size
     order = EvalOrder(len(reader), batch_size)
-    return Evaluation(_loader(reader, order, config, world), order.num_steps, data.task_names)
+    title = split if world.is_first else None
+    return Evaluation(_loader(reader, order, config, world), order.num_steps, data.task_names, title)
 
 
 def _loader(reader: BatchReader, order: TrainOrder | EvalOrder, config: RunConfig, world: World) -> Loader:

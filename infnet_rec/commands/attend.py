@@ -14,6 +14,7 @@ from infnet_rec.train.bad_batch import BadBatches
 from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.checkpoint.save import Saver
 from infnet_rec.train.guard import Guard, GuardedForward
+from infnet_rec.train.rank_log import RankLog
 from infnet_rec.train.stop import StopSignal
 
 
@@ -34,14 +35,15 @@ class Attendants:
 
 
 @contextmanager
-def attended(config: RunConfig, world: World) -> Iterator[Attendants]:
-    """The process group of all ranks, watched."""
+def attended(config: RunConfig, world: World, rank_log: RankLog) -> Iterator[Attendants]:
+    """The process group of all ranks, watched; from the moment it stands, the rank's log is open."""
     if config.train.deterministic:
         make_deterministic()
     patience_s = config.train.collective_timeout_s
     # The watch speaks first, and knows the rank; the group's own timeout is there in case it cannot.
     timeout = timedelta(seconds=patience_s * 1.5 + 30)
-    with joined(world, timeout), watching(world, patience_s) as watch:
+    with joined(world, timeout), watching(world, patience_s, rank_log.failed) as watch, rank_log:
+        rank_log.started(local_rank=world.local_rank, device=str(world.device))
         yield Attendants(StopSignal(speaks=world.is_first), watch)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -10,7 +11,9 @@ from infnet_rec.data.cache import local_store
 
 def fetched(url_or_path: str) -> Path:
     """A store's folder on this machine; see `local_store`."""
-    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr, disable=None, leave=False) as bar:
+    # Nothing is drawn where the store is here already.
+    look: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "delay": 0.5}
+    with tqdm(file=sys.stderr, disable=None, leave=False, **look) as bar:
 
         def progress(done: int, total: int) -> None:
             if bar.total is None:

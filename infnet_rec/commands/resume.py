@@ -38,7 +38,7 @@ MAY_CHANGE = (
     "train.on_nonfinite",
     "train.patience",
 )
-NOT_A_RUN_YET = re.compile(r"\.lock|\.config\.json\.writing")
+NOT_A_RUN_YET = re.compile(r"\.lock|\.config\.json\.writing|logs")
 
 
 @dataclass(frozen=True, slots=True)

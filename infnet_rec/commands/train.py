@@ -40,8 +40,10 @@ from infnet_rec.shard.planning.plan_file import write_plan
 from infnet_rec.shard.world import World, place
 from infnet_rec.train.evaluate import final_metrics, keep_predictions
 from infnet_rec.train.loop import LearningRates, Pace, Training
+from infnet_rec.train.rank_log import RankLog
 from infnet_rec.train.report import Report, clock, write_json
 from infnet_rec.train.schedule import Schedule
+from infnet_rec.train.voice import say
 
 
 def train(
@@ -78,27 +80,29 @@ def train(
         if world.is_first:
             print(f"{run_dir} is finished; nothing is left to train, so here are its results again", file=sys.stderr)
         return standing.result if world.is_first else None
+    rank_log = RankLog(run_dir, world.rank, say if world.is_first else lambda _: None)
     # Nobody writes to the folder before all ranks have looked at it, and the group is joined by all of them.
-    with claimed(run_dir) if world.is_first else nullcontext(), attended(config, world) as attendants:
+    with claimed(run_dir) if world.is_first else nullcontext(), attended(config, world, rank_log) as attendants:
         try:
-            return run(config, data, world, Start(run_dir, standing, weights_from), attendants)
+            return run(config, data, world, Start(run_dir, standing, weights_from, rank_log), attendants)
         except Interrupted as stopped:
             raise Interrupted(f"{stopped}; the same command with --run-dir {run_dir} goes on from there") from stopped
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run writes, what stands there, and whose weights a new one takes."""
+    """Where a run and this rank write, what stands there, and whose weights a new run takes."""
 
     run_dir: Path
     standing: Standing
     weights_from: str | None
+    rank_log: RankLog
 
 
 def run(config: RunConfig, data: Data, world: World, start: Start, attendants: Attendants) -> dict[str, Any] | None:
     """Trains and tests; the process group is open and the run directory is there."""
     settings, run_dir, pace = config.train, start.run_dir, pace_of(config, data)
-    report = Report(run_dir if world.is_first else None, pace.num_steps)
+    report = Report(run_dir if world.is_first else None, pace.num_steps, start.rank_log)
     sharded = shard_model(config, data, world)
     tables = data.schema.bag_tables + data.schema.sequence_tables
     num_sparse = sum(t.num_rows for t in tables) * table_width(config, data.schema)

@@ -16,6 +16,8 @@ from infnet_rec.faults import TRY_AGAIN
 from infnet_rec.strict import read_json
 
 POLL_S = 0.5
+# The last: how the launcher begins what it says of a rank.
+OUR_WORDS = ("infnet-rec: fault:", "infnet-rec: failed:", "infnet-rec: rank ")
 # A run whose whole validation has one class has no AUC to stop by.
 Judge = Callable[[int, Mapping[str, Mapping[str, Any]]], bool]
 
@@ -126,5 +128,5 @@ def wait_until_free(run_dir: Path, wants_stop: Callable[[], bool]) -> None:
 def last_words(log: Path) -> str:
     """The line of a log that says why: our own message where there is one."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith(("infnet-rec: fault:", "infnet-rec: failed:"))]
+    ours = [line for line in lines if line.startswith(OUR_WORDS)]
     return (ours or lines or ["it said nothing"])[-1].removeprefix("infnet-rec: ")[:300]

@@ -19,9 +19,9 @@ from types import FrameType
 from typing import NamedTuple
 
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from infnet_rec.faults import Failure
+from infnet_rec.shard.last_words import end
 from infnet_rec.shard.world import World
 
 LONGEST_INTERVAL_S = 5.0
@@ -147,9 +147,15 @@ class Watch:
 
 
 @contextmanager
-def watching(world: World, timeout_s: float) -> Iterator[Watch]:
-    """Watches all ranks while the block runs; the process group must be open. A lone rank has nobody to wait for."""
-    watch = Watch(world, timeout_s, lambda text: _end(world, text))
+def watching(world: World, timeout_s: float, note: Callable[[Failure], None]) -> Iterator[Watch]:
+    """Watches all ranks while the block runs; the process group must be open. A lone rank has nobody to wait for.
+
+    Args:
+        world: all ranks.
+        timeout_s: as in `Watch`.
+        note: is told why this process ends, just before it does.
+    """
+    watch = Watch(world, timeout_s, lambda text: _end(world, note, text))
     if world.world_size > 1 and "MASTER_ADDR" in os.environ:
         # A store may outlive its ranks, and machines count restarts differently: rank 0 names a place that is new.
         place = [f"infnet_rec/{os.getpid()}-{time.time_ns()}"]
@@ -190,14 +196,9 @@ def _place(frame: FrameType) -> str:
     return f"{frame.f_code.co_qualname} ({path}:{frame.f_lineno})"
 
 
-def _end(world: World, text: str) -> None:
+def _end(world: World, note: Callable[[Failure], None], text: str) -> None:
     """The main thread hangs in a collective and can raise nothing: says it here and ends the process."""
     if world.rank:
         time.sleep(OTHERS_WAIT_S)
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        try:
-            raise Failure(text)
-        except Failure as failure:
-            get_error_handler().record_exception(failure)
-    print(f"infnet-rec: failed: rank {world.rank}: {text}", file=sys.stderr, flush=True)
-    os._exit(1)
+    note(Failure(text))
+    end(text, f"rank {world.rank}: ")

@@ -1,7 +1,6 @@
 """Which rank this process is, and the process group it belongs to."""
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.utils.deterministic as torch_deterministic
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from infnet_rec.faults import Failure, Fault, Interrupted, Refusal
+from infnet_rec.shard.last_words import end
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
-
-# Around a rank's main function: torchrun's closing report then shows the first failing rank's own error.
-recorded = record
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +84,8 @@ def connecting(limit_s: float, what: str) -> Iterator[None]:
 
     def give_up() -> None:
         rank = os.environ.get("RANK", "0")
-        text = f"rank {rank}: {what}: the ranks did not reach each other in {limit_s:.0f} s"
-        print(f"infnet-rec: failed: {text}", file=sys.stderr, flush=True)
         # Not an exception: the main thread waits in C++ and hears none.
-        os._exit(1)
+        end(f"{what}: the ranks did not reach each other in {limit_s:.0f} s", f"rank {rank}: ")
 
     timer = threading.Timer(limit_s, give_up)
     timer.daemon = True

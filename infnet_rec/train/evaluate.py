@@ -24,13 +24,22 @@ from infnet_rec.train.metrics import (
     gather_predictions,
     mean_over_ranks,
 )
+from infnet_rec.train.voice import batches_bar
 
 
 class Evaluation:
     """One split and how to score it; the padding of its last batch has weight 0 and is dropped."""
 
-    def __init__(self, loader: Loader, num_steps: int, task_names: Sequence[str]) -> None:
-        self._loader, self._num_steps, self._task_names = loader, num_steps, task_names
+    def __init__(self, loader: Loader, num_steps: int, task_names: Sequence[str], title: str | None = None) -> None:
+        """Reads nothing yet.
+
+        Args:
+            loader: of this rank's batches.
+            num_steps: batches.
+            task_names: T names.
+            title: of a progress bar on a terminal; None draws none, as all ranks but one.
+        """
+        self._loader, self._num_steps, self._task_names, self._title = loader, num_steps, task_names, title
 
     def metrics(self, model: nn.Module, pipeline: TrainPipelineSparseDist) -> dict[str, TaskMetrics]:
         """Metrics of every task over all ranks' examples; the pipeline must be drained, and is drained afterwards."""
@@ -47,7 +56,7 @@ class Evaluation:
         logits, labels, users, weights = [], [], [], []
         batches = self._loader.batches(0, self._num_steps)
         with torch.no_grad():
-            for _ in range(self._num_steps):
+            for _ in batches_bar(self._num_steps, self._title):
                 scores = pipeline.progress(batches)
                 logits.append(scores.logits_BT)
                 labels.append(scores.labels_BT)

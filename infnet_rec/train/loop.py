@@ -4,6 +4,7 @@ It does not know how the model was sharded, nor how many ranks there are.
 """
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -108,6 +109,7 @@ class _Feed:
         """The first batch is that of `step`, counted from 0."""
         self._batches: Iterator[Batch] | None = batches
         self._step = step
+        self._waited_s = 0.0
 
     def __iter__(self) -> "_Feed":
         return self
@@ -115,9 +117,16 @@ class _Feed:
     def __next__(self) -> Batch:
         if self._batches is None:
             raise StopIteration
+        asked_at = time.perf_counter()
         batch = next(self._batches)
+        self._waited_s += time.perf_counter() - asked_at
         self._step += 1
         return batch
+
+    def take_wait_s(self) -> float:
+        """How long the pipeline had to wait for batches since the last call."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
 
     def end(self) -> int:
         """Gives no more; returns how many steps are done when all that was given is trained on."""
@@ -250,19 +259,19 @@ class Training:
         pace, report, guard = self.pace, self.report, self.guard
         batches = _Feed(self.loader.batches(at.step, stop - at.step), at.step)
         guard.follow(at)
-        report.training_resumed()
-        while at.step < stop:
-            rates = self.rates.at(at.step)
-            self.optimizers.set_lr(**rates)
-            guard.step_done(self.pipeline.progress(batches).loss_T, self.optimizers.gradient_norm)
-            at.step += 1
-            report.step_done(pace.global_batch_size)
-            reports = pace.reports_at(at.step)
-            if reports or guard.is_due or at.step == stop:
-                guard.look()
-                report.reached(at.step)
-                if guard.stop_agreed:
-                    stop = batches.end()
-            if reports:
-                report.progress(at.step, at.step / pace.steps_per_epoch, guard.mean_losses(), rates)
-        report.training_paused()
+        with report.training(at.step):
+            while at.step < stop:
+                rates = self.rates.at(at.step)
+                self.optimizers.set_lr(**rates)
+                scores = self.pipeline.progress(batches)
+                guard.step_done(scores.loss_T, self.optimizers.gradient_norm)
+                at.step += 1
+                report.step_done(pace.global_batch_size, scores, batches.take_wait_s())
+                reports = pace.reports_at(at.step)
+                if reports or guard.is_due or at.step == stop:
+                    guard.look()
+                    report.reached(at.step)
+                    if guard.stop_agreed:
+                        stop = batches.end()
+                if reports:
+                    report.progress(at.step, at.step / pace.steps_per_epoch, guard.mean_losses(), rates)

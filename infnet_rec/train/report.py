@@ -1,16 +1,24 @@
 """What a run tells people and leaves behind: progress lines, metrics.jsonl, TensorBoard, result.json."""
 
 import json
+import math
 import os
-import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from infnet_rec.model.ranking import Scores
 from infnet_rec.train.checkpoint.progress import Spent
+from infnet_rec.train.memory import GIB, Memory, memory_now
+from infnet_rec.train.rank_log import RankLog
+from infnet_rec.train.voice import no_bar, say, steps_bar
+from infnet_rec.train.window import TrainWindow
 
+# What of a line in metrics.jsonl depends on the machine, and on where a run was stopped: the rest is the run's own.
+OF_THE_MACHINE = ("elapsed_s", "examples_per_s", "left_s", "rss_bytes", "gpu_peak_bytes", "train_auc")
 DROPPED = "metrics.dropped.jsonl"
 REACHED = ".reached"
 
@@ -23,18 +31,24 @@ def write_json(path: Path, data: Any) -> None:
 
 
 class Report:
-    """Rank 0's voice; on other ranks nothing is written or said."""
+    """Rank 0's voice; other ranks say nothing, and write their own log only."""
 
-    def __init__(self, run_dir: Path | None, num_steps: int) -> None:
+    def __init__(self, run_dir: Path | None, num_steps: int, rank_log: RankLog | None = None) -> None:
         """Opens the run's files.
 
         Args:
             run_dir: where to write, None on all ranks but the first.
             num_steps: of the whole run, for the time left.
+            rank_log: this rank's own.
         """
-        self._run_dir, self._num_steps = run_dir, num_steps
+        self._run_dir, self._num_steps, self._rank_log = run_dir, num_steps, rank_log
         self._started_at = self._last_at = time.perf_counter()
-        self._examples_since = 0
+        self._trains_since: float | None = None
+        self._steps_done = 0
+        self._examples_since, self._local_since, self._waited_s = 0, 0, 0.0
+        self._window = TrainWindow()
+        self._beside_bar = ""
+        self._bar: Any = no_bar()
         self._train_s = 0.0
         self._train_examples = 0
         self._purged_from: int | None = None
@@ -67,20 +81,33 @@ class Report:
                 os.fsync(file.fileno())
         return Spent(time.perf_counter() - self._started_at, self._train_s, self._train_examples)
 
-    def step_done(self, num_examples: int) -> None:
-        """Counts a training step."""
+    def step_done(self, num_examples: int, scores: Scores | None = None, waited_s: float = 0.0) -> None:
+        """Counts a training step of so many examples over all ranks; waits for nothing.
+
+        Args:
+            num_examples: of the global batch.
+            scores: what it left on this rank.
+            waited_s: in which this rank had to wait for its loader.
+        """
+        self._steps_done += 1
+        self._bar.update()
         self._examples_since += num_examples
+        self._waited_s += waited_s
+        if scores is not None:
+            self._local_since += len(scores.weight_B)
+            if self._run_dir is not None:
+                self._window.keep(scores)
 
-    def training_paused(self) -> None:
-        """Time from here to `training_resumed` (evaluation, saving) does not count as training."""
-        now = time.perf_counter()
-        self._train_s += now - self._last_at
-        self._train_examples += self._examples_since
-        self._examples_since = 0
+    @contextmanager
+    def training(self, step: int) -> Iterator[None]:
+        """The run trains on from `step` in the block: time outside of it (evaluation, saving) does not count as that.
 
-    def training_resumed(self) -> None:
-        """See `training_paused`."""
-        self._last_at = time.perf_counter()
+        On a terminal a bar shows how far it is.
+        """
+        self._resume()
+        with steps_bar(step, self._num_steps, self._beside_bar, speaks=self._run_dir is not None) as self._bar:
+            yield
+        self._pause()
 
     @property
     def examples_per_s(self) -> float:
@@ -88,16 +115,36 @@ class Report:
         return self._train_examples / self._train_s if self._train_s else 0.0
 
     def progress(self, step: int, epoch: float, losses: Mapping[str, float], lr: Mapping[str, float]) -> None:
-        """One line for people, one for machines, after step number `step` (from 1)."""
+        """One line for people, one for machines, after step number `step` (from 1); all ranks call it.
+
+        The time left is that of the whole training: the steps left at the pace of this process since it began to train,
+        evaluations and checkpoints included. So it says too little before the first of them, and too much where
+        training stops early. The AUC is that of `TrainWindow`.
+        """
         now = time.perf_counter()
-        rate = self._examples_since / max(now - self._last_at, 1e-9)
-        self.training_paused()
-        self.training_resumed()
-        left_s = (now - self._started_at) / step * (self._num_steps - step)
-        self._write({"kind": "train", "step": step, "epoch": epoch, "examples_per_s": rate, "loss": losses, "lr": lr})
-        text = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        at = f"step {step}/{self._num_steps}  epoch {epoch:.2f}"
-        self.say(f"{at}  {rate:,.0f} examples/s  loss {text}  {clock(left_s)} left")
+        since_s = max(now - self._last_at, 1e-9)
+        rate, own_rate = self._examples_since / since_s, self._local_since / since_s
+        memory = memory_now()
+        self._pause()
+        self._resume()
+        if self._rank_log is not None:
+            own = {"examples_per_s": round(own_rate, 1), "data_wait_s": round(self._waited_s, 4), **asdict(memory)}
+            self._rank_log.report(step, own)
+        self._waited_s = 0.0
+        if self._run_dir is None:
+            return
+        trains_s = now - (self._trains_since or now)
+        left_s = trains_s / max(self._steps_done, 1) * (self._num_steps - step)
+        # Waits for the device, as the losses of this line did.
+        aucs = dict(zip(losses, self._window.take(), strict=False))
+        line = {"kind": "train", "step": step, "epoch": epoch, "examples_per_s": rate, "loss": losses, "lr": lr}
+        line["train_auc"] = {task: None if math.isnan(value) else value for task, value in aucs.items()}
+        held = {"rss_bytes": memory.rss_bytes, "gpu_peak_bytes": memory.gpu_peak_bytes}
+        self._write({**line, "left_s": round(left_s, 3), **held})
+        text = progress_line([f"{step}/{self._num_steps}", f"{epoch:.2f}"], rate, losses, aucs, left_s, memory)
+        self._beside_bar = f"{rate:,.0f} examples/s, {clock(left_s)} left"
+        self._bar.set_description_str(self._beside_bar, refresh=False)
+        self.say(text)
 
     def evaluated(self, split: str, step: int, metrics: Mapping[str, Mapping[str, Any]]) -> None:
         """The metrics of one evaluation: numbers by name, by task."""
@@ -108,12 +155,21 @@ class Report:
     def say(self, line: str) -> None:
         """A line for people."""
         if self._run_dir is not None:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def close(self) -> None:
         """Flushes TensorBoard."""
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+    def _resume(self) -> None:
+        self._last_at = time.perf_counter()
+        self._trains_since = self._trains_since or self._last_at
+
+    def _pause(self) -> None:
+        self._train_s += time.perf_counter() - self._last_at
+        self._train_examples += self._examples_since
+        self._examples_since = self._local_since = 0
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._run_dir is None:
@@ -127,6 +183,23 @@ class Report:
             self._tensorboard = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=self._purged_from)
         for name, value in _flat(record):
             self._tensorboard.add_scalar(name, value, record["step"])
+
+
+def progress_line(
+    at: Sequence[str],
+    rate: float,
+    losses: Mapping[str, float],
+    aucs: Mapping[str, float],
+    left_s: float,
+    memory: Memory,
+) -> str:
+    """The line for people; `at` is the step of how many, and the epoch."""
+    tasks = "  ".join(
+        f"{task} {loss:.4f}" + (f" AUC {aucs[task]:.3f}" if math.isfinite(aucs.get(task, math.nan)) else " AUC -")
+        for task, loss in losses.items()
+    )
+    where = f"step {at[0]}  epoch {at[1]}"
+    return f"{where}  {rate:,.0f} examples/s  loss {tasks}  {clock(left_s)} left  {memory}"
 
 
 def drop_lines_after(step: int, path: Path) -> None:
@@ -159,7 +232,10 @@ def _flat(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     if record["kind"] == "train":
         numbers = [(f"train/loss_{k}", v) for k, v in record["loss"].items()]
         numbers += [(f"train/lr_{k}", v) for k, v in record["lr"].items()]
-        return [*numbers, ("train/examples_per_s", record["examples_per_s"]), ("train/epoch", record["epoch"])]
+        numbers += [(f"train/auc_{k}", v) for k, v in record["train_auc"].items() if v is not None]
+        held = [("train/rss_gib", record["rss_bytes"]), ("train/gpu_peak_gib", record["gpu_peak_bytes"])]
+        numbers += [(name, held_bytes / GIB) for name, held_bytes in held if held_bytes is not None]
+        return [*numbers, *((f"train/{name}", record[name]) for name in ("examples_per_s", "epoch"))]
     return [
         (f"{record['split']}_{task}/{name}", value)
         for task, metrics in record["metrics"].items()

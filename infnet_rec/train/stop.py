@@ -2,10 +2,11 @@
 
 import os
 import signal
-import sys
 import time
 from types import FrameType
 from typing import Self
+
+from infnet_rec.train.voice import say
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A terminal sends Ctrl-C to every process and torchrun sends it on to its ranks: within this time it is one Ctrl-C.
@@ -49,5 +50,5 @@ class StopSignal:
         if not self.wanted:
             self._heard_at = now
             if self._speaks:
-                print(SAYS, file=sys.stderr, flush=True)
+                say(SAYS)
         self.wanted = True
