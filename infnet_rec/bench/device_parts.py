@@ -79,7 +79,7 @@ def kernels_by_part(
     computing: dict[Part, list[Stretch]] = {part: [] for part in PARTS}
     talking: dict[Part, list[Stretch]] = {part: [] for part in PARTS}
     for kernel in (s for s in spans if s.category in ON_DEVICE):
-        launch = launched.get(kernel.correlation)
+        launch = None if kernel.correlation is None else launched.get(kernel.correlation)
         part: Part = "rest" if launch is None else _part_at(host.get(launch.thread, ()), launch.start_s)
         kind = talking if _NCCL.search(kernel.name) else computing
         kind[part].append(kernel.stretch)

@@ -70,7 +70,7 @@ RULES: tuple[tuple[str, Part], ...] = (
     (rf"{BACKWARD}|{NODE}", "tower_backward"),
     (r"## optimizer|## zero_grad|Optimizer\.", "optimizer"),
 )
-_RULES = tuple((re.compile(pattern), part) for pattern, part in RULES)
+_RULES: tuple[tuple[re.Pattern[str], Part], ...] = tuple((re.compile(pattern), part) for pattern, part in RULES)
 # Inside of one of these a thread computes; in a range of a communication part and in none of these, it waits.
 _OPERATOR = re.compile(r"(aten|fbgemm|c10d|prims|mkldnn|mkl|torchrec|infnet_rec)::")
 

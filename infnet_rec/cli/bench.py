@@ -80,6 +80,44 @@ def run(
 @bench.command(
     epilog="""\b
 Example:
+  $ infnet-rec bench compare before.json after.json
+"""
+)
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A.json", help="What --out or --json of a verb of bench gave.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="Another result of the same verb.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say how many times faster the second result is, and how sure that is; names what else was different."""
+    from infnet_rec.commands import bench_compare as command
+
+    result = command.compare(before, after)
+    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+
+
+@bench.command(
+    name="input",
+    epilog="""\b
+Example:
+  $ infnet-rec bench input configs/quickstart.toml
+""",
+)
+def input_(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
+    overrides: Overrides = None,
+    batches: Annotated[int, typer.Option(min=1, help="Batches to time.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Read training batches and do nothing with them: examples/s, where the time goes, and whether it is enough."""
+    from infnet_rec.commands import bench_input as command
+
+    result = command.bench_input(config, overrides or [], num_batches=batches)
+    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+
+
+@bench.command(
+    epilog="""\b
+Example:
   $ OMP_NUM_THREADS=1 infnet-rec bench tower
   batch 1,024: 89 features, 28 sequences with 560 events an example (longest 20), 3 tasks, ...
   AMD EPYC, 1 thread: copies 18.4 GB/s, multiplies 93 GFLOP/s in float32, 1 in bfloat16

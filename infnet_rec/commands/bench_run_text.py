@@ -36,7 +36,8 @@ def _speed(result: JSON) -> list[str]:
         "",
         f"{result['examples_per_s']:,.0f} examples/s{each}",
         f"step of {result['global_batch_size']:,} examples: p50 {step['p50_ms']:,.1f} ms, p95 "
-        f"{step['p95_ms']:,.1f} ms, mean {step['mean_ms']:,.1f} +- {step['mean_ms_half_width']:,.1f} ms over {step['num_samples']} steps",
+        f"{step['p95_ms']:,.1f} ms, mean {step['mean_ms']:,.1f} +- {step['mean_ms_half_width']:,.1f} ms over "
+        f"{step['num_samples']} steps",
     ]
 
 
