@@ -6,7 +6,7 @@ exposed while the thread is in a range that waits for it, and overlapped while t
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infnet_rec.bench.intervals import Stretch, intersection, length, union
 from infnet_rec.bench.spans import (
@@ -19,6 +19,7 @@ from infnet_rec.bench.spans import (
     Part,
     Span,
     is_operator,
+    is_wait,
     part_of,
 )
 
@@ -92,28 +93,31 @@ def each(values: Mapping[Part, float], count: int) -> dict[Part, float]:
 
 def pieces_of(spans: Sequence[Span]) -> Iterator[Piece]:
     """Cuts a thread's time where its innermost range changes; time outside of all ranges is left out."""
-    around: list[tuple[Span, Part, bool]] = []
+    around: list[Piece] = []
     at = 0.0
 
     def upto(end_s: float) -> Iterator[Piece]:
         nonlocal at
         if around and end_s > at:
-            _, part, works = around[-1]
-            yield Piece((at, end_s), part, part in COMMUNICATION and not works)
+            yield replace(around[-1], stretch=(at, end_s))
         at = max(at, end_s)
 
     for span in sorted(spans, key=lambda s: (s.start_s, -s.end_s)):
-        while around and around[-1][0].end_s <= span.start_s:
-            yield from upto(around[-1][0].end_s)
+        while around and around[-1].stretch[1] <= span.start_s:
+            yield from upto(around[-1].stretch[1])
             around.pop()
         yield from upto(span.start_s)
-        outer: Part = around[-1][1] if around else "rest"
-        # What an operator calls is work too.
-        works = is_operator(span.name) or (bool(around) and around[-1][2] and part_of(span.name) is None)
-        around.append((span, part_of(span.name) or outer, works))
+        around.append(_inside(span, around[-1] if around else None))
     while around:
-        yield from upto(around[-1][0].end_s)
+        yield from upto(around[-1].stretch[1])
         around.pop()
+
+
+def _inside(span: Span, outer: Piece | None) -> Piece:
+    """A range as what it is inside of another: what is of no part of its own goes on with what is around it."""
+    part = part_of(span.name)
+    waits = is_wait(span.name) or (outer is not None and outer.waits and part is None)
+    return Piece(span.stretch, part or (outer.part if outer else "rest"), waits=waits and not is_operator(span.name))
 
 
 def _waits_for_reduce(own: Sequence[Span]) -> Iterator[Span]:

@@ -71,7 +71,8 @@ RULES: tuple[tuple[str, Part], ...] = (
     (r"## optimizer|## zero_grad|Optimizer\.", "optimizer"),
 )
 _RULES: tuple[tuple[re.Pattern[str], Part], ...] = tuple((re.compile(pattern), part) for pattern, part in RULES)
-# Inside of one of these a thread computes; in a range of a communication part and in none of these, it waits.
+# In these a thread waits for other ranks, but for the operators in it.
+_WAIT = re.compile(rf".*(wait\(\)|dist_wait\]|_Wait\b|ReqBackward\b)|{REDUCE_WAIT}")
 _OPERATOR = re.compile(r"(aten|fbgemm|c10d|prims|mkldnn|mkl|torchrec|infnet_rec)::")
 
 
@@ -127,6 +128,11 @@ def part_of(name: str) -> Part | None:
     return next((part for pattern, part in _RULES if pattern.match(name)), None)
 
 
+def is_wait(name: str) -> bool:
+    """Whether a thread is in this range until a collective is done."""
+    return _WAIT.match(name) is not None
+
+
 def is_operator(name: str) -> bool:
-    """Whether a thread in this range computes, or hands work over, rather than waits."""
+    """Whether a thread in this range computes, or hands work over."""
     return _OPERATOR.match(name) is not None
