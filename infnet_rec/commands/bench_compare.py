@@ -38,8 +38,8 @@ def compare(before_path: Path, after_path: Path) -> JSON:
     before, after = _read(before_path), _read(after_path)
     if before["bench"] != after["bench"]:
         raise Fault(
-            f"{before_path} is of bench {before['bench']} and {after_path} of bench {after['bench']}; compare two of one "
-            "verb"
+            f"{before_path} is of bench {before['bench']} and {after_path} of bench {after['bench']}; compare two "
+            "results of one verb"
         )
     first, second = _samples(before, before_path), _samples(after, after_path)
     ratios = {}
