@@ -79,7 +79,7 @@ def evaluate(
 def bench(
     *overrides: str,
     config: str,
-    what: str = "embedding",
+    what: str = "run",
     j: str = "1x2",
     h: Optional[str] = None,
     image: str = IMAGE,
@@ -91,14 +91,16 @@ def bench(
     Args:
         overrides: KEY=VALUE laid on the configuration, after "--".
         config: a run's TOML file, at the same path on every node.
-        what: a verb of infnet-rec bench that takes a configuration.
+        what: a verb of infnet-rec bench that takes a configuration; run trains for a while and says where a step goes.
         j: NODESxRANKS.
         h: a named resource of the scheduler: what a node has.
         image: container image that this project is installed in, where the scheduler starts containers.
         env: environment variables, NAME=VALUE,NAME=VALUE.
         mounts: into the container, type=bind,src=PATH,dst=PATH.
     """
-    known = [command.name or getattr(command.callback, "__name__", "") for command in bench_verbs.registered_commands]
+    verbs = bench_verbs.registered_commands
+    takes = [verb for verb in verbs if "config" in getattr(verb.callback, "__annotations__", {})]
+    known = [verb.name or getattr(verb.callback, "__name__", "") for verb in takes]
     if what not in known:
         _leave(Fault(f"--what {what}: must be one of {', '.join(known)}{did_you_mean(what, known)}"))
     words = ("bench", what, config, *_set(overrides))

@@ -103,6 +103,12 @@ def test_the_step_verb(small_store: Path) -> None:
         (["tower", str(CONFIG)], ["store"]),
         (["embedding", str(CONFIG)], ["store"]),
         (["step", "nothing.toml"], ["nothing.toml"]),
+        (["input", "nothing.toml"], ["nothing.toml"]),
+        (["run", str(CONFIG)], ["store"]),
+        (["run", str(CONFIG), "-j", "1x2"], ["store"]),
+        (["run", str(CONFIG), "-j", "2x2"], ["-j 2x2", "1x2"]),
+        (["run", str(CONFIG), "-j", "two"], ["-j two", "NODESxRANKS"]),
+        (["compare", "nothing.json", "b.json"], ["nothing.json", "no such file"]),
     ],
 )
 def test_faults_end_with_one_message_and_code_2(

@@ -14,6 +14,7 @@ class Exchange(TorchDispatchMode):
         sent_bytes: handed to collectives by this rank for other ranks: of an all-to-all what is addressed to others, of
             any other collective all but this rank's share of its input.
         calls: how often each kind of collective was called.
+        log: the calls in their order, each with its part of `sent_bytes`.
     """
 
     def __init__(self, rank: int, world_size: int) -> None:
@@ -21,6 +22,7 @@ class Exchange(TorchDispatchMode):
         self.rank, self.world_size = rank, world_size
         self.sent_bytes = 0.0
         self.calls: dict[str, int] = {}
+        self.log: list[tuple[str, float]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -30,7 +32,8 @@ class Exchange(TorchDispatchMode):
         if func.namespace == "c10d":
             kind = func._schema.name.split("::")[1]
             self.calls[kind] = self.calls.get(kind, 0) + 1
-            self.sent_bytes += self._sent_bytes(kind, args)
+            self.log.append((kind, self._sent_bytes(kind, args)))
+            self.sent_bytes += self.log[-1][1]
         return func(*args, **kwargs)
 
     def _sent_bytes(self, kind: str, args: tuple[Any, ...]) -> float:

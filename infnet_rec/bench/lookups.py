@@ -46,14 +46,15 @@ class Lookup:
 
 def measure_lookups(
     lookups: Mapping[str, Lookup], device: torch.device, rank: int, world_size: int, *, num_rounds: int
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Times them side by side; on several ranks all call it together.
 
     Returns:
         By name: `ids` looked up, `tokens` that come out, seconds of the forward pass and of forward and backward with
-        the update of the tables, bytes sent to other ranks in each pass; of this rank.
+        the update of the tables (those of each round in `samples_s`), bytes sent to other ranks in each pass; of this
+        rank.
     """
-    facts: dict[str, dict[str, float]] = {}
+    facts: dict[str, dict[str, Any]] = {}
     forwards: dict[str, Callable[[], object]] = {}
     trainings: dict[str, Callable[[], object]] = {}
     for name, lookup in lookups.items():
@@ -75,4 +76,5 @@ def measure_lookups(
     training = alternate_together(trainings, device, num_rounds=num_rounds, repeats=REPEATS)
     for name, fact in facts.items():
         fact |= {"forward_s": middle(forward[name]).wall_s, "forward_backward_s": middle(training[name]).wall_s}
+        fact["samples_s"] = [one.wall_s for one in training[name]]
     return facts

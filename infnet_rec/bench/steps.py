@@ -33,7 +33,7 @@ def measure_steps(
         steps_per_round: of one pipeline.
 
     Returns:
-        By name: seconds of a step by both clocks, and the loss of each task in the first step.
+        By name: seconds of a step by both clocks, those of each round, and the loss of each task in the first step.
 
     Raises:
         Failure: the first losses differ, so the models are not the same function.
@@ -54,6 +54,7 @@ def measure_steps(
     return {
         name: {
             "step_s": middle(taken[name]).wall_s,
+            "samples_s": [one.wall_s for one in taken[name]],
             "processor_s": middle(taken[name]).processor_s,
             "first_loss": first_loss[name],
         }

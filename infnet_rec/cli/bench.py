@@ -1,6 +1,7 @@
 """The verbs of `infnet-rec bench`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +10,109 @@ import typer
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 
 bench = typer.Typer(
-    help="What this machine makes of the model: tower, lookups, whole steps.",
+    help="What this machine makes of the model: real training by parts, and loader, lookups, tower and step alone.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings=SETTINGS,
 )
 
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "-j", metavar="NODESxRANKS", help="Ranks to start here, such as 1x2; under torchrun, what it started."
+    ),
+]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds of timing, of all forms in turn; medians are reported.")]
+
+
+@bench.command(
+    epilog="""\b
+Example:
+  $ infnet-rec bench run configs/quickstart.toml -j 1x2
+"""
+)
+def run(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
+    overrides: Overrides = None,
+    size: Where = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time at least.")] = 50,
+    warm_up: Annotated[int, typer.Option(min=2, help="Steps before.")] = 10,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="After this long no more steps are timed, however unsteady they are.")
+    ] = 60.0,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Keep the Chrome trace; of several ranks a file each.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the result, for 'bench compare'.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of a rank; by default what the hardware's file says, if it does.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train for a while and say how fast, where a step's time goes, and what an epoch costs. Keeps no weights.
+
+    Steps are timed until their mean is known to 2 %, then a few are done under the profiler.
+    """
+    # Kineto, inside of torch, reports starts and stops on stderr unless its level says otherwise when it is loaded.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from infnet_rec.bench.length import Length
+    from infnet_rec.commands.bench_asked import Asked
+
+    asked = Asked(Length(warm_up, steps, seconds), trace, out, price_per_hour)
+    overrides = overrides or []
+    if (num_ranks := asked.ranks_to_start(size, os.environ)) > 1:
+        from infnet_rec.commands import local_ranks
+
+        local_ranks.check_ranks(config, overrides, num_ranks)
+        asked.check(num_ranks)
+        arguments = [str(config), *(f"--set={o}" for o in overrides), *asked.words()]
+        local_ranks.launch(["bench", "run", *arguments, *(["--json"] if as_json else [])], num_ranks)
+    from infnet_rec.commands import bench_run as command
+    from infnet_rec.commands.bench_run_text import lines
+
+    result = command.bench_run(config, overrides, asked)
+    if result is not None:
+        print(json.dumps(result) if as_json else "\n".join(lines(result)))
+
+
+@bench.command(
+    epilog="""\b
+Example:
+  $ infnet-rec bench compare before.json after.json
+"""
+)
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A.json", help="What --out or --json of a verb of bench gave.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="Another result of the same verb.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say how many times faster the second result is, and how sure that is; names what else was different."""
+    from infnet_rec.commands import bench_compare as command
+
+    result = command.compare(before, after)
+    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+
+
+@bench.command(
+    name="input",
+    epilog="""\b
+Example:
+  $ infnet-rec bench input configs/quickstart.toml
+""",
+)
+def input_(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
+    overrides: Overrides = None,
+    batches: Annotated[int, typer.Option(min=1, help="Batches to time.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Read training batches and do nothing with them: examples/s, where the time goes, and whether it is enough."""
+    from infnet_rec.commands import bench_input as command
+
+    result = command.bench_input(config, overrides or [], num_batches=batches)
+    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
 
 
 @bench.command(

@@ -88,7 +88,10 @@ def _measure(config: RunConfig, data: Data, world: World, num_rounds: int) -> di
     facts: dict[str, JSON] = {
         name: dict[str, Any](zip(MEASURED, row, strict=True)) for name, row in zip(own, mean.tolist(), strict=True)
     }
-    return {name: _all_ranks(fact, world.world_size) for name, fact in facts.items()}
+    return {
+        name: {**_all_ranks(fact, world.world_size), "samples_s": own[name]["samples_s"]}
+        for name, fact in facts.items()
+    }
 
 
 def _parts(module: object) -> RankingModel:

@@ -1,0 +1,95 @@
+"""`bench input`: the loader alone, and whether it keeps up with the steps."""
+
+from collections.abc import Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infnet_rec.bench.input import stages, time_batches
+from infnet_rec.bench.length import Length
+from infnet_rec.bench.machine import describe
+from infnet_rec.bench.meter import Feed, Meter
+from infnet_rec.bench.summary import summary
+from infnet_rec.commands.assemble import check_run, open_data, shard_model, train_loader, train_order
+from infnet_rec.commands.train import quieten, use_threads
+from infnet_rec.config.load import load_config
+from infnet_rec.data.loader import BatchReader
+from infnet_rec.faults import Fault
+from infnet_rec.shard.world import joined, place
+
+WARM_UP, STAGED = 8, 10
+# Read already, so that steps on them wait for nothing.
+IN_MEMORY = 4
+STEPS = Length(warm_up=3, least=10, most_s=15.0)
+
+JSON = dict[str, Any]
+
+
+def bench_input(config_path: Path, overrides: Sequence[str], *, num_batches: int) -> JSON:
+    """Reads batches as fast as they come, then trains on some that are in memory, to know how fast they are needed.
+
+    Raises:
+        Fault: the configuration or its store is at fault, or there are several ranks.
+    """
+    config = load_config(config_path, overrides)
+    data, world = open_data(config), place()
+    if world.world_size > 1:
+        raise Fault(f"bench input: measures one rank, and torchrun started {world.world_size}; start it alone")
+    check_run(config, data, world)
+    quieten()
+    use_threads(config.train.num_threads, world)
+    loader, batch_size = train_loader(config, data, world), config.train.global_batch_size
+    batches = loader.batches(0, WARM_UP + num_batches + IN_MEMORY + config.data.read_ahead)
+    samples_s = time_batches(batches, warm_up=WARM_UP, num_batches=num_batches)
+    in_memory = list(islice(batches, IN_MEMORY))
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue] - a generator's: ends its threads
+    with_rarity = config.train.loss.embedding_l2 > 0
+    reader = BatchReader(data.store, "train", data.schema, config.data.sequence_length, with_rarity=with_rarity)
+    order = train_order(config, data)
+    by_stage = stages(reader, order.global_batch, first_step=0, num_batches=STAGED)
+    with joined(world):
+        sharded = shard_model(config, data, world)
+        sharded.model.train()
+        meter = Meter(sharded.pipeline, Feed(cycle(in_memory)), world.device, list)
+        steps_s, _ = meter.time_steps(STEPS)
+        meter.drain()
+    batch_s, step_s = float(np.mean(samples_s)), float(np.mean(steps_s))
+    return {
+        "bench": "input",
+        "machine": describe(world.device),
+        "store": data.store.fingerprint,
+        "config": config.model_dump(mode="json"),
+        "batch_size": batch_size,
+        "events_per_example": sum(int(batch.lengths_FB.sum()) for batch in in_memory) / IN_MEMORY / batch_size,
+        "batch": {**summary(samples_s), "samples_s": samples_s},
+        "examples_per_s": batch_size / batch_s,
+        "stages_ms": {stage: 1e3 * s for stage, s in by_stage.items()},
+        "step": summary(steps_s),
+        "needed_examples_per_s": batch_size / step_s,
+        "times_needed": step_s / batch_s,
+    }
+
+
+def lines(result: JSON) -> list[str]:
+    """The measurement for people."""
+    batch, machine, settings = result["batch"], result["machine"], result["config"]["data"]
+    threads, whole = settings["loader_threads"], sum(result["stages_ms"].values())
+    text = [
+        f"batches of {result['batch_size']:,} examples with {result['events_per_example']:.0f} events each, read by "
+        f"{threads} thread{'s' * (threads > 1)} on {machine['cores']} cores of {machine['name']}",
+        f"{result['examples_per_s']:,.0f} examples/s: p50 {batch['p50_ms']:,.2f} ms, p95 {batch['p95_ms']:,.2f} ms, "
+        f"mean {batch['mean_ms']:,.2f} +- {batch['mean_ms_half_width']:,.2f} ms over {batch['num_samples']} batches",
+        "",
+        f"{'where one thread spends a batch':<34}{'ms':>9}{'share':>8}",
+    ]
+    text += [f"{stage:<34}{ms:>9,.2f}{ms / whole:>8.1%}" for stage, ms in result["stages_ms"].items()]
+    enough = "enough" if result["times_needed"] > 1 else "not enough"
+    return [
+        *text,
+        "",
+        f"a step on batches in memory takes {result['step']['mean_ms']:,.1f} ms, so it needs "
+        f"{result['needed_examples_per_s']:,.0f} examples/s: the loader alone gives {result['times_needed']:.2f} times "
+        f"that, {enough} as long as it has its core{'s' * (threads > 1)}",
+    ]
