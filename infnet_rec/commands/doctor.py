@@ -12,10 +12,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchmetrics", "torchx", "urllib3")
 PYTHONS = ((3, 11), (3, 12))
@@ -32,20 +32,29 @@ Versions = Mapping[str, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at; `remedy` is a command, and empty when nothing is wrong."""
+    """One thing that was looked at; `remedy` says what to do, mostly a command, and is empty when nothing is wrong.
+
+    A warning is of something that training can do with.
+    """
 
     name: str
     found: str
     remedy: str = ""
+    kind: Literal["fault", "warning"] = "fault"
+
+    @property
+    def state(self) -> Literal["ok", "fault", "warning"]:
+        """In a word."""
+        return self.kind if self.remedy else "ok"
 
     @property
     def sound(self) -> bool:
         """Whether nothing needs mending."""
-        return not self.remedy
+        return self.state != "fault"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return asdict(self) | {"sound": self.sound}
+        return {"name": self.name, "found": self.found, "remedy": self.remedy, "state": self.state, "sound": self.sound}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +96,9 @@ def table(checks: Sequence[Check]) -> str:
     width = max(len(check.name) for check in checks)
     lines: list[str] = []
     for check in checks:
-        lines.append(f"{'ok' if check.sound else 'FAULT':5}  {check.name:{width}}  {check.found}")
-        if not check.sound:
+        word = {"ok": "ok", "fault": "FAULT", "warning": "WARN"}[check.state]
+        lines.append(f"{word:5}  {check.name:{width}}  {check.found}")
+        if check.remedy:
             lines.append(f"{'':5}  {'remedy':>{width}}  {check.remedy}")
     faults = sum(not check.sound for check in checks)
     return "\n".join([*lines, "", f"{faults} of {len(checks)} checks failed" if faults else "all sound"])
