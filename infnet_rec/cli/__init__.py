@@ -17,10 +17,12 @@ from infnet_rec import __version__
 from infnet_rec.cli.bench import bench
 from infnet_rec.cli.checkpoint import checkpoint
 from infnet_rec.cli.data import data
+from infnet_rec.cli.doctor import EPILOG as DOCTOR_EPILOG
+from infnet_rec.cli.doctor import doctor
 from infnet_rec.cli.experiment import EXPERIMENT_EPILOG, REPORT_EPILOG, experiment, report
 from infnet_rec.cli.launch import EPILOG as LAUNCH_EPILOG
 from infnet_rec.cli.launch import launch
-from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, leave
+from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
 from infnet_rec.faults import TRY_AGAIN, Failure, Fault, Interrupted, Refusal
@@ -42,6 +44,7 @@ app.command(epilog=LAUNCH_EPILOG)(launch)
 app.add_typer(checkpoint, name="checkpoint")
 app.command(epilog=EXPERIMENT_EPILOG)(experiment)
 app.command(epilog=REPORT_EPILOG)(report)
+app.command(epilog=DOCTOR_EPILOG)(doctor)
 
 
 @app.command(
@@ -139,22 +142,6 @@ def model(
 
     result = command.describe_model(config, overrides or [], ragged=ragged)
     print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
-
-
-@app.command(
-    epilog="""\b
-Example:
-  $ infnet-rec doctor
-  ok     python         3.11
-  ok     versions       torch 2.13.0+cpu, torchrec 1.8.0, fbgemm-gpu-cpu 1.8.0
-  ...
-  all sound"""
-)
-def doctor(as_json: AsJson = False) -> None:
-    """Say whether the installation is sound, and what to do if not."""
-    from infnet_rec.commands.doctor import run
-
-    leave(run(json=as_json))
 
 
 def _version(wanted: bool) -> None:

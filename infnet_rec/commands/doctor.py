@@ -68,24 +68,36 @@ class Torch:
 
 def run(*, json: bool) -> int:
     """Prints the diagnosis to stdout, as a table or as one JSON object; returns 0 when all is sound, else 3."""
-    checks = diagnose()
+    return tell(diagnose(), {}, json=json)
+
+
+def tell(checks: Sequence[Check], measured: Mapping[str, Any], *, json: bool) -> int:
+    """Prints checks as a table, or as one JSON object with what was measured; the exit code."""
     sound = all(check.sound for check in checks)
     if json:
-        print(json_module.dumps({"sound": sound, "checks": [check.to_json() for check in checks]}, indent=2))
+        listed = [check.to_json() for check in checks]
+        print(json_module.dumps({"sound": sound, **measured, "checks": listed}, indent=2), flush=True)
     else:
-        print(table(checks))
+        print(table(checks), flush=True)
     return 0 if sound else 3
 
 
-def diagnose() -> list[Check]:
-    """Looks at everything; takes some seconds, since it starts processes."""
+def diagnose(collectives: Literal["tried", "left out"] = "tried") -> list[Check]:
+    """Looks at everything; takes some seconds, since it starts processes.
+
+    Args:
+        collectives: left out by ranks, which are about to do them.
+    """
     versions, torch, gpus = installed_versions(), installed_torch(), driver_gpus()
+    trials = [] if torch.fault else lookup_trials(torch)
+    trials += [] if torch.fault or collectives == "left out" else collective_trials(torch)
     return [
         check_python(sys.version_info[:2]),
         check_fit(versions),
         check_torchmetrics(versions),
         check_urllib3(versions),
         *check_torch(torch, gpus, versions),
+        *trials,
         check_free("disk", Path.cwd(), MIN_DISK_GIB, "df -h . && du -sh runs"),
         check_free("shared memory", Path("/dev/shm"), MIN_SHARED_MEMORY_GIB, "mount -o remount,size=2G /dev/shm"),
     ]
@@ -228,24 +240,29 @@ def check_torch(torch: Torch, gpus: Sequence[str], versions: Versions) -> list[C
     """What can be asked of a torch that can be imported."""
     if torch.fault is not None:
         return [Check("torch", torch.fault, _ANEW)]
-    return [check_one_fbgemm(versions, torch), check_gpu(gpus, torch, versions), *_trials(torch)]
+    return [check_one_fbgemm(versions, torch), check_gpu(gpus, torch, versions)]
 
 
-def _trials(torch: Torch) -> list[Check]:
-    from infnet_rec.shard.probe import collective_fault, lookup_fault
+def lookup_trials(torch: Torch) -> list[Check]:
+    """Whether fbgemm's kernels give the right numbers, on each device."""
+    from infnet_rec.shard.probe import lookup_fault
+
+    checks = [check_trial("lookup", "right on the CPU", lookup_fault("cpu"), _ANEW)]
+    if torch.num_gpus:
+        checks.append(check_trial("lookup on a GPU", "right", lookup_fault("cuda"), _ANEW))
+    return checks
+
+
+def collective_trials(torch: Torch) -> list[Check]:
+    """Whether processes of this machine find each other."""
+    from infnet_rec.shard.probe import collective_fault
 
     interface = "export GLOO_SOCKET_IFNAME=lo  # or one that `ip addr` lists"
-    checks = [
-        check_trial("lookup", "right on the CPU", lookup_fault("cpu"), _ANEW),
-        check_trial("gloo", "2 processes add up", collective_fault("gloo", 2), interface),
-    ]
+    checks = [check_trial("gloo", "2 processes add up", collective_fault("gloo", 2), interface)]
     if torch.num_gpus:
         right = f"{torch.num_gpus} GPU{'s' * (torch.num_gpus > 1)} add up"
         nccl = collective_fault("nccl", torch.num_gpus)
-        checks += [
-            check_trial("lookup on a GPU", "right", lookup_fault("cuda"), _ANEW),
-            check_trial("nccl", right, nccl, "export NCCL_DEBUG=INFO && infnet-rec doctor"),
-        ]
+        checks.append(check_trial("nccl", right, nccl, "export NCCL_DEBUG=INFO && infnet-rec doctor"))
     return checks
 
 

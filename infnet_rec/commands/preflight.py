@@ -122,9 +122,9 @@ def agree(own: Identity, data: Data | None, world: World) -> list[Check]:
     def verdict() -> str:
         places = [Place(rank, each["host"]) for rank, each in enumerate(heard)]
         checks = _broken_stores(places, [each["fault"] for each in heard])
-        return _written([*checks, *disagreements(places, whole)])
+        return written([*checks, *disagreements(places, whole)])
 
-    return _read(from_first_rank(world, verdict))
+    return read(from_first_rank(world, verdict))
 
 
 def look_around(world: World, effort: Effort) -> list[RankFacts]:
@@ -138,7 +138,7 @@ def look_around(world: World, effort: Effort) -> list[RankFacts]:
 
 def judged(ranks: Sequence[RankFacts], plan: PlanFile | None, world: World) -> list[Check]:
     """All checks of what rank 0 knows, the same on all ranks. Collective."""
-    return _read(from_first_rank(world, lambda: _written(check_all(ranks, plan))))
+    return read(from_first_rank(world, lambda: written(check_all(ranks, plan))))
 
 
 def refuse(checks: Sequence[Check]) -> None:
@@ -185,6 +185,8 @@ def facts_json(ranks: Sequence[RankFacts]) -> dict[str, Any]:
             for kind in times_of(ranks)
         ]
         between = {"all_to_all": times, "clock_bound_s": clock_bound_s(ranks)}
+    if not ranks:
+        return {}
     hosts = dict(Counter(rank.host for rank in ranks))
     return {"ranks_by_host": hosts, "network": list(dict.fromkeys(rank.network for rank in ranks)), **between}
 
@@ -197,9 +199,11 @@ def _broken_stores(places: Sequence[Place], faults: Sequence[str | None]) -> lis
     return [Check("store", f"{fault} on {ranks_in_words(those)}", REMEDIES["store"]) for fault, those in found.items()]
 
 
-def _written(checks: Sequence[Check]) -> str:
+def written(checks: Sequence[Check]) -> str:
+    """For other ranks; see `read`."""
     return json.dumps([[check.name, check.found, check.remedy, check.kind] for check in checks])
 
 
-def _read(text: str) -> list[Check]:
+def read(text: str) -> list[Check]:
+    """What another rank has `written`."""
     return [Check(*fields) for fields in json.loads(text)]

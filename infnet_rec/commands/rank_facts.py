@@ -185,13 +185,13 @@ def check_shared_memory(ranks: Sequence[RankFacts]) -> Check:
     """NCCL's ranks of one host exchange through /dev/shm; gloo's do not."""
     known = [rank for rank in ranks if rank.shared_memory_bytes is not None]
     if not known:
-        return Check("/dev/shm", "none on this system")
+        return Check("shared memory", "none on this system")
     least = min(known, key=lambda rank: rank.shared_memory_bytes or 0)
     found = f"{size_in_words(least.shared_memory_bytes or 0)} free"
     if least.gpu and (least.shared_memory_bytes or 0) < MIN_SHARED_MEMORY_GIB * GIB and len(ranks) > 1:
         found = f"{ranks_in_words([least.place])}: {found}"
-        return Check("/dev/shm", found, "docker run --shm-size=2g  # or mount a larger one", "warning")
-    return Check("/dev/shm", found)
+        return Check("shared memory", found, "docker run --shm-size=2g  # or mount a larger one", "warning")
+    return Check("shared memory", found)
 
 
 def check_gpus_alike(ranks: Sequence[RankFacts]) -> Check:
