@@ -168,7 +168,7 @@ def sum_up(ranks: Sequence[RankFacts], plan: PlanFile | None) -> str:
         over = " and ".join(dict.fromkeys(rank.network for rank in ranks))
         parts = [
             f"{parts[0]} on {num_hosts} host{'s' * (num_hosts > 1)} agree",
-            f"{over}, all-to-all {largest.sent_bytes / largest.best_s / 1e9:.2g} GB/s a rank",
+            f"{over}, all-to-all {largest.rate_in_words}",
             f"clocks within {seconds_in_words(clock_bound_s(ranks))}",
         ]
     tightest = max(spaces_of(ranks, plan), key=lambda space: space.share)

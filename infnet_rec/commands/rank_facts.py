@@ -102,7 +102,7 @@ def check_exchange(ranks: Sequence[RankFacts]) -> Check:
     over = " and ".join(dict.fromkeys(rank.network for rank in ranks))
     parts = []
     for kind in reversed(times_of(ranks)):
-        rate = f"{kind.sent_bytes / kind.best_s / 1e9:.2g} GB/s a rank, " if kind.rank_bytes >= 1 << 20 else ""
+        rate = f"{kind.rate_in_words}, " if kind.rank_bytes >= 1 << 20 else ""
         parts.append(f"{rate}{seconds_in_words(kind.best_s)} at {size_in_words(kind.rank_bytes)}")
     return Check("all-to-all", f"{over}: {'; '.join(parts)}; measured")
 
@@ -114,6 +114,12 @@ class Exchanged:
     rank_bytes: int
     sent_bytes: float
     best_s: float
+
+    @property
+    def rate_in_words(self) -> str:
+        """For people."""
+        gb_per_s = self.sent_bytes / self.best_s / 1e9
+        return f"{gb_per_s:.{1 if gb_per_s >= 1 else 2}f} GB/s a rank"
 
 
 def times_of(ranks: Sequence[RankFacts]) -> list[Exchanged]:
@@ -220,7 +226,7 @@ def check_locked_memory(ranks: Sequence[RankFacts]) -> Check:
 
 
 def seconds_in_words(seconds: float) -> str:
-    if seconds < 1e-3:
+    if seconds < 0.9995e-3:
         return f"{seconds * 1e6:.0f} us"
     if seconds < 1:
         return f"{seconds * 1e3:.1f} ms" if seconds < 1e-2 else f"{seconds * 1e3:.0f} ms"
