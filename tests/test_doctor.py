@@ -158,7 +158,7 @@ def test_exit_code_table_and_json(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert doctor.run(json=True) == 3
     printed = json.loads(capsys.readouterr().out)
     assert printed["sound"] is False
-    assert printed["checks"][0] == {"name": "python", "found": "3.11", "remedy": "", "sound": True}
+    assert printed["checks"][0] == {"name": "python", "found": "3.11", "remedy": "", "state": "ok", "sound": True}
     monkeypatch.setattr(doctor, "diagnose", lambda: checks[:1])
     assert doctor.run(json=False) == 0
 

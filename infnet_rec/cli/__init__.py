@@ -19,13 +19,15 @@ from infnet_rec.cli.attention import attention
 from infnet_rec.cli.bench import bench
 from infnet_rec.cli.checkpoint import checkpoint
 from infnet_rec.cli.data import data
+from infnet_rec.cli.doctor import EPILOG as DOCTOR_EPILOG
+from infnet_rec.cli.doctor import doctor
 from infnet_rec.cli.experiment import EXPERIMENT_EPILOG, REPORT_EPILOG, experiment, report
 from infnet_rec.cli.launch import EPILOG as LAUNCH_EPILOG
 from infnet_rec.cli.launch import launch
-from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, leave
+from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
-from infnet_rec.faults import TRY_AGAIN, Failure, Fault, Interrupted, Refusal
+from infnet_rec.faults import TRY_AGAIN, CommonFault, Failure, Fault, Interrupted, Refusal
 from infnet_rec.shard.last_words import ERROR_FILE, as_a_rank, left_to_launcher
 
 OTHER_RANKS_WAIT_S = 2.0
@@ -46,6 +48,7 @@ app.add_typer(checkpoint, name="checkpoint")
 app.command(epilog=EXPERIMENT_EPILOG)(experiment)
 app.command(epilog=REPORT_EPILOG)(report)
 app.command(epilog=ATTENTION_EPILOG)(attention)
+app.command(epilog=DOCTOR_EPILOG)(doctor)
 
 
 @app.command(
@@ -145,22 +148,6 @@ def model(
     print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
 
 
-@app.command(
-    epilog="""\b
-Example:
-  $ infnet-rec doctor
-  ok     python         3.11
-  ok     versions       torch 2.13.0+cpu, torchrec 1.8.0, fbgemm-gpu-cpu 1.8.0
-  ...
-  all sound"""
-)
-def doctor(as_json: AsJson = False) -> None:
-    """Say whether the installation is sound, and what to do if not."""
-    from infnet_rec.commands.doctor import run
-
-    leave(run(json=as_json))
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"infnet-rec {__version__}")
@@ -176,15 +163,15 @@ def root(
     """Train INFNet, the task-aware ranking network, on sharded embeddings."""
 
 
-def _complain(code: int, text: str, error: Exception, *, one_speaks: bool = False) -> None:
+def _complain(code: int, text: str, error: Exception) -> None:
     """Says it once: under torchrun every rank finds most faults, and a rank that failed first ends the others."""
-    if not one_speaks and left_to_launcher(error):
+    if not isinstance(error, Interrupted) and left_to_launcher(error):
         sys.exit(code)
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(OTHER_RANKS_WAIT_S)
         text = f"rank {rank}: {text}"
-    if rank == "0" or not one_speaks:
+    if rank == "0" or not isinstance(error, CommonFault | Interrupted):
         print(f"infnet-rec: {text}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -199,7 +186,7 @@ def _answer() -> None:
     except Refusal as refusal:
         _complain(3, f"no: {refusal}", refusal)
     except Interrupted as stopped:
-        _complain(TRY_AGAIN, str(stopped), stopped, one_speaks=True)
+        _complain(TRY_AGAIN, str(stopped), stopped)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 Nothing here opens a process group or allocates a table until `build_model` is called.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,6 +163,12 @@ def meta_model(config: RunConfig, data: Data) -> RankingModel:
     return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion, managed)
 
 
+def plan_model(model: RankingModel, config: RunConfig, data: Data, world: World) -> PlanFile:
+    """Attaches the fused optimizers, which the plan counts, and plans. Nothing is allocated. Collective."""
+    fuse_sparse(model, config.train.sparse.optimizer, lr=config.train.sparse.lr)
+    return training_plan(model, config, data.store, data.schema, world)
+
+
 @dataclass(frozen=True, slots=True)
 class Sharded:
     """A sharded model with its optimizers and the pipeline that runs it."""
@@ -183,18 +190,33 @@ class Sharded:
         self.optimizers.forget_sparse()
 
 
-def shard_model(config: RunConfig, data: Data, world: World) -> Sharded:
-    """Plans, allocates and initialises the model; the process group must be open."""
-    return shard(meta_model(config, data), config, data, world)
+def shard_model(
+    config: RunConfig, data: Data, world: World, before_tables: Callable[[PlanFile], None] = lambda plan: None
+) -> Sharded:
+    """Plans, allocates and initialises the model; the process group must be open.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        world: all ranks.
+        before_tables: hears of the plan on every rank while nothing is allocated, and may refuse it.
+    """
+    return shard(meta_model(config, data), config, data, world, before_tables)
 
 
-def shard(model: RankingModel, config: RunConfig, data: Data, world: World) -> Sharded:
+def shard(
+    model: RankingModel,
+    config: RunConfig,
+    data: Data,
+    world: World,
+    before_tables: Callable[[PlanFile], None] = lambda plan: None,
+) -> Sharded:
     """The same for a model that stands on the meta device."""
     sparse, dense, seed = config.train.sparse, config.train.dense, config.train.seed
     if config.model.compile:
         model.tower.compile()
-    fuse_sparse(model, sparse.optimizer, lr=sparse.lr)
-    plan = training_plan(model, config, data.store, data.schema, world)
+    plan = plan_model(model, config, data, world)
+    before_tables(plan)
     sharded = parallelize(
         model,
         plan.sharding_plan(),

@@ -12,10 +12,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchmetrics", "torchx", "urllib3")
 PYTHONS = ((3, 11), (3, 12))
@@ -32,20 +32,29 @@ Versions = Mapping[str, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at; `remedy` is a command, and empty when nothing is wrong."""
+    """One thing that was looked at; `remedy` says what to do, mostly a command, and is empty when nothing is wrong.
+
+    A warning is of something that training can do with.
+    """
 
     name: str
     found: str
     remedy: str = ""
+    kind: Literal["fault", "warning"] = "fault"
+
+    @property
+    def state(self) -> Literal["ok", "fault", "warning"]:
+        """In a word."""
+        return self.kind if self.remedy else "ok"
 
     @property
     def sound(self) -> bool:
         """Whether nothing needs mending."""
-        return not self.remedy
+        return self.state != "fault"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return asdict(self) | {"sound": self.sound}
+        return {"name": self.name, "found": self.found, "remedy": self.remedy, "state": self.state, "sound": self.sound}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +68,36 @@ class Torch:
 
 def run(*, json: bool) -> int:
     """Prints the diagnosis to stdout, as a table or as one JSON object; returns 0 when all is sound, else 3."""
-    checks = diagnose()
+    return tell(diagnose(), {}, json=json)
+
+
+def tell(checks: Sequence[Check], measured: Mapping[str, Any], *, json: bool) -> int:
+    """Prints checks as a table, or as one JSON object with what was measured; the exit code."""
     sound = all(check.sound for check in checks)
     if json:
-        print(json_module.dumps({"sound": sound, "checks": [check.to_json() for check in checks]}, indent=2))
+        listed = [check.to_json() for check in checks]
+        print(json_module.dumps({"sound": sound, **measured, "checks": listed}, indent=2), flush=True)
     else:
-        print(table(checks))
+        print(table(checks), flush=True)
     return 0 if sound else 3
 
 
-def diagnose() -> list[Check]:
-    """Looks at everything; takes some seconds, since it starts processes."""
+def diagnose(collectives: Literal["tried", "left out"] = "tried") -> list[Check]:
+    """Looks at everything; takes some seconds, since it starts processes.
+
+    Args:
+        collectives: left out by ranks, which are about to do them.
+    """
     versions, torch, gpus = installed_versions(), installed_torch(), driver_gpus()
+    trials = [] if torch.fault else lookup_trials(torch)
+    trials += [] if torch.fault or collectives == "left out" else collective_trials(torch)
     return [
         check_python(sys.version_info[:2]),
         check_fit(versions),
         check_torchmetrics(versions),
         check_urllib3(versions),
         *check_torch(torch, gpus, versions),
+        *trials,
         check_free("disk", Path.cwd(), MIN_DISK_GIB, "df -h . && du -sh runs"),
         check_free("shared memory", Path("/dev/shm"), MIN_SHARED_MEMORY_GIB, "mount -o remount,size=2G /dev/shm"),
     ]
@@ -87,8 +108,9 @@ def table(checks: Sequence[Check]) -> str:
     width = max(len(check.name) for check in checks)
     lines: list[str] = []
     for check in checks:
-        lines.append(f"{'ok' if check.sound else 'FAULT':5}  {check.name:{width}}  {check.found}")
-        if not check.sound:
+        word = {"ok": "ok", "fault": "FAULT", "warning": "WARN"}[check.state]
+        lines.append(f"{word:5}  {check.name:{width}}  {check.found}")
+        if check.remedy:
             lines.append(f"{'':5}  {'remedy':>{width}}  {check.remedy}")
     faults = sum(not check.sound for check in checks)
     return "\n".join([*lines, "", f"{faults} of {len(checks)} checks failed" if faults else "all sound"])
@@ -218,24 +240,29 @@ def check_torch(torch: Torch, gpus: Sequence[str], versions: Versions) -> list[C
     """What can be asked of a torch that can be imported."""
     if torch.fault is not None:
         return [Check("torch", torch.fault, _ANEW)]
-    return [check_one_fbgemm(versions, torch), check_gpu(gpus, torch, versions), *_trials(torch)]
+    return [check_one_fbgemm(versions, torch), check_gpu(gpus, torch, versions)]
 
 
-def _trials(torch: Torch) -> list[Check]:
-    from infnet_rec.shard.probe import collective_fault, lookup_fault
+def lookup_trials(torch: Torch) -> list[Check]:
+    """Whether fbgemm's kernels give the right numbers, on each device."""
+    from infnet_rec.shard.probe import lookup_fault
+
+    checks = [check_trial("lookup", "right on the CPU", lookup_fault("cpu"), _ANEW)]
+    if torch.num_gpus:
+        checks.append(check_trial("lookup on a GPU", "right", lookup_fault("cuda"), _ANEW))
+    return checks
+
+
+def collective_trials(torch: Torch) -> list[Check]:
+    """Whether processes of this machine find each other."""
+    from infnet_rec.shard.probe import collective_fault
 
     interface = "export GLOO_SOCKET_IFNAME=lo  # or one that `ip addr` lists"
-    checks = [
-        check_trial("lookup", "right on the CPU", lookup_fault("cpu"), _ANEW),
-        check_trial("gloo", "2 processes add up", collective_fault("gloo", 2), interface),
-    ]
+    checks = [check_trial("gloo", "2 processes add up", collective_fault("gloo", 2), interface)]
     if torch.num_gpus:
         right = f"{torch.num_gpus} GPU{'s' * (torch.num_gpus > 1)} add up"
         nccl = collective_fault("nccl", torch.num_gpus)
-        checks += [
-            check_trial("lookup on a GPU", "right", lookup_fault("cuda"), _ANEW),
-            check_trial("nccl", right, nccl, "export NCCL_DEBUG=INFO && infnet-rec doctor"),
-        ]
+        checks.append(check_trial("nccl", right, nccl, "export NCCL_DEBUG=INFO && infnet-rec doctor"))
     return checks
 
 

@@ -26,13 +26,22 @@ def check_before_launch(config_path: Path, overrides: Sequence[str], run_dir: Pa
 
 def check_ranks(config_path: Path, overrides: Sequence[str], num_ranks: int) -> tuple[RunConfig, Data]:
     """Finds every fault of a run on that many ranks of this machine; its configuration and data."""
-    if "WORLD_SIZE" in os.environ:
-        raise Fault(f"--ranks {num_ranks}: is for a run of its own; under torchrun leave it out")
+    check_own(num_ranks)
     config = load_config(config_path, overrides)
     world = replace(place(), world_size=num_ranks, local_world_size=num_ranks)
     data = open_data(config)
     check_run(config, data, world)
     return config, data
+
+
+def check_own(num_ranks: int) -> None:
+    """Refuses ranks within ranks.
+
+    Raises:
+        Fault: torchrun started this process.
+    """
+    if "WORLD_SIZE" in os.environ:
+        raise Fault(f"--ranks {num_ranks}: is for a run of its own; under torchrun leave it out")
 
 
 def launch(arguments: Sequence[str], num_ranks: int) -> NoReturn:

@@ -120,7 +120,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
 
 def differences(was: RunConfig, now: RunConfig) -> dict[str, str]:
     """By key, a line on each setting that is not what it was."""
-    old, new = (_flat(config.model_dump(mode="json")) for config in (was, now))
+    old, new = (flat(config.model_dump(mode="json")) for config in (was, now))
     return {
         key: f"{key} = {new.get(key)!r}, was {old.get(key)!r}"
         for key in sorted({*old, *new})
@@ -169,8 +169,9 @@ def _trains_longer(was: RunConfig, now: RunConfig) -> bool:
     return now.train.num_epochs > was.train.num_epochs or bool(more_patience)
 
 
-def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a configuration by their dotted names."""
+    settings: dict[str, Any] = {}
     for name, value in section.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        settings |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return settings

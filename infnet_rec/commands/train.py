@@ -28,6 +28,7 @@ from infnet_rec.commands.assemble import (
 )
 from infnet_rec.commands.attend import Attendants, attended, make_guard
 from infnet_rec.commands.continue_run import go_on, make_saver, start_from
+from infnet_rec.commands.preflight import Preflight
 from infnet_rec.commands.resume import Standing, claimed, look
 from infnet_rec.commands.run_dir import default_run_dir, environment, num_cores, start_anew
 from infnet_rec.commands.towers import describe_tower, table_width
@@ -103,13 +104,17 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     """Trains and tests; the process group is open and the run directory is there."""
     settings, run_dir, pace = config.train, start.run_dir, pace_of(config, data)
     report = Report(run_dir if world.is_first else None, pace.num_steps, start.rank_log)
-    sharded = shard_model(config, data, world)
+    preflight = Preflight(config, data, world)
+    sharded = shard_model(config, data, world, preflight.before_tables)
+    for line in preflight.lines():
+        report.say(line)
     tables = data.schema.bag_tables + data.schema.sequence_tables
     num_sparse = sum(t.num_rows for t in tables) * table_width(config, data.schema)
     num_dense = count_dense(sharded.model)
     if world.is_first:
         start_anew(run_dir, config)
         write_json(run_dir / "environment.json", environment(world, data.store))
+        write_json(run_dir / "preflight.json", preflight.to_json())
         write_plan(run_dir / "plan.json", sharded.plan)
     ranks = f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type})"
     report.say(

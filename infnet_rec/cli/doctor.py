@@ -1,0 +1,65 @@
+"""`infnet-rec doctor`: is this machine, are these ranks fit to train?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infnet_rec.cli.options import AsJson, Overrides, Ranks, leave
+from infnet_rec.faults import Fault
+
+EPILOG = """\b
+Example:
+  $ infnet-rec doctor configs/quickstart.toml --ranks 2
+  TO BE FILLED
+  all sound"""
+
+Size = Annotated[
+    str | None, typer.Option("-j", metavar="1xRANKS", help="The same as --ranks RANKS; other nodes need torchrun.")
+]
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="A run's TOML file: its store and plan are looked at too.")
+    ] = None,
+    overrides: Overrides = None,
+    ranks: Ranks = 1,
+    size: Size = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether the installation is sound, and what to do if not.
+
+    With --ranks it starts that many here, under torchrun it is one of torchrun's, on any number of nodes: then it also
+    says whether all ranks have the same configuration, code, store and versions, how fast they exchange, how far their
+    clocks are apart, and whether memory and limits are enough. Training does the short form of this on every start.
+    """
+    overrides = overrides or []
+    if overrides and config is None:
+        raise Fault(f"--set {overrides[0]}: is laid on a configuration; name its file")
+    if size is not None:
+        ranks = _ranks_here(size)
+    if ranks > 1:
+        from infnet_rec.commands import local_ranks
+
+        local_ranks.check_own(ranks)
+        if config is not None:
+            local_ranks.check_ranks(config, overrides, ranks)
+        arguments = [*([str(config)] if config else []), *(f"--set={o}" for o in overrides)]
+        local_ranks.launch(["doctor", *arguments, *(["--json"] if as_json else [])], ranks)
+    from infnet_rec.commands import doctor_ranks
+
+    leave(doctor_ranks.run(config, overrides, json=as_json))
+
+
+def _ranks_here(text: str) -> int:
+    from infnet_rec.shard.hardware import parse_size
+
+    size = parse_size(text)
+    if size.max_nodes > 1:
+        raise Fault(
+            f"-j {text}: ranks are started on this machine only; for {size.max_nodes} nodes start on each of them "
+            f"torchrun --nnodes={size.nodes} --nproc-per-node={size.ranks_per_node} --rdzv-backend=c10d "
+            "--rdzv-endpoint=FIRST-NODE:29500 -m infnet_rec.cli doctor CONFIG"
+        )
+    return size.ranks_per_node
