@@ -106,8 +106,6 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     report = Report(run_dir if world.is_first else None, pace.num_steps, start.rank_log)
     preflight = Preflight(config, data, world)
     sharded = shard_model(config, data, world, preflight.before_tables)
-    for line in preflight.lines():
-        report.say(line)
     tables = data.schema.bag_tables + data.schema.sequence_tables
     num_sparse = sum(t.num_rows for t in tables) * table_width(config, data.schema)
     num_dense = count_dense(sharded.model)
@@ -116,13 +114,9 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
         write_json(run_dir / "environment.json", environment(world, data.store))
         write_json(run_dir / "preflight.json", preflight.to_json())
         write_plan(run_dir / "plan.json", sharded.plan)
-    ranks = f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type})"
-    report.say(
-        f"{data.store.num_examples('train'):,} training examples, {pace.num_steps:,} steps of "
-        f"{pace.global_batch_size:,} on {ranks}; {len(tables)} tables with {num_sparse:,} parameters, "
-        f"{num_dense:,} dense parameters"
-    )
-    report.say(describe_tower(config, world))
+    size = f"{len(tables)} tables with {num_sparse:,} parameters, {num_dense:,} dense parameters"
+    for line in (*preflight.lines(), f"{describe_work(data, pace, world)}; {size}", describe_tower(config, world)):
+        report.say(line)
     at = go_on(config, world, run_dir, start.standing, sharded, report)
     if start.weights_from is not None and at.step == 0:
         start_from(start.weights_from, sharded, report)
@@ -162,6 +156,13 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     }
     write_json(run_dir / "result.json", result)
     return result
+
+
+def describe_work(data: Data, pace: Pace, world: World) -> str:
+    """How much is to be done, and by whom."""
+    ranks = f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type})"
+    num_examples = data.store.num_examples("train")
+    return f"{num_examples:,} training examples, {pace.num_steps:,} steps of {pace.global_batch_size:,} on {ranks}"
 
 
 def test_at_end(config: RunConfig, data: Data, world: World, sharded: Sharded, run_dir: Path) -> dict[str, Any]:
