@@ -17,6 +17,10 @@ class Fault(ValueError):
     """A usage, configuration or data fault. The message names the thing, its value, the rule and the remedy."""
 
 
+class CommonFault(Fault):
+    """A fault that every rank raises with the same words: rank 0 says it, and all end with exit code 2."""
+
+
 class Failure(Exception):
     """A run that failed for a reason that one line says, such as a loss that is not finite; exit code 1."""
 

@@ -156,6 +156,7 @@ def test_one_rank_looks_at_its_own_host(small_store: Path) -> None:
     assert "all_to_all" not in preflight.to_json()
 
 
+@pytest.mark.slow
 def test_the_doctor_of_two_ranks_as_a_person_calls_it(small_store: Path) -> None:
     command = [sys.executable, "-m", "infnet_rec.cli", "doctor", str(CONFIG), "--set", f"data.store={small_store}"]
     finished = subprocess.run([*command, "-j", "1x2", "--json"], capture_output=True, text=True, timeout=240)

@@ -25,7 +25,7 @@ from infnet_rec.cli.launch import launch
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
-from infnet_rec.faults import TRY_AGAIN, Failure, Fault, Interrupted, Refusal
+from infnet_rec.faults import TRY_AGAIN, CommonFault, Failure, Fault, Interrupted, Refusal
 
 OTHER_RANKS_WAIT_S = 2.0
 app = typer.Typer(
@@ -174,7 +174,7 @@ def _answer() -> None:
     try:
         app()
     except Fault as fault:
-        _complain(2, f"fault: {fault}")
+        _complain(2, f"fault: {fault}", one_speaks=isinstance(fault, CommonFault))
     except Failure as failure:
         _complain(1, f"failed: {failure}")
     except Refusal as refusal:

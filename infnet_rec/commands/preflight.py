@@ -36,7 +36,7 @@ from infnet_rec.commands.rank_facts import (
     times_of,
 )
 from infnet_rec.config.run import RunConfig
-from infnet_rec.faults import Fault
+from infnet_rec.faults import CommonFault
 from infnet_rec.shard.planning.plan_file import PlanFile
 from infnet_rec.shard.preflight import exchanges, meetings
 from infnet_rec.shard.world import World, from_first_rank, gathered
@@ -145,13 +145,13 @@ def refuse(checks: Sequence[Check]) -> None:
     """Says what has to be mended, all of it at once.
 
     Raises:
-        Fault: there is a fault among the checks.
+        CommonFault: there is a fault among the checks, which are the same on all ranks.
     """
     faults = [in_words(check) for check in checks if not check.sound]
     if len(faults) == 1:
-        raise Fault(faults[0])
+        raise CommonFault(faults[0])
     if faults:
-        raise Fault("\n".join([f"{len(faults)} faults before the start", *(f"  {fault}" for fault in faults)]))
+        raise CommonFault("\n".join([f"{len(faults)} faults before the start", *(f"  {fault}" for fault in faults)]))
 
 
 def in_words(check: Check) -> str:
