@@ -102,15 +102,13 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     report = Report(run_dir if world.is_first else None, pace.num_steps)
     preflight = Preflight(config, data, world)
     sharded = shard_model(config, data, world, preflight.before_tables)
-    for line in preflight.lines():
-        report.say(line)
+    report.say("\n".join(preflight.lines()))
     tables = data.schema.bag_tables + data.schema.sequence_tables
     num_sparse = sum(t.num_rows for t in tables) * table_width(config, data.schema)
     num_dense = count_dense(sharded.model)
     if world.is_first:
         start_anew(run_dir, config)
-        write_json(run_dir / "environment.json", environment(world, data.store))
-        write_json(run_dir / "preflight.json", preflight.to_json())
+        write_json(run_dir / "environment.json", environment(world, data.store) | {"preflight": preflight.to_json()})
         write_plan(run_dir / "plan.json", sharded.plan)
     ranks = f"{world.world_size} rank{'s' * (world.world_size > 1)} ({world.device.type})"
     report.say(
