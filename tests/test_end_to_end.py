@@ -51,7 +51,9 @@ def test_the_run_directory_is_complete(folder: Path, result: dict[str, Any]) -> 
     """What was run, where, how it was sharded and how it went."""
     run = folder / "run"
     assert json.loads((run / "config.json").read_text())["data"]["store"] == str(folder / "store")
-    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["world_size"] == 2
+    assert set(environment["preflight"]["agreed"]) == {"config", "code", "store", "versions"}
     assert len(json.loads((run / "plan.json").read_text())["tables"]) == 89
     assert any((run / "tensorboard").iterdir())
     kinds = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

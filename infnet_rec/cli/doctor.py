@@ -11,7 +11,18 @@ from infnet_rec.faults import Fault
 EPILOG = """\b
 Example:
   $ infnet-rec doctor configs/quickstart.toml --ranks 2
-  TO BE FILLED
+  ok     python         3.11
+  ok     versions       torch 2.13.0+cpu, torchrec 1.8.0, fbgemm-gpu-cpu 1.8.0
+  ...
+  ok     same config    2 ranks agree, abc64ec374b7
+  ok     same store     2 ranks agree, 70b490aedf88
+  ok     all-to-all     gloo over lo: 0.97 GB/s a rank, 2.2 ms at 4 MiB; 286 us at 64 KiB; ...
+  ok     clocks         within 864 us
+  ok     memory         707 KiB of tables by the plan, 18.4 GiB of host memory free on ranks 0-1 (...)
+  ok     open files     20,000 allowed
+  ok     locked memory  8 MiB allowed; no InfiniBand needs more
+  ok     shared memory  23.5 GiB free
+
   all sound"""
 
 Size = Annotated[

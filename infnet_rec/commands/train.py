@@ -111,8 +111,7 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     num_dense = count_dense(sharded.model)
     if world.is_first:
         start_anew(run_dir, config)
-        write_json(run_dir / "environment.json", environment(world, data.store))
-        write_json(run_dir / "preflight.json", preflight.to_json())
+        write_json(run_dir / "environment.json", environment(world, data.store) | {"preflight": preflight.to_json()})
         write_plan(run_dir / "plan.json", sharded.plan)
     size = f"{len(tables)} tables with {num_sparse:,} parameters, {num_dense:,} dense parameters"
     for line in (*preflight.lines(), f"{describe_work(data, pace, world)}; {size}", describe_tower(config, world)):
