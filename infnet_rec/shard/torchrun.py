@@ -39,7 +39,6 @@ class Agent(LocalElasticAgent):
     """
 
     first: End | None = None
-    _remaining_restarts: int
 
     # torch's is wrapped in a way that has no type.
     def _monitor_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -75,7 +74,7 @@ class Agent(LocalElasticAgent):
         return [read_end(ranks[i], codes[i], files[i], was_told_to=ranks[i] in told_to_end) for i in ranks]
 
     def _say(self, end: End) -> None:
-        elsewhere = self._worker_group.group_world_size > 1
+        elsewhere = (self._worker_group.group_world_size or 1) > 1
         # The bar of a rank that was killed still stands on a terminal's last line.
         start = "\n" if sys.stderr.isatty() else ""
         text = describe(end, socket.gethostname(), others_elsewhere=elsewhere)
