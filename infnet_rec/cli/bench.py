@@ -35,11 +35,9 @@ def run(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
     overrides: Overrides = None,
     size: Where = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps to time at least.")] = 50,
-    warm_up: Annotated[int, typer.Option(min=2, help="Steps before.")] = 10,
-    seconds: Annotated[
-        float, typer.Option(min=0, help="After this long no more steps are timed, however unsteady they are.")
-    ] = 60.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps to time; by default as many as it takes, for a minute or so.")
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Keep the Chrome trace; of several ranks a file each.")
     ] = None,
@@ -53,14 +51,14 @@ def run(
 ) -> None:
     """Train for a while and say how fast, where a step's time goes, and what an epoch costs. Keeps no weights.
 
-    Steps are timed until their mean is known to 2 %, then a few are done under the profiler.
+    Steps are timed until their mean is known to 2 %, at least 50 and hardly longer than a minute; then a few are done
+    under the profiler.
     """
     # Kineto, inside of torch, reports starts and stops on stderr unless its level says otherwise when it is loaded.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from infnet_rec.bench.length import Length
     from infnet_rec.commands.bench_asked import Asked
 
-    asked = Asked(Length(warm_up, steps, seconds), trace, out, price_per_hour)
+    asked = Asked(steps, trace, out, price_per_hour)
     overrides = overrides or []
     if (num_ranks := asked.ranks_to_start(size, os.environ)) > 1:
         from infnet_rec.commands import local_ranks
