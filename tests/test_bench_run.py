@@ -102,7 +102,8 @@ def test_the_input_verb(small_store: Path) -> None:
     result = bench_input.bench_input(CONFIG, [f"data.store='{small_store}'"], num_batches=12)
     assert result["batch"]["num_samples"] == 12 and result["examples_per_s"] > 0
     stages = result["stages_ms"]
-    assert len(stages) == 6 and min(stages.values()) >= 0
-    assert stages["events of histories"] > 0 and stages["distinct ids of the batch"] > 0
+    assert len(stages) == 6
+    # Nothing is counted twice: something is left for labels and tensors.
+    assert all(ms > 0 for ms in stages.values())
     assert result["times_needed"] == pytest.approx(result["examples_per_s"] / result["needed_examples_per_s"])
     assert bench_input.lines(result)[0].startswith("batches of 64 examples with ")

@@ -28,8 +28,29 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds of timing, of all forms
 @bench.command(
     epilog="""\b
 Example:
-  $ infnet-rec bench run configs/quickstart.toml -j 1x2
-"""
+  $ infnet-rec bench run configs/quickstart.toml -j 1x2 --steps 50
+  ...
+  797 examples/s (398 a rank)
+  step of 512 examples: p50 622.1 ms, p95 821.7 ms, mean 642.7 +- 31.3 ms over 50 steps
+
+  where a step goes                      ms   share   waiting  in flight  overlapped  MiB sent
+  waiting for data                      9.9    1.5%
+  input all-to-all                     48.0    7.5%       1.6       98.2        96.6      0.18
+  lookup                                9.6    1.5%
+  output all-to-all, and back          89.4   13.9%      45.3       88.4        43.1      1.45
+  tower and loss, forward             157.5   24.5%
+  tower and loss, backward            260.1   40.5%
+  update of tables, backward            6.2    1.0%
+  all-reduce of dense gradients         7.4    1.2%       0.0       51.4        51.4      0.44
+  dense optimizer                      52.1    8.1%
+  the rest                              2.5    0.4%
+  step                                642.7  100.0%
+  ...
+  model FLOPs utilisation: 0.9% of the rate of products (0.52 GFLOP a rank and step)
+  ...
+  compute-bound: 65% of a step is the tower
+  what would help most: a faster processor or more ranks, or a smaller tower ...; at most 2.86 times faster
+  an epoch is 103 steps, 1:06, 0.03677 rank hours"""
 )
 def run(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
@@ -79,7 +100,10 @@ def run(
     epilog="""\b
 Example:
   $ infnet-rec bench compare before.json after.json
-"""
+  after.json against before.json, examples/s of bench run
+    step  1.220 times, between 1.139 and 1.305 with 95 % confidence (30 and 30 samples)
+  not measured under the same conditions:
+    config.data.sequence_length: 20 and 10"""
 )
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="What --out or --json of a verb of bench gave.")],
