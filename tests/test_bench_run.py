@@ -19,9 +19,8 @@ CONFIG = Path(__file__).parent / "small.toml"
 def measured(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """The result of two ranks, and the folder of its files."""
     folder = tmp_path_factory.mktemp("bench")
-    words = ["bench", "run", str(CONFIG), f"--set=data.store='{small_store}'", "-j", "1x2", "--steps=12", "--warm-up=2"]
+    words = ["bench", "run", str(CONFIG), f"--set=data.store='{small_store}'", "-j", "1x2", "--steps=12"]
     words += [
-        "--seconds=0",
         "--price-per-hour=3",
         f"--trace={folder / 't.json'}",
         f"--out={folder / 'a.json'}",
@@ -58,7 +57,7 @@ def test_parts_are_not_negative_and_add_up(measured: tuple[dict[str, Any], Path]
 def test_what_is_reported_besides(measured: tuple[dict[str, Any], Path]) -> None:
     result, folder = measured
     step = result["step"]
-    assert step["num_samples"] == len(step["samples_s"]) == 20 and step["p50_ms"] <= step["p95_ms"]
+    assert step["num_samples"] == len(step["samples_s"]) == 12 and step["p50_ms"] <= step["p95_ms"]
     assert result["num_ranks"] == len(result["ranks"]) == 2 and result["global_batch_size"] == 64
     assert result["examples_per_s"] == pytest.approx(64 / step["mean_ms"] * 1e3)
     assert result["examples_per_s_per_rank"] == pytest.approx(result["examples_per_s"] / 2)
@@ -103,7 +102,8 @@ def test_the_input_verb(small_store: Path) -> None:
     result = bench_input.bench_input(CONFIG, [f"data.store='{small_store}'"], num_batches=12)
     assert result["batch"]["num_samples"] == 12 and result["examples_per_s"] > 0
     stages = result["stages_ms"]
-    assert len(stages) == 6 and min(stages.values()) >= 0
-    assert stages["events of histories"] > 0 and stages["distinct ids of the batch"] > 0
+    assert len(stages) == 6
+    # Nothing is counted twice: something is left for labels and tensors.
+    assert all(ms > 0 for ms in stages.values())
     assert result["times_needed"] == pytest.approx(result["examples_per_s"] / result["needed_examples_per_s"])
     assert bench_input.lines(result)[0].startswith("batches of 64 examples with ")

@@ -9,7 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from infnet_rec import cli
-from infnet_rec.bench.length import Length
 from infnet_rec.bench.spans import COMMUNICATION, PARTS, Part
 from infnet_rec.bench.summary import half_width, percentile, ratio, summary
 from infnet_rec.bench.verdict import Setting, judge
@@ -187,5 +186,5 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_the_command_of_every_rank_asks_for_the_same(tmp_path: Path) -> None:
-    words = Asked(Length(2, 3, 4.0), trace=tmp_path / "t", price_per_hour=0.5).words()
-    assert words == ["--warm-up=2", "--steps=3", "--seconds=4.0", f"--trace={tmp_path / 't'}", "--price-per-hour=0.5"]
+    words = Asked(3, trace=tmp_path / "t", price_per_hour=0.5).words()
+    assert words == ["--steps=3", f"--trace={tmp_path / 't'}", "--price-per-hour=0.5"]

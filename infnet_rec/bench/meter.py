@@ -105,7 +105,8 @@ class Meter:
         waited_s: list[float] = []
         started_at = time.perf_counter()
         while True:
-            for step_s, data_s in self._chunk():
+            missing = length.least - len(steps_s)
+            for step_s, data_s in self._chunk(min(CHUNK_STEPS, missing) if missing > 0 else CHUNK_STEPS):
                 steps_s.append(step_s)
                 waited_s.append(data_s)
             mean_s = sum(steps_s) / len(steps_s)
@@ -115,18 +116,18 @@ class Meter:
             if len(steps_s) >= length.least and (half_s <= CLOSE * mean_s or elapsed_s >= length.most_s):
                 return steps_s, waited_s
 
-    def _chunk(self) -> Iterator[tuple[float, float]]:
+    def _chunk(self, num_steps: int) -> Iterator[tuple[float, float]]:
         """Some steps, one after the other. A GPU tells by events when it was done with each, and is not waited for."""
         on_gpu = self.device.type == "cuda"
         wait(self.device)
         marks: list[Any] = [_mark(on_gpu=on_gpu)]
         waited_s = [self.feed.waited_s]
-        for _ in range(CHUNK_STEPS):
+        for _ in range(num_steps):
             self.step()
             marks.append(_mark(on_gpu=on_gpu))
             waited_s.append(self.feed.waited_s)
         wait(self.device)
-        for i in range(CHUNK_STEPS):
+        for i in range(num_steps):
             before, after = marks[i : i + 2]
             taken_s = before.elapsed_time(after) / 1e3 if on_gpu else after - before
             yield taken_s, waited_s[i + 1] - waited_s[i]

@@ -115,7 +115,8 @@ def _less_work(largest: str, setting: Setting) -> str:
         if setting.on_gpu and setting.precision == "fp32":
             return 'products in half the bytes (train.precision = "bf16")'
         if setting.spare_cores > 0:
-            return f"more threads a rank (train.num_threads): {setting.spare_cores} cores have nothing to do"
+            spare = f"{setting.spare_cores} core{'s' * (setting.spare_cores > 1)}"
+            return f"more threads a rank (train.num_threads); no rank computes on {spare} of this machine"
         return "a faster processor or more ranks, or a smaller tower (model.num_blocks, data.sequence_length)"
     if largest == LOOKUPS:
         return (

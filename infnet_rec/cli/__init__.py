@@ -127,10 +127,10 @@ Example:
   part                                      parameters    FLOPs an example
   start.categorical_proxy                      190,656             380,928
   ...
-  blocks.0                                      22,768             476,992
-  blocks.1                                       6,224             234,304
+  blocks.0                                      22,768             458,560
+  blocks.1                                       6,224             224,064
   heads                                          9,603              18,624
-  dense part                                   229,603           1,114,432
+  dense part                                   229,603           1,085,760
   89 tables, 10,641 rows of 16                 170,256"""
 )
 def model(

@@ -28,18 +28,37 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds of timing, of all forms
 @bench.command(
     epilog="""\b
 Example:
-  $ infnet-rec bench run configs/quickstart.toml -j 1x2
-"""
+  $ infnet-rec bench run configs/quickstart.toml -j 1x2 --steps 50
+  ...
+  797 examples/s (398 a rank)
+  step of 512 examples: p50 622.1 ms, p95 821.7 ms, mean 642.7 +- 31.3 ms over 50 steps
+  ...
+  where a step goes                      ms   share   waiting  in flight  overlapped  MiB sent
+  waiting for data                      9.9    1.5%
+  input all-to-all                     48.0    7.5%       1.6       98.2        96.6      0.18
+  lookup                                9.6    1.5%
+  output all-to-all, and back          89.4   13.9%      45.3       88.4        43.1      1.45
+  tower and loss, forward             157.5   24.5%
+  tower and loss, backward            260.1   40.5%
+  update of tables, backward            6.2    1.0%
+  all-reduce of dense gradients         7.4    1.2%       0.0       51.4        51.4      0.44
+  dense optimizer                      52.1    8.1%
+  the rest                              2.5    0.4%
+  step                                642.7  100.0%
+  ...
+  model FLOPs utilisation: 0.9% of the rate of products (0.52 GFLOP a rank and step)
+  ...
+  compute-bound: 65% of a step is the tower
+  what would help most: a faster processor or more ranks, or a smaller tower ...; at most 2.86 times faster
+  an epoch is 103 steps, 1:06, 0.03677 rank hours"""
 )
 def run(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
     overrides: Overrides = None,
     size: Where = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps to time at least.")] = 50,
-    warm_up: Annotated[int, typer.Option(min=2, help="Steps before.")] = 10,
-    seconds: Annotated[
-        float, typer.Option(min=0, help="After this long no more steps are timed, however unsteady they are.")
-    ] = 60.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps to time; by default as many as it takes, for a minute or so.")
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Keep the Chrome trace; of several ranks a file each.")
     ] = None,
@@ -53,14 +72,14 @@ def run(
 ) -> None:
     """Train for a while and say how fast, where a step's time goes, and what an epoch costs. Keeps no weights.
 
-    Steps are timed until their mean is known to 2 %, then a few are done under the profiler.
+    Steps are timed until their mean is known to 2 %, at least 50 and hardly longer than a minute; then a few are done
+    under the profiler.
     """
     # Kineto, inside of torch, reports starts and stops on stderr unless its level says otherwise when it is loaded.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from infnet_rec.bench.length import Length
     from infnet_rec.commands.bench_asked import Asked
 
-    asked = Asked(Length(warm_up, steps, seconds), trace, out, price_per_hour)
+    asked = Asked(steps, trace, out, price_per_hour)
     overrides = overrides or []
     if (num_ranks := asked.ranks_to_start(size, os.environ)) > 1:
         from infnet_rec.commands import local_ranks
@@ -81,7 +100,10 @@ def run(
     epilog="""\b
 Example:
   $ infnet-rec bench compare before.json after.json
-"""
+  after.json against before.json, examples/s of bench run
+    step  1.220 times, between 1.139 and 1.305 with 95 % confidence (30 and 30 samples)
+  not measured under the same conditions:
+    config.data.sequence_length: 20 and 10"""
 )
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="What --out or --json of a verb of bench gave.")],
@@ -99,8 +121,19 @@ def compare(
     name="input",
     epilog="""\b
 Example:
-  $ infnet-rec bench input configs/quickstart.toml
-""",
+  $ infnet-rec bench input configs/quickstart.toml --batches 60
+  ...
+  44,697 examples/s: p50 11.07 ms, p95 20.26 ms, mean 11.45 +- 0.87 ms over 60 batches
+  ...
+  where one thread spends a batch          ms   share
+  order of the examples                  0.04    0.3%
+  rows of users and items                0.94    6.2%
+  ids of features                        1.73   11.4%
+  events of histories                    2.67   17.6%
+  distinct ids of the batch              2.76   18.2%
+  labels, tensors and the rest           7.01   46.2%
+  ...
+  a step on batches in memory takes 761.7 ms, so it needs 672 examples/s: the loader alone gives ...""",
 )
 def input_(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],

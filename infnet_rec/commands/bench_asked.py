@@ -8,24 +8,27 @@ from infnet_rec.bench.length import Length
 from infnet_rec.faults import Fault
 from infnet_rec.shard.hardware import parse_size
 
-DEFAULT = Length()
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a command line asks for.
 
     Attributes:
-        length: how long to measure.
+        steps: to time; None takes as many as it takes.
         trace: where Chrome traces go, one a rank; None keeps none.
         out: where the result goes besides; None nowhere.
         price_per_hour: of a rank, in any currency; None asks the hardware's file.
     """
 
-    length: Length = DEFAULT
+    steps: int | None = None
     trace: Path | None = None
     out: Path | None = None
     price_per_hour: float | None = None
+
+    @property
+    def length(self) -> Length:
+        """How long to measure."""
+        return Length() if self.steps is None else Length(least=self.steps, most_s=0.0)
 
     def check(self, num_ranks: int) -> None:
         """Refuses what could not be written in the end.
@@ -67,10 +70,13 @@ class Asked:
 
     def words(self) -> list[str]:
         """The options that ask for the same again."""
-        length = self.length
-        words = [f"--warm-up={length.warm_up}", f"--steps={length.least}", f"--seconds={length.most_s}"]
-        more = {"--trace": self.trace, "--out": self.out, "--price-per-hour": self.price_per_hour}
-        return [*words, *(f"{name}={value}" for name, value in more.items() if value is not None)]
+        given = {
+            "--steps": self.steps,
+            "--trace": self.trace,
+            "--out": self.out,
+            "--price-per-hour": self.price_per_hour,
+        }
+        return [f"{name}={value}" for name, value in given.items() if value is not None]
 
 
 def trace_of(path: Path, rank: int, num_ranks: int) -> Path:

@@ -99,7 +99,8 @@ def _measure(config: RunConfig, data: Data, world: World, asked: Asked) -> RankF
 def _progress(text: str) -> None:
     """On a terminal; a script has no use for it."""
     if sys.stderr.isatty():
-        print(f"\r{text}   ", end="", file=sys.stderr, flush=True)
+        # Over the last line, so that the report stands alone.
+        print(f"\r\x1b[K{text}\r", end="", file=sys.stderr, flush=True)
 
 
 def _peak_bytes(device: torch.device) -> int:
