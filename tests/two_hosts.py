@@ -89,10 +89,15 @@ def two_hosts(folder: Path, names: tuple[str, str] = ("north", "south")) -> Iter
     for program in NEEDED:
         if shutil.which(program) is None:
             raise NotHere(f"there is no program {program!r} here")
-    hosts_file = folder / "hosts"
     # A network of its own in each pair of namespaces, so addresses can be the same in all.
-    hosts = [Host(n, f"10.77.0.{k}", f"infnet-{os.getpid()}-{n}", hosts_file) for k, n in enumerate(names, 1)]
-    hosts_file.write_text("127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in hosts))
+    hosts = [
+        Host(name, f"10.77.0.{number}", f"infnet-{os.getpid()}-{name}", folder / f"hosts-{name}")
+        for number, name in enumerate(names, 1)
+    ]
+    for host, other in (hosts, hosts[::-1]):
+        # As Debian installs it: its own name is for itself only, so nobody can be told to call it by that.
+        known = f"127.0.0.1 localhost\n127.0.1.1 {host.name}\n{other.address} {other.name}\n"
+        host.hosts_file.write_text(known)
     made: list[Host] = []
     try:
         try:
@@ -105,6 +110,8 @@ def two_hosts(folder: Path, names: tuple[str, str] = ("north", "south")) -> Iter
                 _ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", INTERFACE)
                 for interface in ("lo", INTERFACE):
                     _ip("-n", host.namespace, "link", "set", interface, "up")
+            for host, other in (hosts, hosts[::-1]):
+                _ip("-n", host.namespace, "route", "add", "default", "via", other.address)
             _try_out(hosts)
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", "").strip()
