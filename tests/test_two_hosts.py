@@ -7,9 +7,11 @@ ranks on one host.
 import json
 import os
 import re
+import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ SHORTER = "last_call_timeout=2,keep_alive_interval=1"
 # Between nodes there are other sums in other orders, when one of two is gone.
 TOLERANCE = 1e-4
 LIMIT_S = 150.0
+ENDS_WITHIN_S = 20.0
 
 
 @dataclass
@@ -46,8 +49,7 @@ class Job:
 
     hosts: tuple[Host, Host]
     folder: Path
-    logs: dict[str, Path]
-    agents: dict[str, Any]
+    agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def run_dir(self) -> Path:
@@ -62,8 +64,11 @@ class Job:
     def losses(self) -> list[tuple[int, list[float]]]:
         return [(line["step"], list(line["loss"].values())) for line in self.lines()]
 
+    def log(self, host: Host) -> Path:
+        return self.folder / f"{host.name}.log"
+
     def said(self, host: Host) -> str:
-        return self.logs[host.name].read_text()
+        return self.log(host).read_text()
 
     def steps_said(self, host: Host) -> list[int]:
         return [int(step) for step in re.findall(rf"^step (\d+)/{NUM_STEPS}  epoch", self.said(host), re.MULTILINE)]
@@ -99,19 +104,21 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host
 
 
 @pytest.fixture
-def start(hosts: tuple[Host, Host], small_store: Path, tmp_path: Path) -> Iterator[Callable[[str, Host], Job]]:
+def start(hosts: tuple[Host, Host], small_store: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """Starts a run of a size on both hosts, which meet at one of them; nothing is left running afterwards."""
 
-    def started(size: str, first: Host) -> Job:
-        overrides = [f"data.store='{small_store}'", *SETTINGS]
-        text = launch(CONFIG, overrides, size, "torchrun", tmp_path / "run", ["gpus=0"])["text"]
-        script = tmp_path / "run.sh"
-        script.write_text(text.replace("--rdzv-conf=", f"--rdzv-conf={SHORTER},"))
-        assert SHORTER in script.read_text()
+    def started(size: str, first: Host, stores: Sequence[Path] = (small_store, small_store)) -> Job:
         environment = {**os.environ, "HOST": first.name, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        logs = {host.name: tmp_path / f"{host.name}.log" for host in hosts}
-        agents = {host.name: host.start(["bash", script], logs[host.name], environment, ROOT) for host in hosts}
-        return Job(hosts, tmp_path, logs, agents)
+        environment.pop("GLOO_SOCKET_IFNAME", None)
+        job = Job(hosts, tmp_path)
+        for host, store in zip(hosts, stores, strict=True):
+            overrides = [f"data.store='{store}'", *SETTINGS]
+            text = launch(CONFIG, overrides, size, "torchrun", job.run_dir, ["gpus=0"])["text"]
+            script = tmp_path / f"{host.name}.sh"
+            script.write_text(text.replace("--rdzv-conf=", f"--rdzv-conf={SHORTER},"))
+            assert SHORTER in script.read_text()
+            job.agents[host.name] = host.start(["bash", str(script)], job.log(host), environment, ROOT)
+        return job
 
     yield started
     for host in hosts:
@@ -170,3 +177,36 @@ def test_a_cable_that_is_out_for_a_while_costs_that_while(start, hosts, on_one_h
     assert job.codes() == [0, 0], job.all_said()
     assert job.steps_said(hosts[0]) == list(range(1, NUM_STEPS + 1))
     assert job.losses() == on_one_host
+
+
+def test_ctrl_c_on_one_host_ends_both_and_saves(start, hosts) -> None:
+    job = start("2x1", hosts[0])
+    job.until_step(HURT_AT)
+    # As a terminal does it: to the launcher and to all that it started.
+    os.killpg(job.agents[hosts[1].name].pid, signal.SIGINT)
+    asked_at = time.monotonic()
+    assert job.codes() == [75, 75], job.all_said()
+    assert time.monotonic() - asked_at < ENDS_WITHIN_S
+    assert all(not host.pids() for host in hosts)
+    (saved,) = re.findall(rf"stopped at step (\d+) of {NUM_STEPS}, and saved", job.said(hosts[0]))
+    assert Shelf(job.run_dir / "checkpoints").commits()[-1].step == int(saved) >= HURT_AT
+
+
+def test_a_fault_on_one_host_ends_the_other_too(start, hosts, small_store: Path, tmp_path: Path) -> None:
+    """Its ranks would wait minutes for those that never come."""
+    job = start("2x1", hosts[0], (small_store, tmp_path / "nowhere"))
+    assert job.codes() == [2, 2], job.all_said()
+    assert "infnet-rec: rank 1: fault: store" in job.said(hosts[1])
+    assert "infnet-rec: ended: the ranks of south ended; its log says why" in job.said(hosts[0])
+    assert "Traceback" not in job.all_said()
+    assert all(not host.pids() for host in hosts)
+
+
+def test_a_launcher_whose_meeting_point_is_lost_says_so(start, hosts) -> None:
+    """The host that keeps the launchers' store is the one that cannot be replaced."""
+    job = start("1:2x1", hosts[0])
+    job.until_step(HURT_AT)
+    hosts[0].lose_power()
+    assert job.codes()[1] == 1, job.all_said()
+    assert "infnet-rec: ended: the node where all meet does not answer" in job.said(hosts[1])
+    assert not hosts[1].pids()
