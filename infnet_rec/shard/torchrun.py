@@ -108,6 +108,7 @@ class Agent(LocalElasticAgent):
     def _board(self) -> dist.Store:
         """The store without the number of the round, which launchers may count differently."""
         store = self._store
+        assert store is not None, "ranks were started without a store"
         while isinstance(store, dist.PrefixStore):
             store = store.underlying_store
         return dist.PrefixStore("infnet_rec", store)
