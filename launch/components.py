@@ -7,6 +7,9 @@ torchx reads a component's signature itself, so `Optional[str]`, `Dict` and `Lis
 `configs/torchxconfig.example` has what each scheduler wants to know; `infnet-rec launch` does without torchx.
 """
 
+import argparse
+import shutil
+import socket
 import sys
 from dataclasses import replace
 from typing import Dict, List, NoReturn, Optional
@@ -177,6 +180,7 @@ def _alone(launch: Launch, h: Optional[str]) -> specs.AppDef:
 
 
 def _described(launch: Launch, command: str, h: Optional[str]) -> specs.AppDef:
+    _check_scheduler(sys.argv[1:])
     try:
         resource = specs.resource(h=h) if h else specs.NULL_RESOURCE
         mounts = specs.parse_mounts(list(launch.mounts)) if launch.mounts else []
@@ -196,6 +200,17 @@ def _described(launch: Launch, command: str, h: Optional[str]) -> specs.AppDef:
         mounts=mounts,
     )
     return specs.AppDef(name=launch.name, roles=[role])
+
+
+def _check_scheduler(torchx: List[str]) -> None:
+    """Says in one line what torchx says in a traceback: Slurm's own program is not here to be asked."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-s", "--scheduler")
+    parser.add_argument("--dryrun", action="store_true")
+    # What follows the component's name is for the component.
+    asked, _ = parser.parse_known_args(torchx[: next((i for i, word in enumerate(torchx) if ".py:" in word), None)])
+    if asked.scheduler == "slurm" and not asked.dryrun and shutil.which("sbatch") is None:
+        _leave(Fault(f"-s slurm: there is no sbatch on {socket.gethostname()}; run this on a machine of the cluster"))
 
 
 def _kept(text: str) -> str:

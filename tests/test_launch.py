@@ -97,6 +97,23 @@ def test_what_is_wrong_is_said_in_one_line(capsys: pytest.CaptureFixture[str], s
     assert said.count("\n") == 1
 
 
+def test_slurm_without_sbatch_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["torchx", "run", "-s", "slurm", "--dryrun", "launch/components.py:train", "-j", "1x2"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", asked)
+    components.train(config="a", run_dir="b")
+    monkeypatch.setattr("sys.argv", [word for word in asked if word != "--dryrun"])
+    with pytest.raises(SystemExit, match="2"):
+        components.train(config="a", run_dir="b")
+    said = capsys.readouterr().err
+    assert said.startswith("infnet-rec: fault: -s slurm: there is no sbatch on ")
+    assert said.count("\n") == 1
+    (tmp_path / "sbatch").touch(0o755)
+    components.train(config="a", run_dir="b")
+
+
 def test_the_example_of_a_configuration_names_what_schedulers_know() -> None:
     example = configparser.ConfigParser()
     example.read(ROOT / "configs" / "torchxconfig.example")

@@ -1,6 +1,7 @@
 """What `infnet-rec launch` writes: read by bash, by a YAML parser and by a small Slurm."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from fake_slurm import FakeSlurm
-from infnet_rec.commands.launch import launch, write
+from infnet_rec.commands.launch import check_hand_in, launch, write
 from infnet_rec.faults import Fault
 from infnet_rec.shard.hardware import Size, load_hardware, parse_cluster, parse_size
 from test_launch import ROOT, golden
@@ -144,13 +145,44 @@ def test_a_fault_of_the_ranks_is_not_asked_for_again(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "infnet_rec.cli", "launch", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+def ask(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "infnet_rec.cli", *arguments]
+    around = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True, timeout=60)
+
+
+SBATCH = """#!/bin/bash
+read -r first
+[ "$first" = "#!/bin/bash" ] || exit 9
+[ "${SBATCH_PARTITION:-}" = gpu ] || { echo "sbatch: error: invalid partition" >&2; exit 1; }
+cat > "$HANDED_IN"
+echo "Submitted batch job 7"
+"""
+
+
+def test_a_script_is_handed_in_at_once_where_there_is_a_scheduler(tmp_path: Path) -> None:
+    asked = ["submit", str(QUICKSTART), "-j", "2x4", "--as", "sbatch", "--run-dir", "runs/a"]
+    handed_in, path = tmp_path / "handed_in", f"{tmp_path}:{os.environ['PATH']}"
+    absent = ask(*asked, PATH="/nowhere")
+    assert (absent.returncode, absent.stdout) == (2, "")
+    assert absent.stderr.startswith(f"infnet-rec: fault: --as sbatch: there is no sbatch on {socket.gethostname()}; ")
+    assert absent.stderr.count("\n") == 1
+    (tmp_path / "sbatch").write_text(SBATCH)
+    (tmp_path / "sbatch").chmod(0o755)
+    refused = ask(*asked, PATH=path, HANDED_IN=str(handed_in))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "infnet-rec: fault: --as sbatch: sbatch refused it: sbatch: error: invalid partition\n"
+    done = ask(*asked, "--json", PATH=path, HANDED_IN=str(handed_in), SBATCH_PARTITION="gpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(done.stdout)
+    assert result["said"] == "Submitted batch job 7"
+    assert result["text"] == f"#!/bin/bash\n{handed_in.read_text()}"
+    with pytest.raises(Fault, match=r"--as torchrun: is handed in to nobody; must be one of sbatch, k8s"):
+        check_hand_in("torchrun")
 
 
 def test_the_command_line_prints_or_writes_and_overwrites_nothing(tmp_path: Path) -> None:
-    out, asked = tmp_path / "run.sh", [str(QUICKSTART), "-j", "2x4", "--as", "sbatch", "--run-dir", "runs/a"]
+    out, asked = tmp_path / "run.sh", ["launch", str(QUICKSTART), "-j", "2x4", "--as", "sbatch", "--run-dir", "runs/a"]
     printed = ask(*asked)
     assert printed.returncode == 0
     assert printed.stdout.startswith("#!/bin/bash\n")
@@ -200,6 +232,25 @@ def test_a_configuration_that_is_missing_or_wrong_starts_nothing(tmp_path: Path)
         rendered("sbatch", "1x2", config=tmp_path / "nowhere.toml")
     with pytest.raises(Fault, match="widht"):
         launch(QUICKSTART, ["model.widht=3"], "1x2", "sbatch", Path("r"), [])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "sharding.plan='plan.json'",
+            r"sharding.plan = 'plan.json': is for one number of ranks, .*; ask for -j 2x8, or",
+        ),
+        (
+            "model.tables.a={kind='managed', rows=16, interval_steps=1}",
+            r"model.tables.a: is managed, .* ask for -j 2x8",
+        ),
+    ],
+)
+def test_what_needs_one_number_of_ranks_is_not_started_on_another(override: str, words: str) -> None:
+    with pytest.raises(Fault, match=words):
+        launch(QUICKSTART, [override], "1:2x8", "sbatch", Path("r"), [])
+    launch(QUICKSTART, [override], "2x8", "sbatch", Path("r"), [])
 
 
 def test_sizes_are_read_in_one_place() -> None:

@@ -23,7 +23,7 @@ from infnet_rec.cli.doctor import EPILOG as DOCTOR_EPILOG
 from infnet_rec.cli.doctor import doctor
 from infnet_rec.cli.experiment import EXPERIMENT_EPILOG, REPORT_EPILOG, experiment, report
 from infnet_rec.cli.launch import EPILOG as LAUNCH_EPILOG
-from infnet_rec.cli.launch import launch
+from infnet_rec.cli.launch import SUBMIT_EPILOG, launch, submit
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
@@ -44,6 +44,7 @@ app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 app.command(epilog=PLAN_EPILOG)(plan)
 app.command(epilog=LAUNCH_EPILOG)(launch)
+app.command(epilog=SUBMIT_EPILOG)(submit)
 app.add_typer(checkpoint, name="checkpoint")
 app.command(epilog=EXPERIMENT_EPILOG)(experiment)
 app.command(epilog=REPORT_EPILOG)(report)

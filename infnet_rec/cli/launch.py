@@ -14,6 +14,11 @@ Example:
   $ infnet-rec launch configs/quickstart.toml -j 2x8 --as sbatch --run-dir runs/two --out two.sh
   two.sh: infnet-rec-train on 2x8 for sbatch
 """
+SUBMIT_EPILOG = """\b
+Example:
+  $ infnet-rec submit configs/quickstart.toml -j 2x8 --as sbatch --run-dir runs/two
+  Submitted batch job 4321
+"""
 
 Size = Annotated[
     str,
@@ -61,3 +66,24 @@ def launch(
         print(json.dumps(result))
     elif out is None:
         print(result["text"], end="")
+
+
+def submit(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file, at this path on every node.")],
+    size: Size,
+    form: Form,
+    run_dir: RunDir,
+    overrides: Overrides = None,
+    settings: With = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the same as launch and hand it in at once, to the sbatch or kubectl of this machine.
+
+    What sbatch wants besides, it reads from its own variables, such as SBATCH_PARTITION and SBATCH_TIMELIMIT.
+    """
+    from infnet_rec.commands import launch as command
+
+    command.check_hand_in(form)
+    result = command.launch(config, overrides or [], size, form, run_dir, settings or [])
+    result["said"] = command.hand_in(form, result["text"])
+    print(json.dumps(result) if as_json else result["said"])

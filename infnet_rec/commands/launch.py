@@ -2,12 +2,16 @@
 
 import math
 import re
+import shutil
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from infnet_rec.config.load import load_config
+from infnet_rec.config.run import RunConfig
 from infnet_rec.data.order import check_divides
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.shard.hardware import Size, parse_size
@@ -16,6 +20,8 @@ from launch.scripts import as_sbatch, as_torchrun
 from launch.spec import PORT, Launch, Node
 
 FORMS: Mapping[str, Callable[[Launch], str]] = {"torchrun": as_torchrun, "sbatch": as_sbatch, "k8s": as_k8s}
+# Both read what they are given, so no file is needed.
+HAND_IN: Mapping[str, tuple[str, ...]] = {"sbatch": ("sbatch",), "k8s": ("kubectl", "apply", "-f", "-")}
 NUMBERS = ("gpus", "cpus", "memory_gib", "port")
 SETTINGS = (*NUMBERS, "image", "mount", "name")
 VARIABLE = re.compile(r"env\.([A-Za-z_]\w*)", re.ASCII)
@@ -47,6 +53,8 @@ def launch(
     asked = parse_size(size)
     config = load_config(config_path, overrides)
     _check_batch(config.train.global_batch_size, asked)
+    if asked.is_elastic:
+        _check_any_number(config, asked)
     words = ("train", str(config_path), f"--run-dir={run_dir}", *(f"--set={o}" for o in overrides))
     job = _job(words, asked, form, read_settings(settings))
     return {"form": form, "name": job.name, "text": FORMS[form](job)}
@@ -104,6 +112,54 @@ def _check_batch(global_batch_size: int, size: Size) -> None:
             f"nodes, and with -j {size.nodes}x{size.ranks_per_node} so many may be left; use a multiple of "
             f"{math.lcm(*worlds.values())}"
         )
+
+
+def _check_any_number(config: RunConfig, size: Size) -> None:
+    """Refuses, before the first node is lost, what could not go on without it."""
+    ask = f"ask for -j {size.max_nodes}x{size.ranks_per_node}"
+    if config.sharding.plan is not None:
+        raise Fault(
+            f"sharding.plan = {str(config.sharding.plan)!r}: is for one number of ranks, and with -j "
+            f"{size.nodes}x{size.ranks_per_node} fewer may be left; {ask}, or leave the plan out"
+        )
+    for name in config.model.tables:
+        raise Fault(
+            f"model.tables.{name}: is managed, so a checkpoint loads only on a number of ranks that divides the one it "
+            f"was written by, and with -j {size.nodes}x{size.ranks_per_node} nodes come and go; {ask}"
+        )
+
+
+def check_hand_in(form: str) -> str:
+    """The program that a form is handed in to.
+
+    Raises:
+        Fault: nothing takes that form, or the program is not here.
+    """
+    if form not in HAND_IN:
+        raise Fault(
+            f"--as {form}: is handed in to nobody; must be one of {', '.join(HAND_IN)}{did_you_mean(form, HAND_IN)}"
+        )
+    program = HAND_IN[form][0]
+    if shutil.which(program) is None:
+        raise Fault(
+            f"--as {form}: there is no {program} on {socket.gethostname()}; run this where it is, or let 'infnet-rec "
+            "launch' write the file and hand it in there"
+        )
+    return program
+
+
+def hand_in(form: str, text: str) -> str:
+    """Gives a script or manifest to its scheduler, and returns what that says.
+
+    Raises:
+        Fault: the scheduler refuses it.
+    """
+    program = check_hand_in(form)
+    done = subprocess.run([*HAND_IN[form]], input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip() or f"it ended with code {done.returncode}"
+        raise Fault(f"--as {form}: {program} refused it: {reason}")
+    return done.stdout.strip()
 
 
 def _job(words: tuple[str, ...], size: Size, form: str, settings: Mapping[str, list[str]]) -> Launch:
