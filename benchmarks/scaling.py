@@ -98,6 +98,7 @@ def add_simulated(results: JSON) -> None:
         "latency_us": asdict(latency),
         "loader": None if loader is None else asdict(loader),
         "loader_threads": config.data.loader_threads,
+        "communication": config.sharding.communication,
         "matmul_efficiency": MATMUL_EFFICIENCY,
         "bandwidth_efficiency": BANDWIDTH_EFFICIENCY,
         "launch_ms": LAUNCH_MS,

@@ -16,7 +16,14 @@ JSON = dict[str, Any]
 
 def page(results: JSON) -> str:
     """Everything; what was measured apart from what was simulated."""
-    lines = ["# Scaling", "", "`python -m benchmarks.scaling`; how stands at its top.", "", "![scaling](scaling.png)", ""]
+    lines = [
+        "# Scaling",
+        "",
+        "`python -m benchmarks.scaling`; how stands at its top.",
+        "",
+        "![scaling](scaling.png)",
+        "",
+    ]
     if measured := results.get("measured"):
         lines += measured_lines(measured)
     if simulated := results.get("simulated"):
@@ -31,11 +38,11 @@ def measured_lines(measured: JSON) -> list[str]:
     lines = [
         "## Measured, on this machine",
         "",
-        f"`{measured['asked']['config']}`, {machine['cores']} cores of {machine['name']} ({machine['device']}), one thread "
-        f"a rank; {versions}; {machine['date']}. Weak: as many examples a rank; strong: the same global batch. Efficiency "
-        "is examples/s over ranks times the examples/s of one rank in the same round; medians, and from the lowest to "
-        "the highest of all rounds. With as many ranks as cores, the loader and gloo share the cores that ranks compute "
-        "on; a rank alone leaves them the rest.",
+        f"`{measured['asked']['config']}`, {machine['cores']} cores of {machine['name']} ({machine['device']}), one "
+        f"thread a rank; {versions}; {machine['date']}. Weak: as many examples a rank; strong: the same global batch. "
+        "Efficiency is examples/s over ranks times the examples/s of one rank in the same round; medians, and from the "
+        "lowest to the highest of all rounds. With as many ranks as cores, the loader and gloo share the cores that "
+        "ranks compute on; a rank alone leaves them the rest.",
         "",
         *busy(rows, machine["cores"]),
         "| scaling | ranks | global batch | examples/s | efficiency | from to | rounds | load before |",
@@ -58,8 +65,8 @@ def busy(rows: Sequence[JSON], cores: int) -> list[str]:
     if load <= cores + QUIET:
         return []
     return [
-        f"**The machine was busy with other work (load up to {load:.1f} on {cores} cores): these efficiencies say little, "
-        "and are to be measured again.**",
+        f"**The machine was busy with other work (load up to {load:.1f} on {cores} cores): these efficiencies say "
+        "little, and are to be measured again.**",
         "",
     ]
 
@@ -94,8 +101,8 @@ def simulated_lines(simulated: JSON) -> list[str]:
         "",
         *(f"- {line}" for line in assumptions(simulated)),
         "",
-        f"Efficiency is relative to one node of {BASE_GPUS} GPUs; in brackets without latency. The loader's column says how "
-        "many times what a step needs its threads would read.",
+        f"Efficiency is relative to one node of {BASE_GPUS} GPUs (one GPU alone exchanges nothing and is above 1); in "
+        "brackets without latency. The last column says how many times faster than needed the loader would read.",
         "",
     ]
     for kind in KINDS:
@@ -127,7 +134,7 @@ def kind_lines(simulated: JSON, kind: str) -> list[str]:
         cells = [f"{row['parts'][part]:.2f}" for part in parts]
         times = f"{row['step_ms'] / loader:.1f}" if loader else "-"
         lines.append(
-            f"| {row['gpus']:,} | {row['examples_per_s']:,.0f} | **{found:.2f}** ({planned:.2f}) | {row['step_ms']:.2f} | "
-            f"{' | '.join(cells)} | {times} |"
+            f"| {row['gpus']:,} | {row['examples_per_s']:,.0f} | **{found:.2f}** ({planned:.2f}) | "
+            f"{row['step_ms']:.2f} | {' | '.join(cells)} | {times} |"
         )
     return lines

@@ -1,5 +1,8 @@
-"""The picture of `benchmarks/scaling.py`: what was measured in filled points and full bars, what was simulated in lines
-and hatched bars on a tinted ground, its assumptions beside it."""
+"""The picture of `benchmarks/scaling.py`.
+
+What was measured has filled points and full bars; what was simulated has lines and hatched bars on a tinted ground, and
+its assumptions beside it.
+"""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
-from benchmarks.scaling_page import WORDS
+from benchmarks.scaling_page import WORDS, busy
 from benchmarks.scaling_simulated import BASE_GPUS, KINDS, assumptions, efficiency
 from infnet_rec.bench.spans import COMMUNICATION
 from infnet_rec.commands.plan_plot import STEP_COLOURS
@@ -33,7 +36,9 @@ MEASURED = {
     "optimizer": ("#000000", ("optimizer",)),
     "the rest": ("#BBBBBB", ("rest",)),
 }
-TEXT_WIDTH = 58
+TEXT_WIDTH = 66
+# Parts below this share of the highest bar would be a hair, and a line in the legend.
+UNSEEN = 0.01
 
 JSON = dict[str, Any]
 
@@ -68,7 +73,12 @@ def figure_of(results: JSON) -> Figure:
             steps(axes, simulated, kind, highest)
     if measured:
         measured_steps(bottom[2], measured)
-    for axes, there in ((top[0], simulated), (top[2], simulated), *((a, simulated) for a in bottom[:2]), (bottom[2], measured)):
+    for axes, there in (
+        (top[0], simulated),
+        (top[2], simulated),
+        *((a, simulated) for a in bottom[:2]),
+        (bottom[2], measured),
+    ):
         if not there:
             axes.set_axis_off()
     return figure
@@ -82,12 +92,14 @@ def throughput(axes: Axes, simulated: JSON) -> None:
         base = rows[0]["examples_per_s"] / BASE_GPUS
         axes.plot(gpus, [base * n for n in gpus], color=COLOURS[kind], linewidth=0.9, linestyle=":")
         for key, style in (("planned_examples_per_s", "--"), ("examples_per_s", "-")):
-            axes.plot(gpus, [row[key] for row in rows], color=COLOURS[kind], linestyle=style, marker="o", **hollow(style))
+            axes.plot(
+                gpus, [row[key] for row in rows], color=COLOURS[kind], linestyle=style, marker="o", **hollow(style)
+            )
         last = rows[-1]
         axes.annotate(
             f"{last['examples_per_s'] / 1e6:.3g} M/s",
             (last["gpus"], last["examples_per_s"]),
-            xytext=(0, -16),
+            xytext=(6, -30 if kind == "weak" else -18),
             textcoords="offset points",
             color=COLOURS[kind],
             ha="right",
@@ -95,21 +107,25 @@ def throughput(axes: Axes, simulated: JSON) -> None:
     axes.plot([], [], color=GREY, linestyle="-", marker="o", **hollow("-"), label="with assumed latency")
     axes.plot([], [], color=GREY, linestyle="--", label="planner alone, no latency")
     axes.plot([], [], color=GREY, linestyle=":", linewidth=0.9, label="one node's speed, times nodes")
-    for kind, what in (("weak", "2,048 examples a GPU"), ("strong", "65,536 in all")):
-        axes.plot([], [], color=COLOURS[kind], label=f"{kind}: {what_of(simulated, kind, what)}")
-    axes.set(xscale="log", yscale="log", ylabel="examples/s, simulated")
-    axes.set_title("SIMULATED: throughput, KuaiRand-27K on H100")
+    for kind in KINDS:
+        axes.plot([], [], color=COLOURS[kind], label=f"{kind}: {batch_of(simulated, kind)}")
+    axes.set(xscale="log", yscale="log", ylabel="million examples/s, simulated")
+    axes.set_yticks([1e6, 3e6, 1e7, 3e7, 1e8], ["1", "3", "10", "30", "100"])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_title(f"SIMULATED throughput, {Path(simulated['config']).stem}")
     gpu_axis(axes, [row["gpus"] for row in rows_of(simulated, "weak")])
     ground(axes)
     axes.legend(loc="upper left")
 
 
-def what_of(simulated: JSON, kind: str, otherwise: str) -> str:
-    """The batch, in words."""
+def batch_of(simulated: JSON, kind: str) -> str:
+    """What stays the same, in words."""
     first = rows_of(simulated, kind)[0]
-    if kind == "weak":
-        return f"{first['local_batch_size']:,} examples a GPU"
-    return f"{first['global_batch_size']:,} in all" if first else otherwise
+    return (
+        f"{first['local_batch_size']:,} examples a GPU"
+        if kind == "weak"
+        else f"batches of {first['global_batch_size']:,}"
+    )
 
 
 def efficiencies(axes: Axes, simulated: JSON | None, measured: JSON | None) -> None:
@@ -139,11 +155,22 @@ def efficiencies(axes: Axes, simulated: JSON | None, measured: JSON | None) -> N
             label=f"{row['kind']}, MEASURED (CPU ranks)" if row["num_ranks"] > 1 else None,
         )
     axes.axhline(1.0, color=GREY, linewidth=0.9, linestyle=":")
-    axes.set(xscale="log", ylabel="efficiency", ylim=(0, None))
-    axes.set_title("Efficiency: MEASURED to 1 rank, SIMULATED to 1 node")
+    axes.set(xscale="log", ylabel="efficiency", ylim=(0, 1.25))
+    if simulated:
+        axes.annotate(
+            f"the second node: embeddings at\n{simulated['hardware']['inter_node_gb_per_s']:g} GB/s, "
+            f"not {simulated['hardware']['intra_node_gb_per_s']:g}",
+            (2 * BASE_GPUS, 0.55),
+            xytext=(12, 44),
+            textcoords="offset points",
+            color=GREY,
+            fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.8},
+        )
+    axes.set_title("Efficiency, to 1 rank or SIMULATED node of 8")
     gpu_axis(axes, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
     axes.set_xlabel("ranks, one a CPU core (measured) or GPU (simulated)")
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper right", ncols=2, columnspacing=1.2)
 
 
 def steps(axes: Axes, simulated: JSON, kind: str, highest_ms: float) -> None:
@@ -152,17 +179,17 @@ def steps(axes: Axes, simulated: JSON, kind: str, highest_ms: float) -> None:
     bottom = np.zeros(len(rows))
     for part, title in WORDS.items():
         values = np.array([row["parts"][part] for row in rows])
-        if values.max() < 0.01 * highest_ms:
+        if values.max() < UNSEEN * highest_ms:
             continue
         bar = axes.bar(range(len(rows)), values, 0.74, bottom=bottom, color=PART_COLOURS[part], label=title)
         for patch in bar:
             patch.set(hatch="//", edgecolor="white", linewidth=0)
         bottom += values
-    for place, total in enumerate(bottom):
-        axes.text(place, total, f"{total:.3g}", ha="center", va="bottom", color=GREY, fontsize=9)
+    for place, (height, row) in enumerate(zip(bottom, rows, strict=True)):
+        axes.text(place, height, f"{row['step_ms']:.3g}", ha="center", va="bottom", color=GREY, fontsize=9)
     axes.set_xticks(range(len(rows)), [f"{row['gpus']:,}" for row in rows])
     axes.set(ylim=(0, 1.5 * highest_ms), ylabel="ms a step, simulated", xlabel="GPUs")
-    axes.set_title(f"SIMULATED: a step, {kind} scaling, {what_of(simulated, kind, '')}")
+    axes.set_title(f"SIMULATED step, {kind}: {batch_of(simulated, kind)}")
     axes.grid(visible=True, axis="y")
     ground(axes)
     axes.legend(loc="upper left", handlelength=1.4)
@@ -177,7 +204,7 @@ def measured_steps(axes: Axes, measured: JSON) -> None:
         axes.bar(range(len(rows)), values, 0.6, bottom=bottom, color=colour, label=title)
         bottom += values
     for place, row in enumerate(rows):
-        text = f"{bottom[place]:.3g} ms\n{row['examples_per_s']:,.0f} examples/s"
+        text = f"{row['step_ms']:,.0f} ms\n{row['examples_per_s']:,.0f} examples/s"
         axes.text(place, bottom[place], text, ha="center", va="bottom", color=GREY, fontsize=9)
     heads = [
         f"{row['num_ranks']} rank{'s' * (row['num_ranks'] > 1)}"
@@ -189,8 +216,11 @@ def measured_steps(axes: Axes, measured: JSON) -> None:
     axes.set(ylim=(0, 1.75 * bottom.max()), ylabel="ms a step, measured")
     load = max(row["load_before"][1] for row in rows)
     machine = measured["machine"]
-    axes.set_title(f"MEASURED: a step, quickstart, {machine['name']}, {machine['cores']} cores")
-    axes.set_xlabel(f"load before runs up to {load:.1f}; {machine['date']}")
+    axes.set_title(
+        f"MEASURED step, {Path(measured['asked']['config']).stem}, {machine['cores']} cores of {machine['name']}"
+    )
+    note = ": BUSY, to be measured again" if busy(measured["scaling"], machine["cores"]) else ""
+    axes.set_xlabel(f"{machine['date']}; load before runs up to {load:.1f}{note}")
     axes.grid(visible=True, axis="y")
     axes.legend(loc="upper left", ncols=2, handlelength=1.2)
 
@@ -206,11 +236,11 @@ def together(parts: Mapping[str, JSON], title: str, names: Sequence[str]) -> flo
 def words(axes: Axes, simulated: JSON) -> None:
     """What the curves rest on."""
     axes.set_axis_off()
-    axes.set_title("SIMULATED on these assumptions")
+    axes.set_title("The SIMULATED curves rest on these assumptions")
     text = "\n".join(
         textwrap.fill(line, TEXT_WIDTH, initial_indent="- ", subsequent_indent="  ") for line in assumptions(simulated)
     )
-    axes.text(0, 1, text, transform=axes.transAxes, va="top", fontsize=8.3, color="black", linespacing=1.25)
+    axes.text(-0.02, 1, text, transform=axes.transAxes, va="top", fontsize=8.6, color="black", linespacing=1.25)
 
 
 def rows_of(simulated: JSON, kind: str) -> list[JSON]:

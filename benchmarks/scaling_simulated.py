@@ -247,12 +247,13 @@ def assumptions(found: JSON) -> list[str]:
         f"GPUs of a node, {it['inter_node_gb_per_s']:g} GB/s between nodes, as published. From two nodes on all "
         "embeddings go at the network's speed; it is never congested, whatever the number of nodes.",
         "Lookups and exchanges: TorchRec's estimates of the plan that our search finds for each size, slowest rank. "
-        "Repeats of ids are not known for this dataset, so every token counts as another id.",
+        "Repeats of ids are not known for this dataset: every token counts as another id. Embeddings travel in "
+        f"{found['communication']}.",
         f"Tower: the largest of arithmetic at {found['matmul_efficiency']:.0%} and memory at "
         f"{found['bandwidth_efficiency']:.0%} of the peaks, and {1e3 * found['launch_ms']:g} us a kernel launch.",
         "Overlap: ids and the next batch beside the step; nothing else. All-reduce and embeddings are waited for.",
-        "Latency, which the planner does not know (dashed: without it): NCCL's own constants (its tuning.cc). A message "
-        f"{constants['message_us']:g} us + {constants['message_nvlink_us']:g} (NVLink) or "
+        "Latency, which the planner does not know (dashed: without it): NCCL's own constants (its tuning.cc). A "
+        f"message {constants['message_us']:g} us + {constants['message_nvlink_us']:g} (NVLink) or "
         f"{constants['message_network_us']:g} (network); all-to-all: {constants['post_us']:g} us more for each GPU of "
         "other nodes, one after the other (ours: NCCL has no model of it); all-reduce: a tree of nodes, one a bucket.",
         "No stragglers, no jitter, no failures, no evaluation, no checkpoints.",
@@ -260,7 +261,7 @@ def assumptions(found: JSON) -> list[str]:
     if loader := found["loader"]:
         lines.append(
             f"Loader (the one measured number): {loader['examples_per_s']:,.0f} examples/s with "
-            f"{loader['ids_per_example']:.0f} ids each on one core of {loader['machine']} (data.md), scaled by ids, times "
-            f"{found['loader_threads']} threads a GPU."
+            f"{loader['ids_per_example']:.0f} ids each on one core of {loader['machine']} (data.md), scaled by ids, "
+            f"times {found['loader_threads']} threads a GPU."
         )
     return lines
