@@ -99,7 +99,7 @@ def throughput(axes: Axes, simulated: JSON) -> None:
         axes.annotate(
             f"{last['examples_per_s'] / 1e6:.3g} M/s",
             (last["gpus"], last["examples_per_s"]),
-            xytext=(6, -30 if kind == "weak" else -18),
+            xytext=(6, -36 if kind == "weak" else -18),
             textcoords="offset points",
             color=COLOURS[kind],
             ha="right",
@@ -219,7 +219,7 @@ def measured_steps(axes: Axes, measured: JSON) -> None:
     axes.set_title(
         f"MEASURED step, {Path(measured['asked']['config']).stem}, {machine['cores']} cores of {machine['name']}"
     )
-    note = ": BUSY, to be measured again" if busy(measured["scaling"], machine["cores"]) else ""
+    note = "\nBUSY with other work: to be measured again" if busy(measured["scaling"], machine["cores"]) else ""
     axes.set_xlabel(f"{machine['date']}; load before runs up to {load:.1f}{note}")
     axes.grid(visible=True, axis="y")
     axes.legend(loc="upper left", ncols=2, handlelength=1.2)

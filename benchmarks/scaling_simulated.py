@@ -251,7 +251,8 @@ def assumptions(found: JSON) -> list[str]:
         f"{found['communication']}.",
         f"Tower: the largest of arithmetic at {found['matmul_efficiency']:.0%} and memory at "
         f"{found['bandwidth_efficiency']:.0%} of the peaks, and {1e3 * found['launch_ms']:g} us a kernel launch.",
-        "Overlap: ids and the next batch beside the step; nothing else. All-reduce and embeddings are waited for.",
+        "Overlap: ids (by our own count of bytes) and the next batch beside the step; nothing else. All-reduce and "
+        "embeddings are waited for.",
         "Latency, which the planner does not know (dashed: without it): NCCL's own constants (its tuning.cc). A "
         f"message {constants['message_us']:g} us + {constants['message_nvlink_us']:g} (NVLink) or "
         f"{constants['message_network_us']:g} (network); all-to-all: {constants['post_us']:g} us more for each GPU of "
