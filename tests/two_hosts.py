@@ -1,6 +1,7 @@
 """Two hosts on one machine: network namespaces with names and interfaces of their own, and a cable between them."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,7 @@ def two_hosts(folder: Path, names: tuple[str, str] = ("north", "south")) -> Iter
     made: list[Host] = []
     try:
         try:
+            _remove_leftovers()
             for host in hosts:
                 _ip("netns", "add", host.namespace)
                 made.append(host)
@@ -123,6 +125,15 @@ def two_hosts(folder: Path, names: tuple[str, str] = ("north", "south")) -> Iter
                 host.lose_power()
             # With the last namespace its end of the cable goes, and with that the other end.
             _ip("netns", "delete", host.namespace)
+
+
+def _remove_leftovers() -> None:
+    """Hosts whose makers were killed."""
+    for maker, name in re.findall(r"^infnet-(\d+)-(\S+)", _ip("netns", "list"), re.MULTILINE):
+        if not Path("/proc", maker).exists():
+            left = Host(name, "", f"infnet-{maker}-{name}", Path())
+            left.lose_power()
+            _ip("netns", "delete", left.namespace)
 
 
 def _try_out(hosts: Sequence[Host]) -> None:
