@@ -134,7 +134,8 @@ def _try(
     if ended.how == "stopped":
         raise Interrupted("the search was asked to stop; its trials are saved")
     value = _value(ended, search.metric)
-    trial.set_user_attr("log", str(job.log))
+    # As the experiment's folder sees it, so that the folder can be moved.
+    trial.set_user_attr("log", "/".join(job.log.parts[-3:]))
     if ended.how == "pruned":
         study.tell(trial, state=TrialState.PRUNED)
     elif math.isnan(value):
