@@ -17,6 +17,7 @@ from infnet_rec.train import significance
 from infnet_rec.train.metrics import auc, evaluate_scores
 
 GOLDEN = Path(__file__).parent / "golden" / "report.md"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 TASKS = ("click", "long_view")
 # How well each model's scores follow the label, by task.
 MODELS = {"FM": (0.6, 0.7), "DCNv2": (1.0, 0.9), "MMoE": (0.95, 1.2), "INFNet": (1.4, 1.1)}
@@ -272,3 +273,13 @@ def test_orders_agree_as_scipy_says(seed: int) -> None:
     a_K, b_K = (np.round(rng.standard_normal(13), 1) for _ in range(2))
     assert significance.spearman(a_K, b_K) == pytest.approx(stats.spearmanr(a_K, b_K).statistic)
     assert significance.kendall(a_K, b_K) == pytest.approx(stats.kendalltau(a_K, b_K).statistic)
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent for p in RESULTS.glob("*/cells.jsonl")), ids=lambda p: p.name)
+def test_the_committed_reports_are_those_of_the_committed_cells(tmp_path: Path, folder: Path) -> None:
+    for name in ("cells.jsonl", "experiment.json", "significance.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with_paper = "\n## The paper\n" in (folder / "report.md").read_text()
+    report(tmp_path, None, with_paper=with_paper)
+    for name in ("report.md", "report.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
