@@ -132,13 +132,13 @@ def test_the_launcher_ends_with_the_code_of_its_ranks(
 ) -> None:
     """75 where the run can be continued; what is broken stays broken."""
 
-    def main(arguments: list[str]) -> None:
+    def run(args: object) -> None:
         if end is not None:
             raise end
 
-    monkeypatch.setattr(torchrun, "main", main)
+    monkeypatch.setattr(torchrun, "run", run)
     monkeypatch.delenv(SPOKEN_FOR, raising=False)
-    assert torchrun.torchrun([]) == code
+    assert torchrun.torchrun(["script.py"]) == code
 
 
 def test_ranks_that_never_meet_do_not_wait_for_ever() -> None:
