@@ -28,29 +28,29 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds of timing, of all forms
 @bench.command(
     epilog="""\b
 Example:
-  $ infnet-rec bench run configs/quickstart.toml -j 1x2 --steps 50
+  $ infnet-rec bench run configs/quickstart.toml -j 1x2 --steps 60
   ...
-  797 examples/s (398 a rank)
-  step of 512 examples: p50 622.1 ms, p95 821.7 ms, mean 642.7 +- 31.3 ms over 50 steps
+  7,019 examples/s (3,509 a rank)
+  step of 512 examples: p50 69.9 ms, p95 98.0 ms, mean 72.9 +- 3.3 ms over 60 steps
   ...
   where a step goes                      ms   share   waiting  in flight  overlapped  MiB sent
-  waiting for data                      9.9    1.5%
-  input all-to-all                     48.0    7.5%       1.6       98.2        96.6      0.18
-  lookup                                9.6    1.5%
-  output all-to-all, and back          89.4   13.9%      45.3       88.4        43.1      1.45
-  tower and loss, forward             157.5   24.5%
-  tower and loss, backward            260.1   40.5%
-  update of tables, backward            6.2    1.0%
-  all-reduce of dense gradients         7.4    1.2%       0.0       51.4        51.4      0.44
-  dense optimizer                      52.1    8.1%
-  the rest                              2.5    0.4%
-  step                                642.7  100.0%
+  waiting for data                      0.9    1.3%
+  input all-to-all                      3.7    5.0%       0.3        4.2         3.9      0.18
+  lookup                                1.7    2.3%
+  output all-to-all, and back           6.1    8.3%       1.9        5.4         3.5      1.45
+  tower and loss, forward              18.4   25.2%
+  tower and loss, backward             32.6   44.7%
+  update of tables, backward            2.0    2.7%
+  all-reduce of dense gradients         0.6    0.9%       0.0        2.6         2.6      0.44
+  dense optimizer                       6.3    8.6%
+  the rest                              0.7    0.9%
+  step                                 72.9  100.0%
   ...
-  model FLOPs utilisation: 0.9% of the rate of products (0.52 GFLOP a rank and step)
+  model FLOPs utilisation: 7.9% of the rate of products (0.52 GFLOP a rank and step)
   ...
-  compute-bound: 65% of a step is the tower
-  what would help most: a faster processor or more ranks, or a smaller tower ...; at most 2.86 times faster
-  an epoch is 103 steps, 1:06, 0.03677 rank hours"""
+  compute-bound: 70% of a step is the tower
+  what would help most: a faster processor or more ranks, or a smaller tower ...; at most 3.32 times faster
+  an epoch is 103 steps, 0:08, 0.004174 rank hours"""
 )
 def run(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
