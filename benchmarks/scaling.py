@@ -55,7 +55,6 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of a run, at most")
     parser.add_argument("--only", choices=("measured", "simulated"), default=None)
     parser.add_argument("--again", action="store_true", help="forget what was measured")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -117,7 +116,7 @@ def measured_loader(config_path: Path) -> Loader | None:
 
 def add_measured(results: JSON, arguments: argparse.Namespace, keep: Callable[[], None]) -> None:
     """Adds the runs that are missing, round after round; runs of another question go."""
-    asked = {"config": shown(arguments.config), "steps": arguments.steps, "seconds": arguments.seconds}
+    asked = {"config": shown(arguments.config), "steps": arguments.steps}
     measured: JSON = results.get("measured", {})
     if arguments.again or measured.get("asked") != asked:
         measured = {"asked": asked, "runs": []}
@@ -158,7 +157,7 @@ def wanted(ranks: Sequence[int], batch: int) -> list[tuple[int, int]]:
 def ask(words: Sequence[str], ranks: int, batch: int, asked: JSON) -> JSON:
     """One run of the meter, in processes of its own with a thread each."""
     options = [f"--set=train.global_batch_size={batch}", "--set=train.num_threads=1", "-j", f"1x{ranks}", "--json"]
-    options += [f"--steps={asked['steps']}", f"--seconds={asked['seconds']}"]
+    options += [f"--steps={asked['steps']}"]
     command = [sys.executable, "-m", "infnet_rec.cli", "bench", "run", *words, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)

@@ -1,7 +1,7 @@
 """torchx components: the same command on one laptop or on many nodes.
 
     source .venv/bin/activate
-    torchx run -s local_cwd launch/components.py:train -j 1x2 --config configs/quickstart.toml --run_dir runs/first
+    torchx run -s local_cwd launch/components.py:train -j 1x2 --config configs/quickstart.toml
 
 torchx reads a component's signature itself, so `Optional[str]`, `Dict` and `List`; the docstring is its help.
 `configs/torchxconfig.example` has what each scheduler wants to know; `infnet-rec launch` does without torchx.
@@ -12,6 +12,8 @@ import shutil
 import socket
 import sys
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 from typing import Dict, List, NoReturn, Optional
 
 from torchx import specs
@@ -32,7 +34,7 @@ FIRST_NODE = f"$${{{specs.macros.rank0_env}:=localhost}}:{PORT}"
 def train(
     *overrides: str,
     config: str,
-    run_dir: str,
+    run_dir: Optional[str] = None,
     j: str = "1x2",
     h: Optional[str] = None,
     image: str = IMAGE,
@@ -44,13 +46,15 @@ def train(
     Args:
         overrides: KEY=VALUE laid on the configuration, after "--".
         config: a run's TOML file, at the same path on every node.
-        run_dir: a folder that all nodes share.
+        run_dir: a folder that all nodes share; by default a new one in runs, named after the configuration and the time.
         j: NODESxRANKS, or MIN:MAXxRANKS where nodes may come and go.
         h: a named resource of the scheduler: what a node has.
         image: container image that this project is installed in, where the scheduler starts containers.
         env: environment variables, NAME=VALUE,NAME=VALUE.
         mounts: into the container, type=bind,src=PATH,dst=PATH.
     """
+    # Named here and now: ranks that are started again must find what they left.
+    run_dir = run_dir or f"runs/{Path(config).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     words = ("train", config, f"--run-dir={run_dir}", *_set(overrides))
     return _app(Launch(words, _size(j), "infnet-rec-train", env or {}, image=image, mounts=tuple(mounts or ())), h)
 
