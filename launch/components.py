@@ -46,7 +46,7 @@ def train(
     Args:
         overrides: KEY=VALUE laid on the configuration, after "--".
         config: a run's TOML file, at the same path on every node.
-        run_dir: a folder that all nodes share; by default a new one in runs, named after the configuration and the time.
+        run_dir: a folder that all nodes share; by default one in runs, named after the configuration and the time.
         j: NODESxRANKS, or MIN:MAXxRANKS where nodes may come and go.
         h: a named resource of the scheduler: what a node has.
         image: container image that this project is installed in, where the scheduler starts containers.
