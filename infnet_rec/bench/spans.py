@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Part = Literal[
     "data",
@@ -23,18 +23,7 @@ Part = Literal[
     "optimizer",
     "rest",
 ]
-PARTS: tuple[Part, ...] = (
-    "data",
-    "input_all_to_all",
-    "lookup",
-    "output_all_to_all",
-    "tower_forward",
-    "tower_backward",
-    "table_update",
-    "dense_all_reduce",
-    "optimizer",
-    "rest",
-)
+PARTS: tuple[Part, ...] = get_args(Part)
 COMMUNICATION: tuple[Part, ...] = ("input_all_to_all", "output_all_to_all", "dense_all_reduce")
 
 STEP, NEXT_BATCH = "infnet_rec step", "infnet_rec next batch"
