@@ -15,7 +15,10 @@ INTERFACE = "net0"
 NEEDED = ("ip", "unshare", "mount", "hostname")
 GONE_S = 10.0
 # In the namespace of the network; names, too, are the host's own. What it starts takes the place of the shell.
-ENTER = 'hostname "$0" && mount --bind "$1" /etc/hosts && exec "${@:2}"'
+ENTER = 'hostname "$0" && mount --bind "$1" /etc/hosts && mount --bind "$2" /etc/resolv.conf && exec "${@:3}"'
+# Nobody listens there, so a name that the file of hosts does not have is refused at once. A name server that cannot be
+# reached is asked again and again: 10 s a name.
+NO_NAME_SERVER = "nameserver 127.0.0.1\n"
 
 
 class NotHere(Exception):
@@ -30,16 +33,22 @@ class Host:
     address: str
     namespace: str
     hosts_file: Path
+    resolver_file: Path
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def enter(self) -> list[str]:
+        """What a command is put behind to run there."""
+        files = [str(self.hosts_file), str(self.resolver_file)]
+        return ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "bash", "-c", ENTER, self.name, *files]
 
     def start(
         self, command: Sequence[str], log: Path, environment: Mapping[str, str], folder: Path
     ) -> subprocess.Popen[bytes]:
         """Starts a command there; what it says is appended to the log."""
-        enter = ["unshare", "--uts", "bash", "-c", ENTER, self.name, str(self.hosts_file)]
         with log.open("ab") as file:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", self.namespace, *enter, *command],
+                [*self.enter, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -90,9 +99,11 @@ def two_hosts(folder: Path, names: tuple[str, str] = ("north", "south")) -> Iter
     for program in NEEDED:
         if shutil.which(program) is None:
             raise NotHere(f"there is no program {program!r} here")
+    resolver_file = folder / "resolv.conf"
+    resolver_file.write_text(NO_NAME_SERVER)
     # A network of its own in each pair of namespaces, so addresses can be the same in all.
     hosts = [
-        Host(name, f"10.77.0.{number}", f"infnet-{os.getpid()}-{name}", folder / f"hosts-{name}")
+        Host(name, f"10.77.0.{number}", f"infnet-{os.getpid()}-{name}", folder / f"hosts-{name}", resolver_file)
         for number, name in enumerate(names, 1)
     ]
     for host, other in (hosts, hosts[::-1]):
@@ -131,7 +142,7 @@ def _remove_leftovers() -> None:
     """Hosts whose makers were killed."""
     for maker, name in re.findall(r"^infnet-(\d+)-(\S+)", _ip("netns", "list"), re.MULTILINE):
         if not Path("/proc", maker).exists():
-            left = Host(name, "", f"infnet-{maker}-{name}", Path())
+            left = Host(name, "", f"infnet-{maker}-{name}", Path(), Path())
             left.lose_power()
             _ip("netns", "delete", left.namespace)
 
@@ -139,10 +150,7 @@ def _remove_leftovers() -> None:
 def _try_out(hosts: Sequence[Host]) -> None:
     """A container may permit the network and not the name."""
     for host in hosts:
-        enter = ["unshare", "--uts", "bash", "-c", ENTER, host.name, str(host.hosts_file)]
-        subprocess.run(
-            ["ip", "netns", "exec", host.namespace, *enter, "true"], check=True, capture_output=True, text=True
-        )
+        subprocess.run([*host.enter, "true"], check=True, capture_output=True, text=True)
 
 
 def _ip(*words: str) -> str:
