@@ -11,28 +11,33 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from infnet_rec.commands.stats_plot import DPI, STYLE
 
 OURS, OTHERS = "#B0503C", "#2F6DA8"
 PANEL_IN = (4.6, 3.4)
+# Of the time of a batch: nobody can read the names of more.
+MIN_POINTS, MAX_POINTS = 2, 25
 
 JSON = dict[str, Any]
 
 
 def draw_cost(cells: Sequence[JSON], path: Path) -> bool:
-    """Time of a test batch against dense parameters, a point a variant; False where there are fewer than two."""
+    """Time of a test batch against dense parameters, a point a variant; False where a picture would not say much."""
     points = []
     for variant in dict.fromkeys(cell["variant"] for cell in cells):
         mine = [cell for cell in cells if cell["variant"] == variant and cell["status"] == "done" and cell["scoring"]]
         if mine:
             times = [cell["scoring"]["ms_per_batch"] for cell in mine]
             points.append((variant, mine[0], fmean(times), stdev(times) if len(times) > 1 else 0.0))
-    if len(points) < 2:
+    if not MIN_POINTS <= len(points) <= MAX_POINTS:
         return False
     with styled():
         figure = _figure(1, 1, 1.6)
         _points(figure.subplots(), points)
+        _part_labels(figure)
         _write(figure, path)
     return True
 
@@ -40,15 +45,29 @@ def draw_cost(cells: Sequence[JSON], path: Path) -> bool:
 def _points(axes: Axes, points: Sequence[tuple[str, JSON, float, float]]) -> None:
     for variant, cell, ms, spread in points:
         colour = OURS if cell["ours"] else OTHERS
-        axes.errorbar(cell["num_dense_parameters"] + 1, ms, yerr=spread, fmt="o", color=colour, capsize=3)
-        axes.annotate(variant, (cell["num_dense_parameters"] + 1, ms), xytext=(6, 4), textcoords="offset points")
+        at = (cell["num_dense_parameters"] + 1, ms)
+        axes.errorbar(*at, yerr=spread, fmt="o", color=colour, capsize=3)
+        axes.annotate(variant, at, xytext=(7, 0), textcoords="offset points", va="center", color=colour)
     axes.set_xscale("log")
-    axes.margins(x=0.15)
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.2)
     axes.set_xlabel("dense parameters")
     axes.set_ylabel(f"ms a test batch of {points[0][1]['scoring']['batch_size']:,}, reading included")
     axes.set_title("Time of a batch against size; bars: deviation over seeds")
     axes.grid(visible=True)
+
+
+def _part_labels(figure: Figure) -> None:
+    """A label that lies on another goes to its point's left."""
+    figure.draw_without_rendering()
+    placed: list[Annotation] = []
+    for label in (text for text in figure.axes[0].texts if isinstance(text, Annotation)):
+        if any(label.get_window_extent().overlaps(other.get_window_extent()) for other in placed):
+            label.set(ha="right", position=(-7, 0))
+        placed.append(label)
 
 
 def draw_series(cells: Sequence[JSON], path: Path) -> bool:
