@@ -60,6 +60,7 @@ class Variant:
     residual: str = "both"
     ablation: str = "none"
     ablation_head: str = "pool"
+    readout: str = "task"
 
 
 def package_names(sizes: Sizes) -> dict[str, str]:
@@ -229,9 +230,11 @@ def logits(
     scores = []
     for t in range(sizes.num_tasks):
         token_BD = T[:, t] if has_tasks else C_.mean(dim=1) + S_.mean(dim=1)
+        proxies = [C_[:, i] for i in range(C_.shape[1])] + [S_[:, i] for i in range(S_.shape[1])]
         if variant.ablation == "no_task_tokens" and variant.ablation_head == "late":
-            proxies = [C_[:, i] for i in range(C_.shape[1])] + [S_[:, i] for i in range(S_.shape[1])]
             token_BD = torch.cat(proxies, dim=1)
+        if variant.readout == "proxies":
+            token_BD = torch.cat([token_BD, *proxies], dim=1)
         if variant.ablation == "no_cross_attention":
             present_BX1 = everywhere["S"][..., None]
             mean_S = (S * present_BX1).sum(dim=1) / present_BX1.sum(dim=1).clamp(min=1)

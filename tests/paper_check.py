@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import literal
-from infnet_rec.model.infnet import Infnet, InfnetOptions
+from infnet_rec.model.infnet import Infnet
+from infnet_rec.model.infnet_options import InfnetOptions
 from infnet_rec.model.precision import Precision
 from infnet_rec.model.tokens import Tokens
 
@@ -47,10 +48,9 @@ def make_model(
 
 
 def sizes_of(options: InfnetOptions, groups: tuple[int, ...]) -> literal.Sizes:
-    late = {
-        "no_task_tokens": options.num_categorical_proxies + len(set(groups)),
-        "no_cross_attention": 3,
-    }.get(options.ablation, 1)
+    num_proxies = options.num_categorical_proxies + len(set(groups))
+    late = {"no_task_tokens": num_proxies, "no_cross_attention": 3}.get(options.ablation, 1)
+    num_read = late if options.ablation_head == "late" else 1
     return literal.Sizes(
         num_features=NUM_FEATURES,
         num_tasks=NUM_TASKS,
@@ -63,7 +63,18 @@ def sizes_of(options: InfnetOptions, groups: tuple[int, ...]) -> literal.Sizes:
         gate_hidden=options.gate_hidden,
         head_hidden=options.head_hidden,
         norms=options.proxy_norm == "layer",
-        tokens_a_head_reads=late if options.ablation_head == "late" else 1,
+        tokens_a_head_reads=num_read + (num_proxies if options.readout == "proxies" else 0),
+    )
+
+
+def variant_of(options: InfnetOptions) -> literal.Variant:
+    return literal.Variant(
+        options.num_heads,
+        options.pooling,
+        options.residual,
+        options.ablation,
+        options.ablation_head,
+        options.readout,
     )
 
 
@@ -99,9 +110,7 @@ def check_against_paper(
     assert not parameters, f"unknown to the paper: {sorted(parameters)}"
     categorical_BMD = tokens.categorical_BMD.detach().to(torch.float64).requires_grad_()
     sequence_LD = tokens.sequence_LD.detach().to(torch.float64).requires_grad_()
-    variant = literal.Variant(
-        options.num_heads, options.pooling, options.residual, options.ablation, options.ablation_head
-    )
+    variant = variant_of(options)
     event_BFED, present_BFE = literal.pad(sequence_LD, tokens.lengths_FB)
     expected_BT = literal.logits(weights, sizes, variant, categorical_BMD, event_BFED, present_BFE)
     expected_BT.backward(direction_BT.to(torch.float64))

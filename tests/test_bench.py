@@ -29,7 +29,8 @@ from infnet_rec.bench.timing import alternate
 from infnet_rec.bench.tower import clear, count, measure_tower, passes_of
 from infnet_rec.faults import Failure
 from infnet_rec.ledger import Ledger
-from infnet_rec.model.infnet import Infnet, InfnetOptions
+from infnet_rec.model.infnet import Infnet
+from infnet_rec.model.infnet_options import InfnetOptions
 
 CPU = torch.device("cpu")
 GROUPS = (0, 1, 1, 2)
@@ -68,6 +69,7 @@ def gradients(model: Infnet, shape: TowerShape) -> list[torch.Tensor]:
         replace(SMALL, ablation="no_cross_attention"),
         replace(SMALL, ablation="no_task_tokens", ablation_head="late"),
         replace(SMALL, ablation="no_cross_attention", ablation_head="late"),
+        replace(SMALL, readout="proxies", num_heads=2),
     ],
     ids=[
         "default",
@@ -78,6 +80,7 @@ def gradients(model: Infnet, shape: TowerShape) -> list[torch.Tensor]:
         "no_cross_attention",
         "no_task_tokens, late",
         "no_cross_attention, late",
+        "heads read proxies",
     ],
 )
 def test_the_literal_form_is_the_same_function(options: InfnetOptions) -> None:

@@ -17,7 +17,8 @@ from infnet_rec import cli
 from infnet_rec.bench.cost import OTHERS, cost_of
 from infnet_rec.bench.literal import LiteralInfnet
 from infnet_rec.model.baselines.mmoe import Mmoe, MmoeOptions
-from infnet_rec.model.infnet import Infnet, InfnetOptions
+from infnet_rec.model.infnet import Infnet
+from infnet_rec.model.infnet_options import InfnetOptions
 from infnet_rec.model.tokens import TokenLayout
 
 CONFIG = Path(__file__).parent / "small.toml"

@@ -97,6 +97,7 @@ STUDIES = {
     **{f"{n} shared tokens": [f"model.num_shared_tokens={n}"] for n in (1, 2, 3)},
     **{f"width {d}": [f"model.width={d}"] for d in (8, 16)},
     **{f"{n} events": [f"data.sequence_length={n}"] for n in (1, 20)},
+    "heads read proxies": ["model.readout=proxies"],
     "w/o1": ["model.ablation=no_task_tokens"],
     "w/o1, late": ["model.ablation=no_task_tokens", "model.ablation_head=late"],
     "w/o2": ["model.ablation=no_gates"],

@@ -13,7 +13,8 @@ import torch
 import literal
 from infnet_rec.faults import Fault
 from infnet_rec.model import jagged
-from infnet_rec.model.infnet import Ablation, Infnet, InfnetOptions
+from infnet_rec.model.infnet import Infnet
+from infnet_rec.model.infnet_options import Ablation, InfnetOptions
 from infnet_rec.model.tokens import Tokens
 from paper_check import (
     BY_BEHAVIOUR,
@@ -65,6 +66,9 @@ def test_every_variant_is_the_papers_equations(ablation, residual, proxy_norm):
         {"ablation": "no_task_tokens", "ablation_head": "late", "num_blocks": 3, "num_heads": 2, "residual": "none"},
         {"ablation": "no_cross_attention", "ablation_head": "late"},
         {"ablation": "no_cross_attention", "ablation_head": "late", "num_blocks": 3, "residual": "none"},
+        {"readout": "proxies"},
+        {"readout": "proxies", "num_blocks": 1, "num_heads": 2},
+        {"readout": "proxies", "num_blocks": 3, "residual": "none", "proxy_norm": "layer"},
         {"num_categorical_proxies": 1, "num_shared_tokens": 1},
         {"num_categorical_proxies": 7, "num_shared_tokens": 3},
         {"proxy_hidden": (), "gate_hidden": (), "head_hidden": ()},
@@ -92,6 +96,15 @@ def test_every_parameter_learns(ablation, proxy_norm):
         model(make_tokens()).square().sum().backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and parameter.grad.any(), f"{name} gets no gradient"
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_every_parameter_learns_where_heads_read_proxies(num_blocks):
+    torch.manual_seed(0)
+    model = make_model(dataclasses.replace(SMALL, readout="proxies", num_blocks=num_blocks))
+    model(make_tokens()).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), f"{name} gets no gradient"
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
@@ -213,6 +226,10 @@ def test_mixed_precision_on_cpu_stays_near():
     [
         (lambda: InfnetOptions(num_blocks=1), ["num_blocks is 1", "at least 2", "untrained"]),
         (lambda: InfnetOptions(num_blocks=0, ablation="no_gates"), ["num_blocks is 0", "at least 1"]),
+        (
+            lambda: InfnetOptions(readout="proxies", ablation="no_gates"),
+            ["readout is 'proxies'", "'task' with ablation 'no_gates'", "ablation_head"],
+        ),
         (lambda: InfnetOptions(num_heads=0, num_shared_tokens=-1), ["num_heads is 0", "num_shared_tokens is -1"]),
         (lambda: InfnetOptions(gate_hidden=(64, 0)), ["gate_hidden is (64, 0)"]),
         (lambda: InfnetOptions(dropout=1.0), ["dropout is 1.0", "below 1"]),

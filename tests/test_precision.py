@@ -15,7 +15,8 @@ from torch import Tensor
 import sharded_runs
 from infnet_rec.commands.assemble import open_data, shard_model
 from infnet_rec.model import jagged
-from infnet_rec.model.infnet import Infnet, InfnetOptions
+from infnet_rec.model.infnet import Infnet
+from infnet_rec.model.infnet_options import InfnetOptions
 from infnet_rec.model.precision import computing_in, narrowed, widened
 from infnet_rec.model.tokens import Tokens
 from paper_check import BY_BEHAVIOUR, SMALL, build, make_model, make_tokens

@@ -11,10 +11,11 @@ from torch import Tensor
 
 import literal
 from infnet_rec.faults import Fault
-from infnet_rec.model.infnet import Infnet, InfnetOptions, Kind
+from infnet_rec.model.infnet import Infnet, Kind
+from infnet_rec.model.infnet_options import InfnetOptions
 from infnet_rec.model.recording import Recorded, recording
 from infnet_rec.model.tokens import Tokens
-from paper_check import BY_BEHAVIOUR, BY_SEQUENCE, LENGTHS_FB, SMALL, make_model, make_tokens, sizes_of
+from paper_check import BY_BEHAVIOUR, BY_SEQUENCE, LENGTHS_FB, SMALL, make_model, make_tokens, sizes_of, variant_of
 
 KINDS: dict[str, Kind] = {"C": "categorical", "S": "sequence", "T": "task"}
 
@@ -49,9 +50,7 @@ def oracle(
 
     monkeypatch.setattr(literal, "cross_attention", noted_attend)
     monkeypatch.setattr(literal, "mlp", noted_mlp)
-    variant = literal.Variant(
-        options.num_heads, options.pooling, options.residual, options.ablation, options.ablation_head
-    )
+    variant = variant_of(options)
     events = literal.pad(tokens.sequence_LD.detach().double(), tokens.lengths_FB)
     with torch.no_grad():
         literal.logits(weights, sizes, variant, tokens.categorical_BMD.detach().double(), *events)
@@ -78,6 +77,7 @@ def newest_last(events_BPX: Tensor, lengths_FB: Tensor) -> Tensor:
         ({"num_heads": 2, "num_blocks": 3, "residual": "none"}, BY_SEQUENCE),
         ({"num_heads": 4, "proxy_norm": "layer", "num_shared_tokens": 3}, (1, 0, 1, 0)),
         ({"ablation": "no_gates", "num_heads": 2}, BY_BEHAVIOUR),
+        ({"readout": "proxies", "num_heads": 2}, BY_BEHAVIOUR),
     ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])

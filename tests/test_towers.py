@@ -16,7 +16,7 @@ from infnet_rec.config.load import load_config
 from infnet_rec.config.model import ModelConfig
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
-from infnet_rec.model.infnet import InfnetOptions
+from infnet_rec.model.infnet_options import InfnetOptions
 from infnet_rec.shard.world import World
 from infnet_rec.strict import check
 

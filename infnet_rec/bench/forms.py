@@ -12,7 +12,8 @@ from torch import Tensor
 
 from infnet_rec.bench.literal import LiteralInfnet
 from infnet_rec.faults import Failure
-from infnet_rec.model.infnet import Infnet, InfnetOptions
+from infnet_rec.model.infnet import Infnet
+from infnet_rec.model.infnet_options import InfnetOptions
 from infnet_rec.model.tokens import Tokens
 
 Form = Literal["literal", "eager", "fused"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from infnet_rec.model.attention import Flow
-from infnet_rec.model.heads import read_proxies, read_tokens
+from infnet_rec.model.heads import read_tokens
 from infnet_rec.model.infnet import Block, Infnet, SequenceProxies
 from infnet_rec.model.tokens import Tokens
 
@@ -70,15 +70,11 @@ class LiteralInfnet(Infnet):
         }
         for block in self.blocks:
             query_BPD, sets = literal_block(cast(Block, block), query_BPD, sets)
-        match self.ablation:
-            case "no_task_tokens":
-                proxies = query_BPD["categorical_proxy"], query_BPD["sequence_proxy"]
-                return self.heads(read_proxies(*proxies, self.num_tasks, self.ablation_head))
-            case "no_cross_attention":
-                means = sets["categorical"].mean(), sets["sequence"].mean()
-                return self.heads(read_tokens(query_BPD["task"], *means, self.ablation_head))
-            case _:
-                return self.heads(query_BPD["task"])
+        options = self.options
+        if options.ablation == "no_cross_attention":
+            means = sets["categorical"].mean(), sets["sequence"].mean()
+            return self.heads(read_tokens(query_BPD["task"], *means, options.ablation_head))
+        return self.heads(self._read_out(query_BPD, {}))
 
 
 def literal_block(

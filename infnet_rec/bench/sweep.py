@@ -11,7 +11,7 @@ import torch
 
 from infnet_rec.bench.forms import TowerShape, full_lengths
 from infnet_rec.bench.tower import measure_tower
-from infnet_rec.model.infnet import InfnetOptions
+from infnet_rec.model.infnet_options import InfnetOptions
 
 LENGTHS = (5, 10, 20, 40)
 WIDTHS = (16, 64)

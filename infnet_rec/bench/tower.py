@@ -12,7 +12,8 @@ from infnet_rec.bench.machine import free_bytes
 from infnet_rec.bench.timing import Taken, alternate, middle, wait
 from infnet_rec.faults import Fault
 from infnet_rec.ledger import Ledger
-from infnet_rec.model.infnet import Infnet, InfnetOptions
+from infnet_rec.model.infnet import Infnet
+from infnet_rec.model.infnet_options import InfnetOptions
 from infnet_rec.model.tokens import Tokens
 
 Pass = Literal["forward", "forward_backward"]

@@ -22,7 +22,8 @@ from infnet_rec.model.baselines.shared_bottom import SharedBottom, SharedBottomO
 from infnet_rec.model.baselines.stem import Stem, StemOptions
 from infnet_rec.model.baselines.wukong import Wukong, WukongOptions
 from infnet_rec.model.fused import why_eager
-from infnet_rec.model.infnet import Infnet, InfnetOptions
+from infnet_rec.model.infnet import Infnet
+from infnet_rec.model.infnet_options import InfnetOptions
 from infnet_rec.model.tokens import TokenLayout
 from infnet_rec.schema import Schema
 from infnet_rec.shard.world import World

@@ -57,7 +57,7 @@ class ModelConfig(StrictModel):
 
 
 class InfnetConfig(ModelConfig):
-    """INFNet; see `infnet_rec.model.infnet.InfnetOptions` for what the options of the tower mean.
+    """INFNet; see `infnet_rec.model.infnet_options.InfnetOptions` for what the options of the tower mean.
 
     Attributes:
         attention: how sequences are read: "fused" by a kernel on a GPU, "eager" in plain torch, "auto" by the kernel
@@ -75,6 +75,7 @@ class InfnetConfig(ModelConfig):
     pooling: Literal["sum", "mean"] = "sum"
     residual: Literal["both", "proxy", "gate", "none"] = "both"
     proxy_norm: Literal["none", "layer"] = "none"
+    readout: Literal["task", "proxies"] = "task"
     dropout: Dropout = 0.0
     ablation: Literal["none", "no_task_tokens", "no_gates", "no_cross_attention"] = "none"
     ablation_head: Literal["pool", "late"] = "pool"

@@ -71,6 +71,12 @@ class TaskHeads(nn.Module):
         return torch.cat([tower(token) for tower, token in zip(self.towers, token_BD, strict=True)], dim=1)
 
 
+def read_everything(task_BTD: Tensor, categorical_BPD: Tensor, sequence_BPD: Tensor) -> Tensor:
+    """Each task's token, C~ and S~ side by side, [B, T, (1 + P) * D]; P counts the proxies of both kinds."""
+    proxies_BX = torch.cat([categorical_BPD, sequence_BPD], dim=1).flatten(1)
+    return torch.cat([task_BTD, proxies_BX[:, None].expand(-1, task_BTD.shape[1], -1)], dim=2)
+
+
 def read_proxies(categorical_BPD: Tensor, sequence_BPD: Tensor, num_tasks: int, head: AblationHead) -> Tensor:
     """What heads read where there are no task tokens, the same for every task: [B, T, D], or [B, T, P * D] for "late".
 

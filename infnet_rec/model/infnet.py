@@ -30,15 +30,11 @@ from torch.utils.checkpoint import checkpoint
 from infnet_rec.faults import Fault
 from infnet_rec.model.attention import DenseTokens, Reading, TokenSet
 from infnet_rec.model.fused import Attention, lay_out_sequences
-from infnet_rec.model.heads import AblationHead, LearnedTokens, Mlp, TaskHeads, read_proxies, read_tokens
-from infnet_rec.model.options import option_faults
+from infnet_rec.model.heads import LearnedTokens, Mlp, TaskHeads, read_everything, read_proxies, read_tokens
+from infnet_rec.model.infnet_options import Ablation, InfnetOptions, Readout
 from infnet_rec.model.precision import Precision, computing_in, narrowed, widened
-from infnet_rec.model.proxies import CategoricalProxies, Pooling, SequenceProxies
+from infnet_rec.model.proxies import CategoricalProxies, SequenceProxies
 from infnet_rec.model.tokens import Tokens
-
-Residual = Literal["both", "proxy", "gate", "none"]
-ProxyNorm = Literal["none", "layer"]
-Ablation = Literal["none", "no_task_tokens", "no_gates", "no_cross_attention"]
 
 Kind = Literal["categorical", "sequence", "task"]
 Query = Literal["categorical_proxy", "sequence_proxy", "task_proxy", "task"]
@@ -52,58 +48,6 @@ READERS: Mapping[Kind, tuple[Query, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class InfnetOptions:
-    """Everything about INFNet that the schema does not decide.
-
-    Attributes:
-        num_blocks: at least 2; an ablation can do with 1.
-        num_categorical_proxies: tokens of C~.
-        num_shared_tokens: tokens of T~.
-        num_heads: heads of every cross attention; divides the width.
-        proxy_hidden: hidden layers of the MLP that makes C~.
-        gate_hidden: hidden layers of every gate.
-        head_hidden: hidden layers of every task's head.
-        pooling: how the events of a group become its proxy. A sum grows with the length of the history.
-        residual: "proxy" adds each query to what it read (C~' = C~ + CA + CA, and so for S~, T~ and T^), "gate" makes
-            the gate's factor 1 + sigmoid, "both" does both. "none" is the paper to the letter; it trains slowly.
-        proxy_norm: "layer" normalises C~', S~', T~' and T^ before anything reads them.
-        dropout: on the hidden layers of proxies, gates and heads.
-        ablation: the paper's w/o1, w/o2, w/o3. Options of a part that is left out do nothing.
-        ablation_head: what heads read where task tokens are missing (w/o1) or learn nothing (w/o3). "pool": mean C~ +
-            mean S~, and T_i + mean C + mean S. "late": all of C~ and S~ side by side, and T_i, mean C, mean S side by
-            side, which is more than the whole network's heads read.
-        attention: how sequences are read; "auto" is "fused" where that works. See `infnet_rec.model.fused`.
-        checkpoint_blocks: the backward pass computes every block again instead of storing what is inside: scores of
-            categorical tokens, queries, gates. Scores of sequences are never stored.
-    """
-
-    num_blocks: int = 2
-    num_categorical_proxies: int = 4
-    num_shared_tokens: int = 2
-    num_heads: int = 1
-    proxy_hidden: tuple[int, ...] = (128,)
-    gate_hidden: tuple[int, ...] = (64,)
-    head_hidden: tuple[int, ...] = (64, 32)
-    pooling: Pooling = "sum"
-    residual: Residual = "both"
-    proxy_norm: ProxyNorm = "none"
-    dropout: float = 0.0
-    ablation: Ablation = "none"
-    ablation_head: AblationHead = "pool"
-    attention: Attention = "auto"
-    checkpoint_blocks: bool = False
-
-    def __post_init__(self) -> None:
-        faults = option_faults(self)
-        if self.ablation == "none" and self.num_blocks == 1:
-            faults.append(
-                "num_blocks is 1; it must be at least 2: one block leaves the categorical and the sequence proxies"
-                " untrained, because nothing reads what they become in the last block"
-            )
-        _raise(faults)
-
-
-@dataclass(frozen=True, slots=True)
 class BlockPlan:
     """What one block computes: the kinds that are read, who is updated by reading them, the kinds that are gated."""
 
@@ -112,14 +56,19 @@ class BlockPlan:
     gates: tuple[Kind, ...]
 
 
-def plan_blocks(ablation: Ablation, num_blocks: int) -> tuple[tuple[Query, ...], tuple[BlockPlan, ...]]:
+def plan_blocks(
+    ablation: Ablation, readout: Readout, num_blocks: int
+) -> tuple[tuple[Query, ...], tuple[BlockPlan, ...]]:
     """Which queries exist, and what each block does: no more than something after it reads."""
     everyone = get_args(Query)
     match ablation:
         case "none":
             queries = everyone
             inner = BlockPlan(("sequence", "categorical", "task"), everyone, ("categorical", "sequence", "task"))
-            last = BlockPlan(("sequence", "categorical"), ("task_proxy", "task"), ("task",))
+            if readout == "proxies":
+                last = BlockPlan(inner.reads, everyone, ("task",))
+            else:
+                last = BlockPlan(("sequence", "categorical"), ("task_proxy", "task"), ("task",))
         case "no_task_tokens":
             queries = ("categorical_proxy", "sequence_proxy")
             inner = BlockPlan(("sequence", "categorical"), queries, ("categorical", "sequence"))
@@ -219,12 +168,10 @@ class Infnet(nn.Module):
             divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
             faults.append(f"num_heads is {options.num_heads}; it must divide width {width}: take one of {divisors}")
         _raise(faults)
-        self.num_tasks, self.ablation = num_tasks, options.ablation
-        self.ablation_head: AblationHead = options.ablation_head
+        self.num_tasks, self.options = num_tasks, options
         self.attention: Attention = options.attention
         self.precision: Precision = precision
-        self.checkpoint_blocks = options.checkpoint_blocks
-        queries, plans = plan_blocks(options.ablation, options.num_blocks)
+        queries, plans = plan_blocks(options.ablation, options.readout, options.num_blocks)
         num_tokens = {
             "categorical_proxy": options.num_categorical_proxies,
             "sequence_proxy": max(group_of_sequence) + 1,
@@ -240,10 +187,16 @@ class Infnet(nn.Module):
         }
         self.start = nn.ModuleDict({name: start[name]() for name in queries})
         self.blocks = nn.ModuleList(Block(plan, num_tokens, width, options) for plan in plans)
-        num_read = {
-            ("no_task_tokens", "late"): num_tokens["categorical_proxy"] + num_tokens["sequence_proxy"],
-            ("no_cross_attention", "late"): 3,
-        }.get((options.ablation, options.ablation_head), 1)
+        num_proxies = num_tokens["categorical_proxy"] + num_tokens["sequence_proxy"]
+        match options.ablation, options.ablation_head, options.readout:
+            case "none", _, "proxies":
+                num_read = 1 + num_proxies
+            case "no_task_tokens", "late", _:
+                num_read = num_proxies
+            case "no_cross_attention", "late", _:
+                num_read = 3
+            case _:
+                num_read = 1
         self.heads = TaskHeads(num_tasks, num_read * width, options.head_hidden, options.dropout)
 
     def forward(self, tokens: Tokens) -> Tensor:
@@ -260,7 +213,7 @@ class Infnet(nn.Module):
                 "sequence": lay_out_sequences(sequence_LD, tokens.lengths_FB, self.attention),
             }
             for block in self.blocks:
-                if self.checkpoint_blocks and torch.is_grad_enabled():
+                if self.options.checkpoint_blocks and torch.is_grad_enabled():
                     query_BPD, sets = checkpoint(block, query_BPD, sets, use_reentrant=False)
                 else:
                     query_BPD, sets = block(query_BPD, sets)
@@ -279,17 +232,24 @@ class Infnet(nn.Module):
 
     def _read_out(self, query_BPD: Mapping[str, Tensor], sets: Mapping[str, TokenSet]) -> Tensor:
         """What each task's head reads, [B, T, D] or wider."""
-        match self.ablation:
+        head = self.options.ablation_head
+        match self.options.ablation:
             case "no_task_tokens":
-                proxies_BPD = query_BPD["categorical_proxy"], query_BPD["sequence_proxy"]
-                return read_proxies(*proxies_BPD, self.num_tasks, self.ablation_head)
+                return read_proxies(*_proxies(query_BPD), self.num_tasks, head)
             case "no_cross_attention":
                 # A query of zeros finds all tokens alike: it reads their mean.
                 zero_B1D = torch.zeros_like(query_BPD["task"][:, :1])
                 categorical_B1D, sequence_B1D = (sets[kind].attend(zero_B1D)[0] for kind in ("categorical", "sequence"))
-                return read_tokens(query_BPD["task"], categorical_B1D, sequence_B1D, self.ablation_head)
+                return read_tokens(query_BPD["task"], categorical_B1D, sequence_B1D, head)
+            case _ if self.options.readout == "proxies":
+                return read_everything(query_BPD["task"], *_proxies(query_BPD))
             case _:
                 return query_BPD["task"]
+
+
+def _proxies(query_BPD: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """C~ and S~."""
+    return query_BPD["categorical_proxy"], query_BPD["sequence_proxy"]
 
 
 def _raise(faults: list[str]) -> None:

@@ -70,7 +70,9 @@ def recording(tower: Infnet, take: Callable[[Recorded], None]) -> Iterator[None]
     blocks = [cast(Block, block) for block in tower.blocks]
     readings = blocks[-1].readings
     if any(kind not in readings or "task" not in cast(Reading, readings[kind]) for kind in ("categorical", "sequence")):
-        raise Fault(f'model.ablation is "{tower.ablation}": no task token attends to anything in the last block')
+        raise Fault(
+            f'model.ablation is "{tower.options.ablation}": no task token attends to anything in the last block'
+        )
     draft: list[_Draft] = []
 
     def begin(_: nn.Module, args: tuple[Tokens]) -> None:
