@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 
 from experiment_files import SEARCH, TWO, written
+from infnet_rec.commands.towers import BASELINES
 from infnet_rec.config.experiment import grid_size, key_of, load_experiment
+from infnet_rec.config.model import InfnetConfig
+from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
 
 ROOT = Path(__file__).parent.parent
+MODELS = ("infnet", *BASELINES)
 SHIPPED = sorted((ROOT / "configs" / "experiments").glob("*.toml"))
 
 
@@ -33,6 +37,27 @@ def test_a_key_is_what_a_run_is_and_not_where_or_with_which_seed(tmp_path: Path)
     elsewhere = load_experiment(path, ["data.store=elsewhere", "train.num_threads=2"]).variants[0].config
     assert key_of(elsewhere) == whole
     assert key_of(load_experiment(path, ["train.dense.lr=0.5"]).variants[0].config) != whole
+
+
+def test_an_option_that_a_later_version_adds_leaves_a_key_as_it_was(tmp_path: Path) -> None:
+    whole = load_experiment(written(tmp_path, TWO)).variants[0].config
+
+    class LaterModel(InfnetConfig):
+        added: int = 3
+
+    class LaterRun(RunConfig):
+        model: LaterModel = LaterModel()
+
+    settings = whole.model_dump(exclude_defaults=True)
+    assert key_of(LaterRun.model_validate(settings)) == key_of(whole)
+    settings["model"]["added"] = 4
+    assert key_of(LaterRun.model_validate(settings)) != key_of(whole)
+
+
+def test_models_have_keys_of_their_own() -> None:
+    """Nothing but the names differs."""
+    configs = [RunConfig.model_validate({"data": {"store": "x"}, "model": {"name": name}}) for name in MODELS]
+    assert len({key_of(config) for config in configs}) == len(MODELS) == 13
 
 
 def test_separate_models_are_one_variant_a_task(tmp_path: Path) -> None:

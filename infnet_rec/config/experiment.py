@@ -237,12 +237,17 @@ def grid_size(space: Space) -> int:
 
 
 def key_of(config: RunConfig) -> str:
-    """A hash of what a run is, without its seed and what changes nothing but its place and speed."""
-    data = config.model_dump(mode="json")
+    """A hash of what a run is, without its seed and what changes nothing but its place and speed.
+
+    Only what differs from the defaults is hashed: an option that a later version adds leaves cells what they were.
+    """
+    data = config.model_dump(mode="json", exclude_defaults=True)
+    # Models differ in their names' defaults.
+    data.setdefault("model", {})["name"] = config.model.name
     for path in NOT_IN_KEY:
         section, name = path.split(".")
-        del data[section][name]
-    del data["checkpoint"]
+        data.get(section, {}).pop(name, None)
+    data.pop("checkpoint", None)
     return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
