@@ -28,6 +28,9 @@ Space = dict[str, tuple[Choice, ...]]
 SHARED = ("data.store", "train.seed", "train.test")
 # They change where and how fast a cell is made, not what it is.
 NOT_IN_KEY = ("data.store", "train.seed", "train.test", "train.num_threads", "train.log_every_steps")
+# Options that came after the first results: at what runs did before them they are not part of a key, so that results
+# keep theirs.
+NOT_IN_KEY_AT = {"model.transducer_width": 0}
 
 
 class SearchConfig(StrictModel):
@@ -242,6 +245,10 @@ def key_of(config: RunConfig) -> str:
     for path in NOT_IN_KEY:
         section, name = path.split(".")
         del data[section][name]
+    for path, value in NOT_IN_KEY_AT.items():
+        section, name = path.split(".")
+        if data[section].get(name) == value:
+            del data[section][name]
     del data["checkpoint"]
     return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
 
