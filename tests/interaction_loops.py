@@ -226,6 +226,8 @@ def hstu(w: Weights, x: Example, num_heads: int, max_tokens: int) -> Tensor:
     layout, sequences = x.layout, x.sequences
     targets = sorted({m for m in layout.target_of_sequence if m is not None})
     tokens = [token for m, token in enumerate(x.features) if m not in targets]
+    if "context_layer.weight" in w:
+        tokens = [linear(w, "context_layer", token) for token in tokens]
     kinds = ["context"] * len(tokens)
     for behaviour in sorted(set(layout.behaviour_of_sequence)):
         mine = [f for f, b in enumerate(layout.behaviour_of_sequence) if b == behaviour]

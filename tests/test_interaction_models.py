@@ -76,6 +76,12 @@ CASES = {
         HstuOptions(num_layers=3, num_heads=4, max_tokens=20, head_hidden=()),
         lambda w, x: loops.hstu(w, x, 4, 20),
     ),
+    "hstu_wide": Case(
+        Hstu,
+        HstuOptions(num_heads=3, head_hidden=(5,), transducer_width=6),
+        lambda w, x: loops.hstu(w, x, 3, 256),
+    ),
+    "hstu_narrow": Case(Hstu, HstuOptions(num_heads=1, transducer_width=3), lambda w, x: loops.hstu(w, x, 1, 256)),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 

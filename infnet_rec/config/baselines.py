@@ -4,7 +4,9 @@ Every class has the keys of its model's options, which `infnet_rec.model.baselin
 test compares them, since importing the options would import torch.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from infnet_rec.config.model import ModelConfig
 from infnet_rec.config.ranges import Count, Dropout, Hidden, NotNegative
@@ -94,6 +96,7 @@ class HstuConfig(ModelConfig):
     max_tokens: Count = 256
     head_hidden: Hidden = (64, 32)
     dropout: Dropout = 0.2
+    transducer_width: Annotated[int, Field(ge=0)] = 0
 
 
 class SharedBottomConfig(ModelConfig):

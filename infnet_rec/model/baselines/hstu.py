@@ -7,6 +7,9 @@ Tokens, in this order:
                say how the events of two behaviours interleave in time
     target     a linear layer on the candidate's attributes side by side
 
+They are as wide as the tables. With `transducer_width` they have a width of their own: event and target layers map to
+it, one more linear layer takes every context token there, and all that follows is as wide.
+
 Each of the layers is, with Nmax a fixed number and not the example's own number of tokens,
 
     [U, V, Q, K] = SiLU(LayerNorm(X) W + b)
@@ -21,10 +24,13 @@ The last layer is computed for the target only, because nothing reads the others
 there is one whose value is 0, so padding needs no mask of its own.
 
 Reference: Zhai et al., Actions Speak Louder than Words, ICML 2024; the mask of contextual features and of one target is
-that of the authors' ranking model. Our adaptation: which tokens there are, and the heads.
+that of the authors' ranking model, and so is a width that is not the tables' (its hstu_transducer_embedding_dim, beside
+its hstu_embedding_table_dim). Our adaptation: which tokens there are, the heads, and how tokens get their width. There
+every context token has a linear layer of its own, and events and target have an MLP.
 
 Shapes: B examples, M categorical tokens, C context tokens, E event slots of an example, N = C + E + 1 tokens, Q tokens
-that are updated, H heads, K width of a head, L sequence tokens of the whole batch, T tasks, D width.
+that are updated, H heads, K width of a head, L sequence tokens of the whole batch, T tasks, D width: the tables', and
+from the first layer on that of the layers.
 """
 
 import math
@@ -51,10 +57,11 @@ class HstuOptions:
 
     Attributes:
         num_layers: of attention.
-        num_heads: of each layer; divides the width.
+        num_heads: of each layer; divides the width, or `transducer_width` where that is not 0.
         max_tokens: Nmax. About as many as an example has at most: context, the events of all behaviours and the target.
         head_hidden: hidden layers of every task's head.
         dropout: in the layers, and on hidden layers of heads.
+        transducer_width: of all tokens in the layers, and of what the heads read; 0: that of the tables.
     """
 
     num_layers: int = 2
@@ -62,11 +69,16 @@ class HstuOptions:
     max_tokens: int = 256
     head_hidden: tuple[int, ...] = (64, 32)
     dropout: float = 0.2
+    transducer_width: int = 0
 
     def __post_init__(self) -> None:
         faults = option_faults(self)
         if self.max_tokens < 1:
             faults.append(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        if self.transducer_width < 0:
+            faults.append(
+                f"transducer_width is {self.transducer_width}; it must be at least 0, which is the tables' width"
+            )
         if faults:
             raise Fault("\n".join(f"hstu: {fault}" for fault in faults))
 
@@ -130,9 +142,13 @@ class Hstu(nn.Module):
         super().__init__()
         targets = sorted({m for m in layout.target_of_sequence if m is not None})
         faults = []
-        if width % options.num_heads:
-            divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
-            faults.append(f"num_heads is {options.num_heads}; it must divide width {width}: take one of {divisors}")
+        own_width = options.transducer_width or width
+        if own_width % options.num_heads:
+            name = "transducer_width" if options.transducer_width else "width"
+            divisors = [heads for heads in range(1, own_width + 1) if own_width % heads == 0]
+            faults.append(
+                f"num_heads is {options.num_heads}; it must divide {name} {own_width}: take one of {divisors}"
+            )
         if not targets:
             faults.append("no sequence has an attribute that the candidate has too, so there is no target token")
         if faults:
@@ -141,16 +157,20 @@ class Hstu(nn.Module):
         self.targets = tuple(targets)
         self.context = tuple(m for m in range(len(layout.feature_names)) if m not in targets)
         self.behaviours = behaviours_of(layout)
-        self.target = Linear(len(targets) * width, width)
-        self.event = nn.ModuleList(Linear(len(b.sequences) * width, width) for b in self.behaviours)
-        self.layers = nn.ModuleList(HstuLayer(width, options) for _ in range(options.num_layers))
-        self.norm = nn.LayerNorm(width)
-        self.heads = TaskHeads(layout.num_tasks, width, options.head_hidden, options.dropout)
+        self.target = Linear(len(targets) * width, own_width)
+        self.event = nn.ModuleList(Linear(len(b.sequences) * width, own_width) for b in self.behaviours)
+        self.layers = nn.ModuleList(HstuLayer(own_width, options) for _ in range(options.num_layers))
+        self.norm = nn.LayerNorm(own_width)
+        self.heads = TaskHeads(layout.num_tasks, own_width, options.head_hidden, options.dropout)
+        # Without a context there is nothing that it could learn from.
+        self.context_layer = Linear(width, own_width) if self.context and own_width != width else None
 
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         categorical_BMD = tokens.categorical_BMD
         context_B1D = [categorical_BMD[:, m : m + 1] for m in self.context]
+        if self.context_layer is not None:
+            context_B1D = [self.context_layer(torch.cat(context_B1D, dim=1))]
         target_BX = torch.cat([categorical_BMD[:, m] for m in self.targets], dim=1)
         event_BED, present_BE = self._events(tokens)
         token_BND = torch.cat([*context_B1D, event_BED, self.target(target_BX)[:, None]], dim=1)
