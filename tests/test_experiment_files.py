@@ -1,5 +1,7 @@
 """What the files of experiments mean, and what is refused in them."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,25 @@ def test_a_key_is_what_a_run_is_and_not_where_or_with_which_seed(tmp_path: Path)
     elsewhere = load_experiment(path, ["data.store=elsewhere", "train.num_threads=2"]).variants[0].config
     assert key_of(elsewhere) == whole
     assert key_of(load_experiment(path, ["train.dense.lr=0.5"]).variants[0].config) != whole
+
+
+def test_an_option_that_came_later_leaves_older_keys_as_they_are(tmp_path: Path) -> None:
+    """Keys of HSTU in the repository are of the time before `transducer_width`."""
+    text = """[[variants]]
+    name = "HSTU"
+    set = ['model={name="hstu"}']
+    """
+    path = written(tmp_path, text)
+    former, also, wide = (
+        load_experiment(path, overrides).variants[0].config
+        for overrides in ([], ["model.transducer_width=0"], ["model.transducer_width=64"])
+    )
+    data = former.model_dump(mode="json")
+    del data["model"]["transducer_width"], data["checkpoint"], data["data"]["store"]
+    for name in ("seed", "test", "num_threads", "log_every_steps"):
+        del data["train"][name]
+    assert key_of(former) == hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
+    assert key_of(also) == key_of(former) != key_of(wide)
 
 
 def test_separate_models_are_one_variant_a_task(tmp_path: Path) -> None:
