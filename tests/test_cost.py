@@ -153,6 +153,21 @@ def test_the_verb_counts_what_the_model_has(name: str, small_store: Path) -> Non
     assert tables["num_parameters"] == tables["num_rows"] * tables["width"]
 
 
+def test_the_verb_counts_hstus_own_width(small_store: Path) -> None:
+    """The context's layer has one set of parameters, and a product for each of its tokens."""
+    counts = {}
+    for own in (8, 64):
+        section = f'--set=model={{name = "hstu", width = 8, transducer_width = {own}}}'
+        counts[own] = json.loads(run("--json", f"--set=data.store={small_store}", section).stdout)
+    parts = {part["name"]: part for part in counts[64]["parts"]}
+    num_context = 89 - 4
+    assert parts["context_layer"]["num_parameters"] == 8 * 64 + 64
+    assert parts["context_layer"]["flops"] == num_context * 2 * 8 * 64
+    assert "context_layer" not in {part["name"] for part in counts[8]["parts"]}
+    assert counts[64]["flops_per_example"] > 8 * counts[8]["flops_per_example"]
+    assert counts[64]["tables"] == counts[8]["tables"]
+
+
 def test_the_verbs_table(small_store: Path) -> None:
     text = run(f"--set=data.store={small_store}").stdout.splitlines()
     assert text[0].startswith("infnet of width 8: 89 features, 28 sequences with 280 events an example")

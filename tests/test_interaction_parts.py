@@ -187,6 +187,29 @@ def test_hstus_scores_come_in_portions_that_do_not_show(monkeypatch):
     torch.testing.assert_close(model(tokens), logits_BT, rtol=1e-12, atol=1e-12)
 
 
+def test_hstus_layers_have_their_own_width_where_one_is_given():
+    shapes = {
+        own: {n: tuple(p.shape) for n, p in Hstu(LAYOUT, 4, HstuOptions(transducer_width=own)).named_parameters()}
+        for own in (0, 4, 6)
+    }
+    assert shapes[0] == shapes[4]
+    assert not [name for name in shapes[0] if name.startswith("context_layer")]
+    of_context = {"context_layer.weight": (6, 4), "context_layer.bias": (6,)}
+    assert shapes[6].keys() == shapes[0].keys() | of_context.keys()
+    assert shapes[6].items() >= of_context.items()
+    assert shapes[6]["event.0.weight"] == (6, 12) and shapes[6]["target.weight"] == (6, 8)
+    assert shapes[6]["layers.1.key_and_value.weight"] == (12, 6) and shapes[6]["norm.weight"] == (6,)
+    assert shapes[6]["heads.towers.0.layers.0.weight"] == (64, 6)
+
+
+def test_hstu_with_its_own_width_and_no_context_has_no_layer_for_it():
+    """Its parameters would never get a gradient."""
+    layout = dataclasses.replace(LAYOUT, feature_names=("item", "author"), target_of_sequence=(0, 1, None, 1, None))
+    model, tokens = Hstu(layout, WIDTH, HstuOptions(transducer_width=6)).double(), make_tokens(WIDTH)
+    model(Tokens(tokens.categorical_BMD[:, 1:3], tokens.sequence_LD, LENGTHS_FB)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
 def test_hstus_mask():
     """Two context tokens, three events, the target."""
     assert what_sees_what(2, 3, torch.ones(1)).tolist() == [
@@ -238,7 +261,12 @@ def test_dropout_acts_while_training_only(name):
         (lambda: DinOptions(attention_hidden=()), ["din: attention_hidden is ()", "at least one"]),
         (lambda: DienOptions(auxiliary_weight=-1.0), ["dien: auxiliary_weight is -1.0", "at least 0"]),
         (lambda: HstuOptions(dropout=1.0, max_tokens=0), ["hstu: dropout is 1.0", "hstu: max_tokens is 0"]),
-        (lambda: Hstu(LAYOUT, 4, HstuOptions(num_heads=3)), ["num_heads is 3", "width 4", "[1, 2, 4]"]),
+        (lambda: Hstu(LAYOUT, 4, HstuOptions(num_heads=3)), ["num_heads is 3", "divide width 4", "[1, 2, 4]"]),
+        (lambda: HstuOptions(transducer_width=-2), ["hstu: transducer_width is -2", "at least 0"]),
+        (
+            lambda: Hstu(LAYOUT, 4, HstuOptions(num_heads=4, transducer_width=6)),
+            ["hstu: num_heads is 4", "divide transducer_width 6", "[1, 2, 3, 6]"],
+        ),
         (
             lambda: Hstu(dataclasses.replace(LAYOUT, target_of_sequence=(None,) * 5), 4, HstuOptions()),
             ["hstu: no sequence has an attribute"],

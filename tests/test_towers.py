@@ -96,6 +96,8 @@ def test_keys_of_another_model_are_refused_with_those_that_it_has() -> None:
 
 def test_a_model_in_a_place_of_numbers_that_it_does_not_take() -> None:
     assert "model.num_layers = 0: Input should be greater" in fault_of(QUICKSTART, 'model={name="ple", num_layers=0}')
+    text = fault_of(QUICKSTART, 'model={name="hstu", transducer_width=-1}')
+    assert "model.transducer_width = -1: Input should be greater" in text
     assert "(did you mean 'full'?)" in fault_of(QUICKSTART, 'model={name="dcnv2", cross="ful"}')
 
 
@@ -135,6 +137,7 @@ def test_tasks_are_those_that_were_chosen_in_the_stores_order(small_store: Path)
     [
         (['model={name = "mmoe"}', "train.precision=bf16"], ['train.precision is "bf16": mmoe computes in "fp32"']),
         (['model={name = "hstu", num_heads = 3}'], ["hstu: num_heads is 3", "width 16"]),
+        (['model={name = "hstu", num_heads = 3, transducer_width = 64}'], ["num_heads is 3", "transducer_width 64"]),
         (["model.num_blocks=1"], ["infnet: num_blocks is 1"]),
         (["model.attention=fused"], ['model.attention is "fused"']),
     ],
