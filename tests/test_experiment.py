@@ -20,6 +20,7 @@ from infnet_rec.commands import experiment as command
 from infnet_rec.commands import experiment_search
 from infnet_rec.commands.cells import append_cell, read_cells
 from infnet_rec.commands.experiment import Asked
+from infnet_rec.commands.report import report
 from infnet_rec.commands.training_run import Ended, Job, Judge, train_in_a_process
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault, Interrupted
@@ -204,16 +205,34 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path: Path, trainer: Fake
     assert len(trainer.jobs) == 4
 
 
-def test_a_line_that_a_kill_cut_off_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "cells.jsonl"
-    append_cell(path, {"a": 1})
+def test_a_line_that_a_kill_cut_off_is_none(tmp_path: Path, trainer: FakeTrainer) -> None:
+    run(tmp_path, TWO, trainer)
+    path = tmp_path / "out" / "cells.jsonl"
+    made = read_cells(path)
     path.write_text(path.read_text() + '{"a": 2, "b')
-    assert read_cells(path) == [{"a": 1}]
-    append_cell(path, {"a": 3})
-    assert read_cells(path) == [{"a": 1}, {"a": 3}]
-    path.write_text('{"a"\n{"a": 1}\n')
-    with pytest.raises(Fault, match="line 1 is not JSON"):
+    assert read_cells(path) == made
+    append_cell(path, made[0])
+    assert read_cells(path) == [*made, made[0]]
+    path.write_text('{"a"\n' + path.read_text())
+    with pytest.raises(Fault, match=r"cells\.jsonl:1: not JSON"):
         read_cells(path)
+
+
+def test_what_is_only_shown_is_what_the_file_said_last(tmp_path: Path, trainer: FakeTrainer) -> None:
+    """Cells that are made need not be made again for it; nor where a store has come to say that it is generated."""
+    run(tmp_path, TWO, trainer)
+    out = tmp_path / "out"
+    with pytest.raises(Fault, match="set `paper` in its file and start 'infnet-rec experiment' on it again"):
+        report(out, None, with_paper=True)
+    was = json.loads((out / "experiment.json").read_text())
+    assert was["dataset"].pop("generated") is True
+    write_json(out / "experiment.json", was)
+    run(tmp_path, 'paper = "KuaiRand-Pure"\n' + TWO.replace("ours = true", 'label = "MMoE"\nours = true'), trainer)
+    assert len(trainer.jobs) == 4
+    report(out, None, with_paper=True)
+    text = (out / "report.md").read_text()
+    assert "\n| MMoE | " in text and "\n| INFNet | 1 |" in text
+    assert "only the order of models is compared" in text and "generated and not observed" in text
 
 
 def test_a_killed_experiment_goes_on_where_its_cell_was(small_store: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from infnet_rec.commands.cell_line import cell_of
 from infnet_rec.commands.fetch import fetched
 from infnet_rec.config.experiment import Experiment, key_of
 from infnet_rec.data.store import Store
@@ -46,7 +47,8 @@ def opened(out: Path, experiment: Experiment) -> Iterator[JSON]:
         was = read_json(out / EXPERIMENT) if is_ours else now
         _check_same(was, now, out)
         # In the order of the file as it is now; what has gone from it stays at the end.
-        write_json(out / EXPERIMENT, {**now, "variants": {**now["variants"], **was["variants"]}})
+        variants = {**now["variants"], **was["variants"]}
+        write_json(out / EXPERIMENT, {**now, "variants": variants, "report": shown(experiment)})
         yield dataset
 
 
@@ -61,6 +63,17 @@ def identity(experiment: Experiment, dataset: Mapping[str, Any]) -> JSON:
     }
 
 
+def shown(experiment: Experiment) -> JSON:
+    """What only the report reads: it may change without a cell being made anew, so the file's last word counts."""
+    settings = experiment.config
+    return {
+        "paper": settings.paper,
+        "reference": settings.reference,
+        "seeds": list(settings.seeds),
+        "variants": {v.name: dict(v.facts) for v in experiment.variants},
+    }
+
+
 def dataset_of(experiment: Experiment) -> JSON:
     """Name, fingerprint and size of the store that all cells read.
 
@@ -69,10 +82,13 @@ def dataset_of(experiment: Experiment) -> JSON:
     """
     store = Store(fetched(experiment.variants[0].config.data.store))
     sizes = {split: store.num_examples(split) for split in ("train", "valid", "test")}
-    return {"name": store.manifest["name"], "fingerprint": store.fingerprint, "num_examples": sizes}
+    facts = {"name": store.manifest["name"], "fingerprint": store.fingerprint, "num_examples": sizes}
+    return {**facts, "generated": True} if store.manifest.get("generated") else facts
 
 
 def _check_same(was: JSON, now: JSON, out: Path) -> None:
+    # A store of the same bytes may have been built before stores said that their rows are generated.
+    was, now = ({**x, "dataset": {**x["dataset"], "generated": False}} for x in (was, now))
     for what in ("experiment", "dataset", "search"):
         if was[what] != now[what]:
             raise Fault(
@@ -95,39 +111,21 @@ def read_cells(path: Path) -> list[JSON]:
     """All lines, oldest first; a last line that a kill has cut off is none.
 
     Raises:
-        Fault: no such file, or another line is no JSON object.
+        Fault: no such file, or another line is no cell.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except OSError as error:
         raise Fault(f"{path}: {str(error.strerror).lower()}") from error
     cells = []
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            cells.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise Fault(f"{path}: line {number} is not JSON: {error}") from error
+    for number, line in enumerate(text.split(b"\n")[:-1], 1):
+        cells.append(cell_of(line, f"{path}:{number}"))
     return cells
 
 
 def newest_of_each(cells: list[JSON]) -> dict[tuple[str, int], JSON]:
     """The last line of each variant and seed: a cell that failed and was made again is made."""
     return {(cell["variant"], cell["seed"]): cell for cell in cells}
-
-
-def cells_in_order(out: Path) -> list[JSON]:
-    """The newest line of every cell, in the order of the experiment, not of the clock.
-
-    Raises:
-        Fault: see `read_cells`; or the folder's experiment is not readable.
-    """
-    cells = newest_of_each(read_cells(out / CELLS))
-    names = list(dict.fromkeys(name for name, _ in cells))
-    if (out / EXPERIMENT).is_file():
-        names = list(dict.fromkeys([*read_json(out / EXPERIMENT)["variants"], *names]))
-    return [cells[key] for key in sorted(cells, key=lambda key: (names.index(key[0]), key[1]))]
 
 
 def append_cell(path: Path, cell: Mapping[str, Any]) -> None:

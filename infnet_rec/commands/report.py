@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from infnet_rec.commands import report_plot, report_text
-from infnet_rec.commands.cells import CELLS, cells_in_order
+from infnet_rec.commands.cells import CELLS
 from infnet_rec.commands.paper import is_of_that_size, numbers_of
-from infnet_rec.commands.report_rows import METRICS, Row, check_cells, rows_of, tasks_of
+from infnet_rec.commands.report_folder import read_results
+from infnet_rec.commands.report_rows import METRICS, Row, check_cells, complete, rows_of, tasks_of
 from infnet_rec.commands.report_tests import compared
 from infnet_rec.faults import Fault
 
@@ -32,30 +33,39 @@ def report(results: Path, out: Path | None, *, with_paper: bool) -> JSON:
     Raises:
         Fault: see `check_cells`; or the paper is asked for and the experiment names no dataset of it.
     """
-    cells = cells_in_order(results)
+    found = read_results(results)
+    cells, missing = found.cells, found.missing
     where = str(results / CELLS)
     check_cells(cells, where)
     dataset = cells[0]["paper"]
     if with_paper and not dataset:
-        raise Fault(f"{where}: --paper: the experiment names no dataset of the paper; set `paper` in its file")
-    rows = rows_of(cells)
+        raise Fault(
+            f"{where}: --paper: the experiment names no dataset of the paper; set `paper` in its file and start "
+            "'infnet-rec experiment' on it again, which makes no cell anew"
+        )
+    rows = rows_of(cells, missing)
     paper = numbers_of(dataset) if with_paper else {}
-    same = bool(dataset) and is_of_that_size(dataset, sum(cells[0]["dataset"]["num_examples"].values()))
+    num_examples = sum(cells[0]["dataset"]["num_examples"].values())
+    same = bool(dataset) and not found.generated and is_of_that_size(dataset, num_examples)
     tests = compared(rows, cells[0]["reference"], results)
     out = out or results
     out.mkdir(parents=True, exist_ok=True)
     files = [MARKDOWN, TABLE]
-    lines = [*report_text.heading(cells, rows), *report_text.main_table(rows), *report_text.significance_table(tests)]
+    lines = [*report_text.heading(found, rows), *report_text.main_table(rows)]
+    lines += report_text.significance_table(tests, num_seeds=len({cell["seed"] for cell in cells}))
     if with_paper:
         lines += report_text.paper_tables(rows, paper, dataset, same=same)
-    lines += report_text.cost_table(cells)
+    lines += report_text.cost_table(cells, missing)
+    shown = complete(cells)
     for name, drawn, title in (
-        ("efficiency.png", report_plot.draw_cost(cells, out / "efficiency.png"), "Time of a batch against parameters"),
-        ("series.png", report_plot.draw_series(cells, out / "series.png"), "AUC along each series"),
+        ("efficiency.png", report_plot.draw_cost(shown, out / "efficiency.png"), "Time of a batch against parameters"),
+        ("series.png", report_plot.draw_series(shown, out / "series.png"), "AUC along each series"),
     ):
         if drawn:
             files.append(name)
             lines += [f"![{title}]({name})", ""]
+    if len(files) > 2:
+        lines += report_text.not_drawn(cells, missing)
     _write(out / MARKDOWN, "\n".join(lines))
     _write(out / TABLE, _csv(rows, paper if same else {}))
     return {"files": [str(out / name) for name in files]}

@@ -21,6 +21,7 @@ class Row:
     Attributes:
         cells_of: for each task the cells that have it, in the order of seeds.
         failed: cells without numbers.
+        missing: variants that have no cell.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Row:
     ours: bool
     cells_of: dict[str, list[JSON]]
     failed: list[JSON]
+    missing: list[str]
 
     @property
     def title(self) -> str:
@@ -57,6 +59,10 @@ def check_cells(cells: Sequence[JSON], where: str) -> None:
     """
     if not cells:
         raise Fault(f"{where}: holds no cell; run 'infnet-rec experiment' first")
+    experiments = sorted({cell["experiment"] for cell in cells})
+    if len(experiments) > 1:
+        names = " and ".join(map(repr, experiments))
+        raise Fault(f"{where}: has cells of different experiments, {names}; give every experiment a folder of its own")
     datasets = {(cell["dataset"]["name"], cell["dataset"]["fingerprint"]) for cell in cells}
     if len(datasets) > 1:
         names = " and ".join(f"{name} ({fingerprint})" for name, fingerprint in sorted(datasets))
@@ -95,28 +101,45 @@ def _check_metrics(cell: JSON, where: str) -> None:
                     )
 
 
-def rows_of(cells: Sequence[JSON]) -> list[Row]:
-    """The table's rows, in the order of the experiment."""
+def complete(cells: Sequence[JSON]) -> list[JSON]:
+    """Cells of the variants that have no failed one: a mean over the seeds that happened to come through is none."""
+    failed = {cell["variant"] for cell in cells if cell["status"] != "done"}
+    return [cell for cell in cells if cell["variant"] not in failed]
+
+
+def rows_of(cells: Sequence[JSON], missing: Sequence[JSON] = ()) -> list[Row]:
+    """The table's rows, in the order of the experiment; those of which there is nothing come last.
+
+    Args:
+        cells: in the order of the experiment.
+        missing: `variant`, `label` and `setting` of variants without a cell.
+
+    Raises:
+        Fault: variants of one row have the same task.
+    """
     groups: dict[tuple[str, str], list[JSON]] = {}
     for cell in cells:
         groups.setdefault((cell["label"], cell["setting"]), []).append(cell)
+    missing_of: dict[tuple[str, str], list[str]] = {}
+    for variant in missing:
+        key = (variant["label"], variant["setting"])
+        groups.setdefault(key, [])
+        missing_of.setdefault(key, []).append(variant["variant"])
     rows = []
     for (label, setting), members in groups.items():
         failed = [cell for cell in members if cell["status"] != "done"]
-        # A mean over the seeds that happened to come through would be another number than the others' are.
-        incomplete = {cell["variant"] for cell in failed}
         cells_of: dict[str, list[JSON]] = {}
-        for cell in sorted(members, key=lambda c: c["seed"]):
-            if cell["variant"] not in incomplete:
-                for task in cell["metrics"]["test"]:
-                    cells_of.setdefault(task, []).append(cell)
+        for cell in sorted(complete(members), key=lambda c: c["seed"]):
+            for task in cell["metrics"]["test"]:
+                cells_of.setdefault(task, []).append(cell)
         for task, found in cells_of.items():
             if len({cell["variant"] for cell in found}) > 1:
                 names = json.dumps(sorted({cell["variant"] for cell in found}))
                 raise Fault(
                     f"row {label!r} {setting}: {names} all have {task}; give them labels or settings of their own"
                 )
-        rows.append(Row(label, setting, any(cell["ours"] for cell in members), cells_of, failed))
+        ours = any(cell["ours"] for cell in members)
+        rows.append(Row(label, setting, ours, cells_of, failed, missing_of.get((label, setting), [])))
     return rows
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from infnet_rec.commands.paper import PaperNumber
-from infnet_rec.commands.report_rows import TITLES, Row, best_of, tasks_of
+from infnet_rec.commands.report_folder import Results
+from infnet_rec.commands.report_rows import TITLES, Row, best_of, complete, tasks_of
 from infnet_rec.train.significance import kendall, spearman
 
 SHOWN = ("auc", "gauc")
@@ -17,20 +18,29 @@ Paper = Mapping[tuple[str, str, str], PaperNumber]
 JSON = dict[str, Any]
 
 
-def heading(cells: Sequence[JSON], rows: Sequence[Row]) -> list[str]:
-    """What the numbers stand on."""
+ONE_SEED = "One seed says nothing about another training run"
+
+
+def heading(results: Results, rows: Sequence[Row]) -> list[str]:
+    """What the numbers stand on, and what of the experiment is missing."""
+    cells = results.cells
     dataset, seeds = cells[0]["dataset"], sorted({cell["seed"] for cell in cells})
+    num_there = sum(not row.missing for row in rows)
+    models = f"{len(rows)} models" if num_there == len(rows) else f"{num_there} of {len(rows)} models"
+    lacks = f" ({', '.join(map(str, results.missing_seeds))} missing)" if results.missing_seeds else ""
     sizes = ", ".join(f"{split} {n:,}" for split, n in dataset["num_examples"].items())
     environments = [cell["environment"] for cell in cells if cell["status"] == "done"]
     versions = sorted({f"{n} {v}" for e in environments for n, v in e["versions"].items() if n.startswith("torch")})
+    made = ", generated and not observed" if results.generated else ""
     return [
         f"# {cells[0]['experiment']}",
         "",
         "Made by `infnet-rec report` from `cells.jsonl`; not to be edited.",
         "",
-        f"Dataset {dataset['name']}, fingerprint `{dataset['fingerprint']}`: {sizes} examples. {len(rows)} models, "
-        f"seeds {', '.join(map(str, seeds))}. {'; '.join(versions)}.",
+        f"Dataset {dataset['name']}, fingerprint `{dataset['fingerprint']}`: {sizes} examples{made}. {models}, "
+        f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}{lacks}. {'; '.join(versions)}.",
         "",
+        *([] if len(seeds) > 1 else [f"{ONE_SEED}: differences between models may be those of two runs of one.", ""]),
     ]
 
 
@@ -39,11 +49,12 @@ def main_table(rows: Sequence[Row]) -> list[str]:
     tasks = tasks_of(rows)
     columns = [(task, metric) for task in tasks for metric in SHOWN]
     ranked = {column: best_of(rows, *column) for column in columns}
+    absent = " Missing: named by the experiment, without a cell so far." if any(row.missing for row in rows) else ""
     lines = [
         "## Test",
         "",
         "Mean ± standard deviation over seeds; the best is bold, the second underlined. gAUC: mean over users with "
-        "both classes, weighted by their impressions.",
+        f"both classes, weighted by their impressions.{absent}",
         "",
         *header(["model", *(f"{task} {TITLES[metric]}" for task, metric in columns)]),
     ]
@@ -58,7 +69,7 @@ def main_table(rows: Sequence[Row]) -> list[str]:
 def _number(row: Row, task: str, metric: str, ranked: Sequence[Row]) -> str:
     mean, deviation = row.mean(task, metric), row.deviation(task, metric)
     if mean is None:
-        return "failed" if row.failed else "-"
+        return "failed" if row.failed else "missing" if row.missing else "-"
     text = f"{mean:.4f}"
     if row is ranked[0]:
         text = f"**{text}**"
@@ -67,29 +78,36 @@ def _number(row: Row, task: str, metric: str, ranked: Sequence[Row]) -> str:
     return text if deviation is None else f"{text} ± {deviation:.4f}"
 
 
-def significance_table(tests: Sequence[JSON]) -> list[str]:
-    """Who differs from whom by more than chance."""
+SEVERAL_SEEDS = (
+    "Differences on the same test examples, mean over seeds paired by number, with 95 % intervals. AUC: DeLong's test, "
+    "the spread over seeds added to its variance. gAUC: users resampled 1,000 times, for these seeds. Intervals without "
+    "0 are bold; nothing is corrected for the number of comparisons."
+)
+OF_ONE_SEED = (
+    "Differences on the same test examples between two trained models, with 95 % intervals of what other test examples "
+    f"would say. AUC: DeLong's. gAUC: users resampled 1,000 times. {ONE_SEED}, which may differ by more than these "
+    "intervals, so none is bold and no p is given."
+)
+
+
+def significance_table(tests: Sequence[JSON], *, num_seeds: int) -> list[str]:
+    """Who differs from whom by more than chance; of one seed only by how much."""
     if not tests:
         return []
-    lines = [
-        "## Significance",
-        "",
-        "Differences on the same test examples, mean over seeds paired by number, with 95 % intervals. AUC: DeLong's "
-        "test, the spread over seeds added to its variance. gAUC: users resampled 1,000 times, for these seeds. "
-        "Intervals without 0 are bold; nothing is corrected for the number of comparisons.",
-        "",
-        *header(["task", "metric", "model", "against", "difference", "95 % interval", "p"]),
-    ]
+    has_p = num_seeds > 1
+    columns = ["task", "metric", "model", "against", "difference", "95 % interval", *(["p"] if has_p else [])]
+    lines = ["## Significance", "", SEVERAL_SEEDS if has_p else OF_ONE_SEED, "", *header(columns)]
     for test in tests:
         found = test["difference"]
-        names = [test["task"], TITLES[test["metric"]], test["row"], test["other"]]
+        texts = [test["task"], TITLES[test["metric"]], test["row"], test["other"]]
         if found is None:
-            lines.append(line([*names, "not tested: no predictions", "-", "-"]))
-            continue
-        interval = f"{found['low']:+.4f} to {found['high']:+.4f}"
-        interval = f"**{interval}**" if found["low"] > 0 or found["high"] < 0 else interval
-        p_value = "-" if found["p_value"] is None else f"{found['p_value']:.2g}"
-        lines.append(line([*names, f"{found['value']:+.4f}", interval, p_value]))
+            texts += ["not tested: no predictions", "-", "-"]
+        else:
+            interval = f"{found['low']:+.4f} to {found['high']:+.4f}"
+            is_bold = has_p and (found["low"] > 0 or found["high"] < 0)
+            p_value = "-" if found["p_value"] is None else f"{found['p_value']:.2g}"
+            texts += [f"{found['value']:+.4f}", f"**{interval}**" if is_bold else interval, p_value]
+        lines.append(line(texts[: len(columns)]))
     return [*lines, ""]
 
 
@@ -100,7 +118,8 @@ def paper_tables(rows: Sequence[Row], paper: Paper, dataset: str, *, same: bool)
     lines = ["## The paper", ""]
     if same:
         lines += [
-            f"Its numbers on {dataset}, and ours less them. `?`: doubtful, since the copy that it was read from runs "
+            f"Its numbers on {dataset}, and ours less them. By the number of examples these are its rows, and the store "
+            "has no note that they are generated. `?`: doubtful, since the copy that it was read from runs "
             "two cells of the table together. What the paper says of its gAUC (that it weighs users more alike) fits "
             "the plain mean over users, not the weighted one; `report.csv` has both of ours.",
             "",
@@ -111,7 +130,8 @@ def paper_tables(rows: Sequence[Row], paper: Paper, dataset: str, *, same: bool)
         lines += [f"These are not the rows of the whole of {dataset}, so only the order of models is compared.", ""]
     lines += [
         "Agreement of the order of models by test mean with the paper's (1: the same, 0: none, -1: reversed). "
-        "Doubtful cells are left out in the last two columns.",
+        "Doubtful cells are left out in the last two columns. In each setting a model stands with its row of that "
+        "setting; where it has none with the one without a setting, or else with its first.",
         "",
         *header(["setting", "task", "metric", "models", "Spearman", "Kendall", "Spearman, sure", "Kendall, sure"]),
     ]
@@ -136,22 +156,29 @@ def _beside(rows: Sequence[Row], paper: Paper) -> list[str]:
 
 def _agreement(rows: Sequence[Row], paper: Paper) -> list[str]:
     settings = list(dict.fromkeys(row.setting for row in rows))
-    # Rows without a setting (multi-task models) belong to each of the others.
     named = [setting for setting in settings if setting] or [""]
     lines = []
     for setting in named:
+        of_setting = _one_of_each(rows, setting)
         for task in tasks_of(rows):
             for metric in SHOWN:
                 pairs = [
                     (mean, paper[row.label, task, metric])
-                    for row in rows
-                    if row.setting in ("", setting)
-                    and (mean := row.mean(task, metric)) is not None
+                    for row in of_setting
+                    if (mean := row.mean(task, metric)) is not None
                     and (row.label, task, metric) in paper
                 ]
                 sure = [pair for pair in pairs if not pair[1].doubt]
                 lines.append(line([setting or "-", task, TITLES[metric], str(len(pairs)), *_both(pairs), *_both(sure)]))
     return lines
+
+
+def _one_of_each(rows: Sequence[Row], setting: str) -> list[Row]:
+    """A row a label: that of the setting, or the one without any (a multi-task model), or the label's first."""
+    of_label: dict[str, list[Row]] = {}
+    for row in rows:
+        of_label.setdefault(row.label, []).append(row)
+    return [min(found, key=lambda row: (setting, "", row.setting).index(row.setting)) for found in of_label.values()]
 
 
 def _both(pairs: Sequence[tuple[float, PaperNumber]]) -> list[str]:
@@ -161,8 +188,9 @@ def _both(pairs: Sequence[tuple[float, PaperNumber]]) -> list[str]:
     return ["-" if math.isnan(x) else f"{x:.2f}" for x in (spearman(ours, theirs), kendall(ours, theirs))]
 
 
-def cost_table(cells: Sequence[JSON]) -> list[str]:
-    """Size and speed of every variant, and what its search chose."""
+def cost_table(cells: Sequence[JSON], missing: Sequence[JSON] = ()) -> list[str]:
+    """Size and speed of every variant, and what its search chose; one that has a failed cell has no numbers."""
+    whole = complete(cells)
     lines = [
         "## Size, speed, settings",
         "",
@@ -181,7 +209,7 @@ def cost_table(cells: Sequence[JSON]) -> list[str]:
         ),
     ]
     for variant in dict.fromkeys(cell["variant"] for cell in cells):
-        mine = [cell for cell in cells if cell["variant"] == variant and cell["status"] == "done"]
+        mine = [cell for cell in whole if cell["variant"] == variant]
         if not mine:
             lines.append(line([variant, "failed", *["-"] * 4]))
             continue
@@ -190,7 +218,15 @@ def cost_table(cells: Sequence[JSON]) -> list[str]:
         chosen = ", ".join(f"{key} {value}" for key, value in first["chosen"].items()) or "as configured"
         sizes = [f"{first[f'num_{kind}_parameters']:,}" for kind in ("dense", "sparse")]
         lines.append(line([variant, *sizes, f"{fmean(c['examples_per_s'] for c in mine):,.0f}", batch, chosen]))
+    lines += [line([variant["variant"], "missing", *["-"] * 4]) for variant in missing]
     return [*lines, ""]
+
+
+def not_drawn(cells: Sequence[JSON], missing: Sequence[JSON]) -> list[str]:
+    """Says what the figures leave out."""
+    drawn = {cell["variant"] for cell in complete(cells)}
+    names = [*dict.fromkeys(c["variant"] for c in cells if c["variant"] not in drawn), *(v["variant"] for v in missing)]
+    return [f"The figures leave out what failed or is missing: {', '.join(names)}.", ""] if names else []
 
 
 def header(names: Sequence[str]) -> list[str]:

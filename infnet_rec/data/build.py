@@ -15,6 +15,7 @@ from typing import Any
 
 import duckdb
 
+from infnet_rec.data.generate.files import NOTES
 from infnet_rec.data.log import join_numbers, number, read_log, weigh
 from infnet_rec.data.manifest import make_manifest
 from infnet_rec.data.publish import new_store
@@ -86,6 +87,8 @@ def build(
             memory = memory_gib * PARTS_SHARE / (num_threads + 1)
             construction = _Construction(connection, recipe, work, num_threads, memory, progress)
             manifest = construction.run(files, Quarantine(max_bad_fraction))
+        if (raw / NOTES).is_file():
+            manifest["generated"] = True
         _write_manifest(work / "store", manifest)
         progress.stage("counting repeated ids", 0, "")
         if (repeats := measure_repeats(Store(work / "store"))) is not None:

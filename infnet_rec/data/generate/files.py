@@ -11,6 +11,9 @@ from typing import Any
 
 from infnet_rec.faults import Fault
 
+# Raw files that lie beside it are generated; a store that is built from them says so.
+NOTES = "generated.json"
+
 
 @contextmanager
 def fresh_folder(out: Path) -> Iterator[Path]:
@@ -46,7 +49,7 @@ def write_notes(folder: Path, notes: dict[str, Any]) -> None:
         folder: where to write.
         notes: `dataset`, `seed`, sizes beginning with `num_`, `statistics_from`, a licence, and `about` for people.
     """
-    (folder / "generated.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+    (folder / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
     sizes = ", ".join(
         f"{value:,} {name.removeprefix('num_').replace('_', ' ')}"
         for name, value in notes.items()
