@@ -78,7 +78,9 @@ def test_a_finished_cell_is_never_made_again(tmp_path: Path, trainer: FakeTraine
 
 def test_a_failed_cell_is_no_number_and_waits_to_be_asked_for(tmp_path: Path, trainer: FakeTrainer) -> None:
     trainer.ends = lambda job: Ended("failed", reason="exit code 1: loss is NaN") if job.run_dir.name == "1" else None
-    assert run(tmp_path, TWO, trainer) == {"out": str(tmp_path / "out"), "done": 2, "failed": 2, "missing": 0}
+    log = str(tmp_path / "out" / "cells" / "INFNet" / "1.log")
+    ended = {"out": str(tmp_path / "out"), "done": 2, "failed": 2, "missing": 0, "failed_log": log}
+    assert run(tmp_path, TWO, trainer) == ended
     line = read_cells(tmp_path / "out" / "cells.jsonl")[-1]
     assert (line["status"], line["reason"]) == ("failed", "exit code 1: loss is NaN")
     assert line["log"] == "cells/w_o1/1.log" and "metrics" not in line
@@ -234,7 +236,8 @@ def test_a_killed_experiment_goes_on_where_its_cell_was(small_store: Path, tmp_p
         [sys.executable, "-m", "infnet_rec.cli", *arguments, "--json"], capture_output=True, text=True, timeout=240
     )
     assert finished.returncode == 0, finished.stderr
-    assert json.loads(finished.stdout) == {"out": str(out), "done": 1, "failed": 0, "missing": 0}
+    ended = {"out": str(out), "done": 1, "failed": 0, "missing": 0, "failed_log": None}
+    assert json.loads(finished.stdout) == ended
     assert "goes on from step" in (out / "cells" / "INFNet" / "0.log").read_text()
     (cell,) = read_cells(out / "cells.jsonl")
     assert cell["metrics"]["test"]["click"]["auc"] is not None and cell["scoring"]["ms_per_batch"] > 0

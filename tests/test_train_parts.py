@@ -56,7 +56,7 @@ def test_fresh_tables_stop_a_run_at_every_epoch() -> None:
 
 
 def test_a_patience_that_fresh_tables_cannot_meet_is_doubted() -> None:
-    """Five evaluations of 50 steps in an epoch of 309; where tables are kept, or there is one epoch, nothing is said."""
+    """Five evaluations of 50 steps in an epoch of 309; nothing is said where tables are kept or there is one epoch."""
     fresh = SparseConfig(each_epoch="fresh")
     hasty = TrainConfig(global_batch_size=10, num_epochs=4, eval_every_steps=50, patience=5, sparse=fresh)
     said = hasty_patience(hasty, 3095)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from infnet_rec.cli.options import AsJson, Overrides, Ranks
+from infnet_rec.faults import Failure
 
 EXPERIMENT_EPILOG = """\b
 Example:
@@ -41,7 +42,7 @@ def experiment(
 
     Each cell is one training run in a process of its own and, when it is done, one line of cells.jsonl. Run the same
     command again after a kill: cells that were cut off go on from their checkpoints. --set takes keys of the experiment
-    (seeds, search.num_trials) and of all its runs.
+    (seeds, search.num_trials) and of all its runs. Exit code 1: some cells failed.
     """
     from infnet_rec.commands import experiment as command
 
@@ -52,6 +53,12 @@ def experiment(
     else:
         missing = f", {result['missing']} missing" if result["missing"] else ""
         print(f"{result['done']} cells done, {result['failed']} failed{missing}: {result['out']}")
+    if result["failed"]:
+        cells = f"{result['failed']} cell{'s' * (result['failed'] > 1)} of {result['out']} failed"
+        raise Failure(
+            f"{cells}; the first one's log: {result['failed_log']}; mend the cause and run the same command with "
+            "--retry-failed"
+        )
 
 
 def report(

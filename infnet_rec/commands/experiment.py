@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infnet_rec.commands.cells import CELLS, append_cell, newest_of_each, opened, read_cells
+from infnet_rec.commands.experiment_check import check_against_store
 from infnet_rec.commands.training_run import Ended, Job, train_in_a_process
 from infnet_rec.config.experiment import Experiment, Variant, key_of, load_experiment, override_of
 from infnet_rec.config.load import make_config
@@ -62,7 +63,7 @@ def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: As
         asked: how.
 
     Returns:
-        Where it is, and how many cells are done, failed and missing.
+        Where it is, how many cells are done, failed and missing, and the log of the first that failed.
 
     Raises:
         Fault: the experiment or the folder is at fault; nothing was started.
@@ -73,6 +74,8 @@ def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: As
     if "WORLD_SIZE" in os.environ:
         raise Fault("experiment: starts its own processes; run it outside torchrun, with --ranks for several a cell")
     out = out or Path("runs") / planned.name
+    for doubt in check_against_store(planned, path, asked.num_ranks):
+        say(doubt)
     with opened(out, planned) as dataset, StopSignal(speaks=True) as stop:
         cells = newest_of_each(read_cells(out / CELLS)) if (out / CELLS).exists() else {}
         work = Work(planned, out, dataset, asked, lambda: stop.wanted, cells)
@@ -84,7 +87,9 @@ def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: As
         finally:
             say(table(work))
     states = [state(work, variant, seed) for variant, seed in planned.cells]
-    return {"out": str(out), **{name: states.count(name) for name in ("done", "failed", "missing")}}
+    logs = [work.cells[v.name, s]["log"] for v, s in planned.cells if state(work, v, s) == "failed"]
+    counts = {name: states.count(name) for name in ("done", "failed", "missing")}
+    return {"out": str(out), **counts, "failed_log": str(out / logs[0]) if logs else None}
 
 
 def _search_and_run(work: Work) -> None:

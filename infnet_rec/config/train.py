@@ -133,7 +133,7 @@ def hasty_patience(settings: TrainConfig, num_examples: int) -> str | None:
         return None
     return (
         f"train.patience = {settings.patience}, evaluations of {settings.eval_every_steps} steps: are over in "
-        f'{num_steps:,} steps, before tables that train.sparse.each_epoch = "fresh" draws anew can catch up in an epoch '
-        f"of {steps_per_epoch:,}, so training may stop just after a change of tables; evaluate once an epoch "
+        f'{num_steps:,} steps, before tables that train.sparse.each_epoch = "fresh" draws anew catch up in an epoch of '
+        f"{steps_per_epoch:,}, so training may stop just after a change of tables; evaluate once an epoch "
         '(train.eval_every_steps=0), or train.patience=0, or each_epoch "keep"'
     )
