@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -88,6 +89,33 @@ def test_a_failed_cell_is_no_number_and_waits_to_be_asked_for(tmp_path: Path, tr
     assert run(tmp_path, TWO, trainer)["failed"] == 2
     assert run(tmp_path, TWO, trainer, retry_failed=True)["done"] == 4
     assert len(trainer.jobs) == 6
+
+
+def test_cells_at_the_same_time_have_gpus_of_their_own(
+    tmp_path: Path, trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two at a time, of two ranks each; a search's trials too."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    both, held, lock = threading.Barrier(2), list[frozenset[tuple[str, ...]]](), threading.Lock()
+    now: list[tuple[str, ...]] = []
+
+    def ends(job: Job) -> Ended | None:
+        with lock:
+            now.append(job.gpus)
+        if both.wait(30) == 0:
+            held.append(frozenset(now))
+            now.clear()
+        both.wait(30)
+        return None
+
+    trainer.ends = ends
+    assert run(tmp_path, TWO + SEARCH, trainer, num_jobs=2, num_ranks=2)["done"] == 4
+    assert len(trainer.jobs) == 10 and held == [{("4", "5"), ("6", "7")}] * 5
+    assert "GPUs" not in capsys.readouterr().err
+    trainer.ends = lambda job: None
+    (tmp_path / "more").mkdir()
+    run(tmp_path / "more", TWO, trainer, num_jobs=4, num_ranks=2)
+    assert "--jobs 4: 8 GPUs are wanted and 4 found, so some cells share one" in capsys.readouterr().err
 
 
 def test_one_setting_is_trained_once(tmp_path: Path, trainer: FakeTrainer) -> None:

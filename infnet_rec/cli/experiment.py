@@ -34,7 +34,9 @@ def experiment(
         Path | None, typer.Option(help="The experiment's folder, new or its own; default: runs/<experiment>.")
     ] = None,
     ranks: Ranks = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Cells, or searches, made at the same time.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Cells, or searches, made at the same time, on GPUs of their own.")
+    ] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed.")] = False,
     as_json: AsJson = False,
 ) -> None:
