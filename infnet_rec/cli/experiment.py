@@ -38,17 +38,22 @@ def experiment(
         int, typer.Option(min=1, help="Cells, or searches, made at the same time, on GPUs of their own.")
     ] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed.")] = False,
+    part: Annotated[
+        str, typer.Option(metavar="K/N", help="The K-th of N parts of the variants; other processes make the others.")
+    ] = "1/1",
     as_json: AsJson = False,
 ) -> None:
     """Train every variant of an experiment with every seed; what is there already is not made again.
 
     Each cell is one training run in a process of its own and, when it is done, one line of cells.jsonl. Run the same
     command again after a kill: cells that were cut off go on from their checkpoints. --set takes keys of the experiment
-    (seeds, search.num_trials) and of all its runs. Exit code 1: some cells failed.
+    (seeds, search.num_trials) and of all its runs. On many hosts that share the folder, each makes a --part at the same
+    time; so does launch/components.py:experiment under torchx. Exit code 1: some cells failed.
     """
     from infnet_rec.commands import experiment as command
+    from infnet_rec.commands.experiment_parts import parse_part
 
-    asked = command.Asked(num_ranks=ranks, num_jobs=jobs, retry_failed=retry_failed)
+    asked = command.Asked(num_ranks=ranks, num_jobs=jobs, retry_failed=retry_failed, part=parse_part(part))
     result = command.experiment(path, overrides or [], out, asked)
     if as_json:
         print(json.dumps(result))

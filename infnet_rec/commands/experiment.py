@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infnet_rec.commands.cells import CELLS, append_cell, newest_of_each, opened, read_cells
+from infnet_rec.commands.cells import all_cells, append_cell, cells_files, newest_of_each, opened
 from infnet_rec.commands.experiment_check import check_against_store
+from infnet_rec.commands.experiment_parts import held, part_of
 from infnet_rec.commands.experiment_work import Asked, Work, is_due, say, state, summary, table
 from infnet_rec.commands.job_gpus import gpus_here, gpus_of_jobs, shortage
 from infnet_rec.commands.training_run import Ended, Job, train_in_a_process
@@ -33,7 +34,7 @@ def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: As
         asked: how.
 
     Returns:
-        Where it is, how many cells are done, failed and missing, and the log of the first that failed.
+        Where it is, how many cells of the part are done, failed and missing, and the log of the first that failed.
 
     Raises:
         Fault: the experiment or the folder is at fault; nothing was started.
@@ -46,9 +47,13 @@ def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: As
     out = out or Path("runs") / planned.name
     for doubt in check_against_store(planned, path, asked.num_ranks):
         say(doubt)
-    with opened(out, planned) as dataset, StopSignal(speaks=True) as stop:
-        cells = newest_of_each(read_cells(out / CELLS)) if (out / CELLS).exists() else {}
-        work = Work(planned, out, dataset, asked, lambda: stop.wanted, cells)
+    mine = part_of(planned, asked.part)
+    if not mine.variants:
+        say(f"--part {asked.part.words}: nothing is left for it; the experiment has {len(planned.variants)} variants")
+        return {"out": str(out), "done": 0, "failed": 0, "missing": 0, "failed_log": None}
+    with opened(out, planned) as dataset, held(out, mine, asked.part), StopSignal(speaks=True) as stop:
+        cells = newest_of_each(all_cells(out)) if cells_files(out) else {}
+        work = Work(mine, out, dataset, asked, lambda: stop.wanted, cells)
         _deal_gpus(work)
         say(table(work))
         try:
@@ -57,8 +62,8 @@ def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: As
             raise Interrupted(f"{stopped}; the same command goes on from there") from stopped
         finally:
             say(table(work))
-    states = [state(work, variant, seed) for variant, seed in planned.cells]
-    logs = [work.cells[v.name, s]["log"] for v, s in planned.cells if state(work, v, s) == "failed"]
+    states = [state(work, variant, seed) for variant, seed in mine.cells]
+    logs = [work.cells[v.name, s]["log"] for v, s in mine.cells if state(work, v, s) == "failed"]
     counts = {name: states.count(name) for name in ("done", "failed", "missing")}
     return {"out": str(out), **counts, "failed_log": str(out / logs[0]) if logs else None}
 
@@ -172,7 +177,7 @@ def _run_cell(work: Work, variant: Variant, seed: int, chosen: JSON) -> None:
 
 
 def _write_down(work: Work, cell: JSON) -> None:
-    append_cell(work.out / CELLS, cell)
+    append_cell(work.out / work.asked.part.cells_file, cell)
     work.cells[cell["variant"], cell["seed"]] = cell
     states = [state(work, *planned) for planned in work.experiment.cells]
     num_ended = len(states) - states.count("missing") - states.count("running")

@@ -8,6 +8,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from infnet_rec.commands.experiment_parts import WHOLE, Part
 from infnet_rec.config.experiment import Experiment, Variant
 from infnet_rec.train.report import clock, number
 
@@ -22,11 +23,13 @@ class Asked:
         num_ranks: processes of a cell.
         num_jobs: cells at the same time.
         retry_failed: whether cells that failed are tried again.
+        part: what this process makes.
     """
 
     num_ranks: int = 1
     num_jobs: int = 1
     retry_failed: bool = False
+    part: Part = WHOLE
 
 
 @dataclass(slots=True)
