@@ -8,6 +8,7 @@ torchx reads a component's signature itself, so `Optional[str]`, `Dict` and `Lis
 """
 
 import argparse
+import re
 import shutil
 import socket
 import sys
@@ -141,6 +142,45 @@ def plan(
     return _alone(
         Launch(words, Size(1, 1, 1), "infnet-rec-plan", env or {}, image=image, mounts=tuple(mounts or ())), h
     )
+
+
+def experiment(
+    *options: str,
+    experiment: str,
+    out: str,
+    j: str = "2",
+    h: Optional[str] = None,
+    image: str = IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Trains a grid of variants and seeds in parts at the same time; started again, it makes what is missing.
+
+    Each part is a process of its own that makes every N-th variant, and may have a host of its own. The end of one is
+    no reason to end the others: on Slurm, "infnet-rec experiment" with --part in an array job does the same.
+
+    Args:
+        options: further options of "infnet-rec experiment", such as --ranks=4, --jobs=2 or --set=KEY=VALUE, after "--".
+        experiment: an experiment's TOML file, at the same path on every node.
+        out: its folder, which all nodes share.
+        j: parts.
+        h: a named resource of the scheduler: what a part has.
+        image: container image that this project is installed in, where the scheduler starts containers.
+        env: environment variables, NAME=VALUE,NAME=VALUE.
+        mounts: into the container, type=bind,src=PATH,dst=PATH.
+    """
+    if not re.fullmatch(r"[1-9]\d{0,3}", j, re.ASCII):
+        _leave(Fault(f"-j {j}: must be a number of parts from 1 to 9999, such as 4"))
+    words = ("experiment", experiment, f"--out={out}", *options)
+    # One part is enough to begin with.
+    parts = Launch(
+        words, Size(1, int(j), 1), "infnet-rec-experiment", env or {}, image=image, mounts=tuple(mounts or ())
+    )
+    # torchx fills in the replica's number, from 0, as a variable of the shell where it is known there only.
+    part = f"--part=$$(( {specs.macros.replica_id} + 1 ))/{j}"
+    app = _described(parts, f"exec {_kept(' '.join(single(parts)))} {part}", h)
+    app.roles[0].retry_policy = specs.RetryPolicy.REPLICA
+    return app
 
 
 def data_build(

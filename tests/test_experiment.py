@@ -6,63 +6,27 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from experiment_files import SEARCH, TWO, written
+from fake_trainer import FakeTrainer, run
 from infnet_rec.commands import cells as cells_module
 from infnet_rec.commands import experiment as command
-from infnet_rec.commands import experiment_search
 from infnet_rec.commands.cells import append_cell, read_cells
 from infnet_rec.commands.experiment import Asked
 from infnet_rec.commands.report import report
-from infnet_rec.commands.training_run import Ended, Job, Judge, train_in_a_process
-from infnet_rec.data.store import Store
+from infnet_rec.commands.training_run import Ended, Job, train_in_a_process
 from infnet_rec.faults import Fault, Interrupted
 from infnet_rec.train.report import write_json
 
 
-@dataclass
-class FakeTrainer:
-    """In the place of training processes: a higher learning rate gives a higher AUC; remembers what it was asked."""
-
-    store: str
-    jobs: list[Job] = field(default_factory=list)
-    ends: Callable[[Job], Ended | None] = lambda _: None
-
-    def __call__(self, job: Job, wants_stop: object, is_hopeless: Judge | None = None) -> Ended:
-        self.jobs.append(job)
-        if (ended := self.ends(job)) is not None:
-            return ended
-        job.run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(job.run_dir / "environment.json", {"store": Store(Path(self.store)).fingerprint, "versions": {}})
-        rates = [float(o.partition("=")[2]) for o in job.overrides if o.startswith("train.dense.lr=")]
-        auc = 0.5 + (rates[-1] if rates else 0.1)
-        task = {"auc": auc, "gauc": auc, "gauc_unweighted": auc}
-        if is_hopeless is not None and is_hopeless(10, {"click": task}):
-            return Ended("pruned")
-        metrics = {"valid": {"click": task}} | ({} if "train.test=skip" in job.overrides else {"test": {"click": task}})
-        counts = dict.fromkeys(("steps_done", "best_step", "num_sparse_parameters", "num_dense_parameters"), 1)
-        rest = {"num_ranks": 1, "examples_per_s": 1.0, "wall_s": 1.0, "scoring": None, "metrics": metrics}
-        return Ended("done", {**counts, **rest})
-
-
 @pytest.fixture
 def trainer(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTrainer:
-    fake = FakeTrainer(str(small_store))
-    monkeypatch.setattr(command, "train_in_a_process", fake)
-    monkeypatch.setattr(experiment_search, "train_in_a_process", fake)
-    return fake
-
-
-def run(folder: Path, text: str, trainer: FakeTrainer, *overrides: str, **asked: Any) -> dict[str, Any]:
-    path = written(folder, text)
-    return command.experiment(path, [f"data.store={trainer.store}", *overrides], folder / "out", Asked(**asked))
+    return FakeTrainer(str(small_store)).installed(monkeypatch)
 
 
 def test_a_finished_cell_is_never_made_again(tmp_path: Path, trainer: FakeTrainer) -> None:
@@ -79,7 +43,9 @@ def test_a_finished_cell_is_never_made_again(tmp_path: Path, trainer: FakeTraine
 
 def test_a_failed_cell_is_no_number_and_waits_to_be_asked_for(tmp_path: Path, trainer: FakeTrainer) -> None:
     trainer.ends = lambda job: Ended("failed", reason="exit code 1: loss is NaN") if job.run_dir.name == "1" else None
-    assert run(tmp_path, TWO, trainer) == {"out": str(tmp_path / "out"), "done": 2, "failed": 2, "missing": 0}
+    log = str(tmp_path / "out" / "cells" / "INFNet" / "1.log")
+    ended = {"out": str(tmp_path / "out"), "done": 2, "failed": 2, "missing": 0, "failed_log": log}
+    assert run(tmp_path, TWO, trainer) == ended
     line = read_cells(tmp_path / "out" / "cells.jsonl")[-1]
     assert (line["status"], line["reason"]) == ("failed", "exit code 1: loss is NaN")
     assert line["log"] == "cells/w_o1/1.log" and "metrics" not in line
@@ -87,6 +53,33 @@ def test_a_failed_cell_is_no_number_and_waits_to_be_asked_for(tmp_path: Path, tr
     assert run(tmp_path, TWO, trainer)["failed"] == 2
     assert run(tmp_path, TWO, trainer, retry_failed=True)["done"] == 4
     assert len(trainer.jobs) == 6
+
+
+def test_cells_at_the_same_time_have_gpus_of_their_own(
+    tmp_path: Path, trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two at a time, of two ranks each; a search's trials too."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    both, held, lock = threading.Barrier(2), list[frozenset[tuple[str, ...]]](), threading.Lock()
+    now: list[tuple[str, ...]] = []
+
+    def ends(job: Job) -> Ended | None:
+        with lock:
+            now.append(job.gpus)
+        if both.wait(30) == 0:
+            held.append(frozenset(now))
+            now.clear()
+        both.wait(30)
+        return None
+
+    trainer.ends = ends
+    assert run(tmp_path, TWO + SEARCH, trainer, num_jobs=2, num_ranks=2)["done"] == 4
+    assert len(trainer.jobs) == 10 and held == [{("4", "5"), ("6", "7")}] * 5
+    assert "GPUs" not in capsys.readouterr().err
+    trainer.ends = lambda job: None
+    (tmp_path / "more").mkdir()
+    run(tmp_path / "more", TWO, trainer, num_jobs=4, num_ranks=2)
+    assert "--jobs 4: 8 GPUs are wanted and 4 found, so some cells share one" in capsys.readouterr().err
 
 
 def test_one_setting_is_trained_once(tmp_path: Path, trainer: FakeTrainer) -> None:
@@ -253,7 +246,8 @@ def test_a_killed_experiment_goes_on_where_its_cell_was(small_store: Path, tmp_p
         [sys.executable, "-m", "infnet_rec.cli", *arguments, "--json"], capture_output=True, text=True, timeout=240
     )
     assert finished.returncode == 0, finished.stderr
-    assert json.loads(finished.stdout) == {"out": str(out), "done": 1, "failed": 0, "missing": 0}
+    ended = {"out": str(out), "done": 1, "failed": 0, "missing": 0, "failed_log": None}
+    assert json.loads(finished.stdout) == ended
     assert "goes on from step" in (out / "cells" / "INFNet" / "0.log").read_text()
     (cell,) = read_cells(out / "cells.jsonl")
     assert cell["metrics"]["test"]["click"]["auc"] is not None and cell["scoring"]["ms_per_batch"] > 0

@@ -9,6 +9,7 @@ from infnet_rec.commands.towers import BASELINES
 from infnet_rec.config.experiment import grid_size, key_of, load_experiment
 from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.run import RunConfig
+from infnet_rec.config.train import hasty_patience
 from infnet_rec.faults import Fault
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +98,8 @@ def test_shipped_experiments_are_sound(path: Path, monkeypatch: pytest.MonkeyPat
     assert len({key_of(v.config) for v in experiment.variants}) > 1
     tells_apart = experiment.config.reference or all(v.facts["series"] for v in experiment.variants)
     assert tells_apart or any(v.facts["ours"] for v in experiment.variants)
+    # The size of QB-video, the largest that trains for several epochs.
+    assert {hasty_patience(variant.config.train, 1_955_000) for variant in experiment.variants} == {None}
     if experiment.config.search is not None:
         budgets = {min(grid_size(v.space), experiment.config.search.num_trials) for v in experiment.variants}
         assert budgets == {experiment.config.search.num_trials}

@@ -32,9 +32,11 @@ ARGUMENTS = {
     "evaluate": ["-j", "2x8", "--run_dir", "runs/a", "--split", "valid", *AROUND],
     "bench": ["-j", "1x8", "--config", "a.toml", *AROUND, "--", "train.global_batch_size=4096"],
     "plan": ["-j", "4x8", "--config", "a.toml", "--hardware", "h100", "--", "model.width=32"],
+    "experiment": ["-j", "3", "--experiment", "e.toml", "--out", "runs/$USER", *AROUND, "--", "--jobs=2", "--set=a=$b"],
     "data_build": ["--recipe", "r.toml", "--raw", "raw", "--out", "store", "--", "--memory-gib=64"],
 }
 CASES = [("train", scheduler) for scheduler in OPTIONS] + [(name, "slurm") for name in ARGUMENTS if name != "train"]
+CASES += [("experiment", "local_cwd"), ("experiment", "aws_batch")]
 
 
 def golden(name: str, text: str) -> None:
@@ -84,6 +86,7 @@ def test_arguments_arrive_as_they_were_given() -> None:
         (lambda: components.train(config="a", run_dir="b", j="2by4"), "-j 2by4: must be NODESxRANKS"),
         (lambda: components.train(config="a", run_dir="b", j="4:2x4"), "swap them"),
         (lambda: components.bench(config="a", what="embeding"), "did you mean 'embedding'?"),
+        (lambda: components.experiment(experiment="a", out="b", j="2x4"), "-j 2x4: must be a number of parts"),
         (lambda: components.train(config="a", run_dir="b", h="aws_p3.16xlarg"), "aws_p3.16xlarge"),
         (lambda: components.train(config="a", run_dir="b", mounts=["src=/a"]), "src=/a"),
     ],

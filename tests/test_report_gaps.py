@@ -154,7 +154,10 @@ def _with(**changes: Any) -> Callable[[dict[str, Any]], bytes]:
 
 BAD = {
     "number": (lambda _: b"42", "holds 42, not a JSON object"),
-    "other": (lambda _: b'{"a": 1}', "is no cell: `experiment` is missing, `variant` is missing, `seed` is missing, and"),
+    "other": (
+        lambda _: b'{"a": 1}',
+        "is no cell: `experiment` is missing, `variant` is missing, `seed` is missing, and",
+    ),
     "bytes": (lambda _: b"\xff\xfe", "not JSON: "),
     "more bytes": (lambda _: b'{"experiment": "\xff"}', "not JSON: "),
     "no metrics": (_without("metrics"), "is no cell: `metrics` is missing;"),

@@ -11,6 +11,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_rec.batch import Batch
+from infnet_rec.config.train import SparseConfig, TrainConfig, hasty_patience
 from infnet_rec.model.ranking import MultiTaskLoss
 from infnet_rec.model.tokens import Tokens
 from infnet_rec.train.loop import Pace, mean_auc
@@ -52,6 +53,17 @@ def test_fresh_tables_stop_a_run_at_every_epoch() -> None:
     """The change of tables is no evaluation."""
     pace = Pace(13, 6, 4, 1, 0, 8, fresh_tables=True)
     assert walk(pace) == [(4, True), (6, False), (8, True), (12, True), (13, True)]
+
+
+def test_a_patience_that_fresh_tables_cannot_meet_is_doubted() -> None:
+    """Five evaluations of 50 steps in an epoch of 309; nothing is said where tables are kept or there is one epoch."""
+    fresh = SparseConfig(each_epoch="fresh")
+    hasty = TrainConfig(global_batch_size=10, num_epochs=4, eval_every_steps=50, patience=5, sparse=fresh)
+    said = hasty_patience(hasty, 3095)
+    assert said is not None and "over in 250 steps" in said and "of 309" in said and "eval_every_steps=0" in said
+    patient = ({"eval_every_steps": 62}, {"eval_every_steps": 0}, {"patience": 0}, {"num_epochs": 1})
+    for change in (*patient, {"sparse": SparseConfig()}):
+        assert hasty_patience(hasty.model_copy(update=change), 3095) is None
 
 
 def batch(labels: list[list[float]], weight: list[float], rarity: float = 0.0) -> Batch:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from infnet_rec.cli.options import AsJson, Overrides, Ranks
+from infnet_rec.faults import Failure
 
 EXPERIMENT_EPILOG = """\b
 Example:
@@ -33,25 +34,38 @@ def experiment(
         Path | None, typer.Option(help="The experiment's folder, new or its own; default: runs/<experiment>.")
     ] = None,
     ranks: Ranks = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Cells, or searches, made at the same time.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Cells, or searches, made at the same time, on GPUs of their own.")
+    ] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed.")] = False,
+    part: Annotated[
+        str, typer.Option(metavar="K/N", help="The K-th of N parts of the variants; other processes make the others.")
+    ] = "1/1",
     as_json: AsJson = False,
 ) -> None:
     """Train every variant of an experiment with every seed; what is there already is not made again.
 
     Each cell is one training run in a process of its own and, when it is done, one line of cells.jsonl. Run the same
     command again after a kill: cells that were cut off go on from their checkpoints. --set takes keys of the experiment
-    (seeds, search.num_trials) and of all its runs.
+    (seeds, search.num_trials) and of all its runs. On many hosts that share the folder, each makes a --part at the same
+    time; so does launch/components.py:experiment under torchx. Exit code 1: some cells failed.
     """
     from infnet_rec.commands import experiment as command
+    from infnet_rec.commands.experiment_parts import parse_part
 
-    asked = command.Asked(num_ranks=ranks, num_jobs=jobs, retry_failed=retry_failed)
+    asked = command.Asked(num_ranks=ranks, num_jobs=jobs, retry_failed=retry_failed, part=parse_part(part))
     result = command.experiment(path, overrides or [], out, asked)
     if as_json:
         print(json.dumps(result))
     else:
         missing = f", {result['missing']} missing" if result["missing"] else ""
         print(f"{result['done']} cells done, {result['failed']} failed{missing}: {result['out']}")
+    if result["failed"]:
+        cells = f"{result['failed']} cell{'s' * (result['failed'] > 1)} of {result['out']} failed"
+        raise Failure(
+            f"{cells}; the first one's log: {result['failed_log']}; mend the cause and run the same command with "
+            "--retry-failed"
+        )
 
 
 def report(

@@ -4,7 +4,7 @@ Nothing here opens a process group or allocates a table until `build_model` is c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infnet_rec.commands.fetch import fetched
-from infnet_rec.commands.managed_tables import check_managed, with_managed
+from infnet_rec.commands.managed_tables import check_managed
+from infnet_rec.commands.run_schema import run_schema
 from infnet_rec.commands.table_rules import precisions_of
 from infnet_rec.commands.towers import check_tower, make_tower, table_width
 from infnet_rec.commands.training_plan import check_tables, training_plan
@@ -21,7 +22,7 @@ from infnet_rec.data.check import ids_outside_tables
 from infnet_rec.data.loader import BatchReader, Loader
 from infnet_rec.data.order import EvalOrder, ShuffledOrder, TimeOrder, TrainOrder, check_divides, check_fits
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.faults import Fault
 from infnet_rec.model.embeddings import TokenAssembly, make_bags, make_events
 from infnet_rec.model.managed import make_managed
 from infnet_rec.model.ranking import MultiTaskLoss, RankingModel
@@ -57,44 +58,10 @@ def open_data(config: RunConfig) -> Data:
     """
     store = Store(fetched(config.data.store))
     schema = run_schema(config, store)
-    names = [task.name for task in schema.tasks]
-    for task in config.train.loss.task_weights:
-        if task not in names:
-            raise Fault(
-                f"train.loss.task_weights.{task}: the run's tasks are {', '.join(names)}; leave the weight out"
-                f"{did_you_mean(task, names)}"
-            )
     outside = ids_outside_tables(store, schema)
     if outside:
         raise Fault("\n".join([f"store {store.path}: ids outside their tables; build it again", *outside]))
     return Data(store, schema)
-
-
-def run_schema(config: RunConfig, store: Store) -> Schema:
-    """The features, sequences and tasks of a store that a run uses.
-
-    Raises:
-        Fault: no such profile or task, or a table that cannot be managed.
-    """
-    schema = store.profile_schema(config.data.profile).with_grouping(config.data.sequence_groups)
-    return with_managed(with_tasks(schema, config.train.tasks), config, store)
-
-
-def with_tasks(schema: Schema, chosen: tuple[str, ...] | None) -> Schema:
-    """The same schema with these of its tasks, in its own order; all where None.
-
-    Raises:
-        Fault: the store has no such task, or one is named twice.
-    """
-    if chosen is None:
-        return schema
-    names = [task.name for task in schema.tasks]
-    for task in chosen:
-        if task not in names:
-            raise Fault(f"train.tasks: {task!r}: the store's tasks are {', '.join(names)}{did_you_mean(task, names)}")
-        if chosen.count(task) > 1:
-            raise Fault(f"train.tasks: {task!r} stands there {chosen.count(task)} times; name each task once")
-    return replace(schema, tasks=tuple(task for task in schema.tasks if task.name in chosen))
 
 
 def check_run(config: RunConfig, data: Data, world: World) -> None:

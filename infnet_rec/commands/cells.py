@@ -23,33 +23,34 @@ JSON = dict[str, Any]
 
 @contextmanager
 def opened(out: Path, experiment: Experiment) -> Iterator[JSON]:
-    """Makes the experiment's folder, or checks that it is this experiment's, and keeps other processes out of it.
+    """Makes the experiment's folder, or checks that it is this experiment's.
 
-    Variants and seeds may have been added since; nothing that has been made may be of another kind.
+    Variants and seeds may have been added since; nothing that has been made may be of another kind. Several processes
+    may open it at once; who makes what is for `experiment_parts.held` to say.
 
     Yields:
         The facts of the dataset.
 
     Raises:
-        Fault: it holds another experiment or something else, or another process works in it.
+        Fault: it holds another experiment or something else.
     """
     dataset = dataset_of(experiment)
-    is_ours = (out / EXPERIMENT).is_file()
-    if out.exists() and not is_ours and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())):
+    # Looked at in this order: another process may be making it, and what it makes first is the experiment's file.
+    names = {p.name for p in out.iterdir()} if out.is_dir() else set[str]()
+    is_foreign = bool(names - {".lock", f".{EXPERIMENT}.writing"}) or (out.exists() and not out.is_dir())
+    if is_foreign and not (out / EXPERIMENT).is_file():
         raise Fault(f"--out {out}: exists, is not empty and holds no experiment; name a new folder")
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Fault(f"--out {out}: another process works on it; wait for it or name another") from error
+        fcntl.flock(file, fcntl.LOCK_EX)
+        is_ours = (out / EXPERIMENT).is_file()
         now = identity(experiment, dataset)
         was = read_json(out / EXPERIMENT) if is_ours else now
         _check_same(was, now, out)
         # In the order of the file as it is now; what has gone from it stays at the end.
         variants = {**now["variants"], **was["variants"]}
         write_json(out / EXPERIMENT, {**now, "variants": variants, "report": shown(experiment)})
-        yield dataset
+    yield dataset
 
 
 def identity(experiment: Experiment, dataset: Mapping[str, Any]) -> JSON:
@@ -121,6 +122,21 @@ def read_cells(path: Path) -> list[JSON]:
     for number, line in enumerate(text.split(b"\n")[:-1], 1):
         cells.append(cell_of(line, f"{path}:{number}"))
     return cells
+
+
+def cells_files(out: Path) -> list[Path]:
+    """Those that there are: of the whole, and of each part."""
+    return [path for path in (out / CELLS, *sorted(out.glob("cells-*-of-*.jsonl"))) if path.is_file()]
+
+
+def all_cells(out: Path) -> list[JSON]:
+    """All lines of all files; those of cells that are done come last, since no such cell is made again.
+
+    Raises:
+        Fault: see `read_cells`.
+    """
+    lines = [line for path in cells_files(out) or [out / CELLS] for line in read_cells(path)]
+    return sorted(lines, key=lambda line: line["status"] == "done")
 
 
 def newest_of_each(cells: list[JSON]) -> dict[tuple[str, int], JSON]:

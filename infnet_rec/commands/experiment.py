@@ -1,55 +1,27 @@
 """`experiment`: every cell of a grid in a process of its own, each once. No torch here."""
 
 import os
-import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infnet_rec.commands.cells import CELLS, append_cell, newest_of_each, opened, read_cells
+from infnet_rec.commands.cells import all_cells, append_cell, cells_files, newest_of_each, opened
+from infnet_rec.commands.experiment_check import check_against_store
+from infnet_rec.commands.experiment_parts import held, part_of
+from infnet_rec.commands.experiment_work import Asked, Work, is_due, say, state, summary, table
+from infnet_rec.commands.job_gpus import gpus_here, gpus_of_jobs, shortage
 from infnet_rec.commands.training_run import Ended, Job, train_in_a_process
-from infnet_rec.config.experiment import Experiment, Variant, key_of, load_experiment, override_of
+from infnet_rec.config.experiment import Variant, key_of, load_experiment, override_of
 from infnet_rec.config.load import make_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Failure, Fault, Interrupted
 from infnet_rec.strict import read_json, read_toml
-from infnet_rec.train.report import clock, number
 from infnet_rec.train.stop import StopSignal
 
 JSON = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """How the cells are made.
-
-    Attributes:
-        num_ranks: processes of a cell.
-        num_jobs: cells at the same time.
-        retry_failed: whether cells that failed are tried again.
-    """
-
-    num_ranks: int = 1
-    num_jobs: int = 1
-    retry_failed: bool = False
-
-
-@dataclass(slots=True)
-class Work:
-    """What the jobs share."""
-
-    experiment: Experiment
-    out: Path
-    dataset: JSON
-    asked: Asked
-    wants_stop: Callable[[], bool]
-    cells: dict[tuple[str, int], JSON]
-    is_broken: bool = False
-    running: set[tuple[str, int]] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: Asked) -> JSON:
@@ -62,7 +34,7 @@ def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: As
         asked: how.
 
     Returns:
-        Where it is, and how many cells are done, failed and missing.
+        Where it is, how many cells of the part are done, failed and missing, and the log of the first that failed.
 
     Raises:
         Fault: the experiment or the folder is at fault; nothing was started.
@@ -73,9 +45,16 @@ def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: As
     if "WORLD_SIZE" in os.environ:
         raise Fault("experiment: starts its own processes; run it outside torchrun, with --ranks for several a cell")
     out = out or Path("runs") / planned.name
-    with opened(out, planned) as dataset, StopSignal(speaks=True) as stop:
-        cells = newest_of_each(read_cells(out / CELLS)) if (out / CELLS).exists() else {}
-        work = Work(planned, out, dataset, asked, lambda: stop.wanted, cells)
+    for doubt in check_against_store(planned, path, asked.num_ranks):
+        say(doubt)
+    mine = part_of(planned, asked.part)
+    if not mine.variants:
+        say(f"--part {asked.part.words}: nothing is left for it; the experiment has {len(planned.variants)} variants")
+        return {"out": str(out), "done": 0, "failed": 0, "missing": 0, "failed_log": None}
+    with opened(out, planned) as dataset, held(out, mine, asked.part), StopSignal(speaks=True) as stop:
+        cells = newest_of_each(all_cells(out)) if cells_files(out) else {}
+        work = Work(mine, out, dataset, asked, lambda: stop.wanted, cells)
+        _deal_gpus(work)
         say(table(work))
         try:
             _search_and_run(work)
@@ -83,13 +62,15 @@ def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: As
             raise Interrupted(f"{stopped}; the same command goes on from there") from stopped
         finally:
             say(table(work))
-    states = [state(work, variant, seed) for variant, seed in planned.cells]
-    return {"out": str(out), **{name: states.count(name) for name in ("done", "failed", "missing")}}
+    states = [state(work, variant, seed) for variant, seed in mine.cells]
+    logs = [work.cells[v.name, s]["log"] for v, s in mine.cells if state(work, v, s) == "failed"]
+    counts = {name: states.count(name) for name in ("done", "failed", "missing")}
+    return {"out": str(out), **counts, "failed_log": str(out / logs[0]) if logs else None}
 
 
 def _search_and_run(work: Work) -> None:
     chosen = {variant.name: dict[str, Any]() for variant in work.experiment.variants}
-    todo = [cell for cell in work.experiment.cells if _is_due(work, *cell)]
+    todo = [cell for cell in work.experiment.cells if is_due(work, *cell)]
     with ThreadPoolExecutor(work.asked.num_jobs, thread_name_prefix="cell") as pool:
         if work.experiment.config.search is not None:
             variants = {variant.name: variant for variant, _ in todo}
@@ -129,14 +110,23 @@ def _search(work: Work, variant: Variant) -> JSON | None:
     assert search is not None
     job = _job(work)
     try:
-        return choose(variant, search, work.out, job, work.wants_stop)
+        with _on_gpus(work, job) as mine:
+            return choose(variant, search, work.out, mine, work.wants_stop)
     except Failure as failure:
         log = replace(job, log=work.out / "trials" / variant.folder)
         with work.lock:
             for planned, seed in work.experiment.cells:
-                if planned is variant and _is_due(work, variant, seed):
+                if planned is variant and is_due(work, variant, seed):
                     _write_down(work, line_of(work, variant, seed, {}, log, Ended("failed", reason=str(failure))))
         return None
+
+
+def _deal_gpus(work: Work) -> None:
+    asked, gpus = work.asked, gpus_here(os.environ)
+    for mine in gpus_of_jobs(gpus, asked.num_jobs, asked.num_ranks):
+        work.free_gpus.put(mine)
+    if (note := shortage(gpus, asked.num_jobs, asked.num_ranks)) is not None:
+        say(note)
 
 
 def _job(work: Work) -> Job:
@@ -145,6 +135,16 @@ def _job(work: Work) -> Job:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_threads = max(1, cores // (asked.num_jobs * asked.num_ranks)) if asked.num_jobs > 1 else 0
     return Job(work.experiment.config.base, (), here, here, asked.num_ranks, num_threads)
+
+
+@contextmanager
+def _on_gpus(work: Work, job: Job) -> Iterator[Job]:
+    """The job with GPUs that no other has meanwhile."""
+    gpus = work.free_gpus.get()
+    try:
+        yield replace(job, gpus=gpus)
+    finally:
+        work.free_gpus.put(gpus)
 
 
 def _run_cell(work: Work, variant: Variant, seed: int, chosen: JSON) -> None:
@@ -167,7 +167,8 @@ def _run_cell(work: Work, variant: Variant, seed: int, chosen: JSON) -> None:
     say(f"{variant.name}, seed {seed}: starts; log: {job.log}")
     with work.lock:
         work.running.add((variant.name, seed))
-    ended = train_in_a_process(job, work.wants_stop)
+    with _on_gpus(work, job) as mine:
+        ended = train_in_a_process(mine, work.wants_stop)
     with work.lock:
         work.running.discard((variant.name, seed))
         if ended.how == "stopped":
@@ -176,7 +177,7 @@ def _run_cell(work: Work, variant: Variant, seed: int, chosen: JSON) -> None:
 
 
 def _write_down(work: Work, cell: JSON) -> None:
-    append_cell(work.out / CELLS, cell)
+    append_cell(work.out / work.asked.part.cells_file, cell)
     work.cells[cell["variant"], cell["seed"]] = cell
     states = [state(work, *planned) for planned in work.experiment.cells]
     num_ended = len(states) - states.count("missing") - states.count("running")
@@ -220,38 +221,3 @@ def line_of(work: Work, variant: Variant, seed: int, chosen: JSON, job: Job, end
         "environment": environment,
         "predictions": str((job.run_dir / "predictions.npz").relative_to(work.out)),
     }
-
-
-def state(work: Work, variant: Variant, seed: int) -> str:
-    """done, failed, running or missing."""
-    if (variant.name, seed) in work.running:
-        return "running"
-    cell = work.cells.get((variant.name, seed))
-    return "missing" if cell is None else cell["status"]
-
-
-def _is_due(work: Work, variant: Variant, seed: int) -> bool:
-    return state(work, variant, seed) in (("missing", "failed") if work.asked.retry_failed else ("missing",))
-
-
-def summary(cell: JSON) -> str:
-    """A cell in a line."""
-    if cell["status"] == "failed":
-        return f"failed: {cell['reason']}; log: {cell['log']}"
-    tasks = (f"{t} {number(m['auc'])}/{number(m['gauc'])}" for t, m in cell["metrics"]["test"].items())
-    return f"test AUC/gAUC {', '.join(tasks)}; {clock(cell['wall_s'])}"
-
-
-def table(work: Work) -> str:
-    """Where the experiment stands: a line a variant, a column a seed."""
-    seeds = work.experiment.config.seeds
-    width = max(len(variant.name) for variant in work.experiment.variants) + 2
-    lines = [f"{'variant':<{width}}" + "".join(f"{f'seed {seed}':>10}" for seed in seeds)]
-    for variant in work.experiment.variants:
-        lines.append(f"{variant.name:<{width}}" + "".join(f"{state(work, variant, seed):>10}" for seed in seeds))
-    return "\n".join(lines)
-
-
-def say(text: str) -> None:
-    """To people, who watch stderr."""
-    print(text, file=sys.stderr, flush=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from infnet_rec.commands.assemble import Data, meta_model, run_schema
+from infnet_rec.commands.assemble import Data, meta_model
 from infnet_rec.commands.managed_tables import check_managed
+from infnet_rec.commands.run_schema import run_schema
 from infnet_rec.commands.table_rules import controls_of
 from infnet_rec.commands.towers import table_width
 from infnet_rec.config.run import RunConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from infnet_rec.commands.cells import CELLS, EXPERIMENT, newest_of_each, read_cells
+from infnet_rec.commands.cells import CELLS, EXPERIMENT, all_cells, newest_of_each
 from infnet_rec.faults import Fault
 from infnet_rec.strict import StrictModel, check, read_json
 
@@ -71,9 +71,9 @@ def read_results(folder: Path) -> Results:
     when `experiment` was last started, not what it said when the cell was made.
 
     Raises:
-        Fault: see `read_cells`; or experiment.json is none, or of another experiment.
+        Fault: see `all_cells`; or experiment.json is none, or of another experiment.
     """
-    found = newest_of_each(read_cells(folder / CELLS))
+    found = newest_of_each(all_cells(folder))
     names = list(dict.fromkeys(name for name, _ in found))
     known = None
     if (folder / EXPERIMENT).is_file():

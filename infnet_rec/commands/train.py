@@ -34,7 +34,7 @@ from infnet_rec.commands.run_dir import default_run_dir, environment, num_cores,
 from infnet_rec.commands.towers import describe_tower, table_width
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
-from infnet_rec.config.train import DenseConfig, SparseConfig
+from infnet_rec.config.train import DenseConfig, SparseConfig, hasty_patience
 from infnet_rec.faults import Fault, Interrupted
 from infnet_rec.shard.optim import count_dense
 from infnet_rec.shard.planning.plan_file import write_plan
@@ -116,6 +116,8 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     size = f"{len(tables)} tables with {num_sparse:,} parameters, {num_dense:,} dense parameters"
     for line in (*preflight.lines(), f"{describe_work(data, pace, world)}; {size}", describe_tower(config, world)):
         report.say(line)
+    if (doubt := hasty_patience(settings, data.store.num_examples("train"))) is not None:
+        report.say(f"warning: {doubt}")
     at = go_on(config, world, run_dir, start.standing, sharded, report)
     if start.weights_from is not None and at.step == 0:
         start_from(start.weights_from, sharded, report)

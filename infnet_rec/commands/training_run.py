@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from infnet_rec.commands.job_gpus import VISIBLE
 from infnet_rec.faults import TRY_AGAIN
 from infnet_rec.strict import read_json
 
@@ -33,6 +34,7 @@ class Job:
         log: what it says is appended to this file.
         num_ranks: processes.
         num_threads: of each; 0 leaves it to the run.
+        gpus: all that it may see; () leaves it what this process sees.
     """
 
     config: Path
@@ -41,6 +43,14 @@ class Job:
     log: Path
     num_ranks: int = 1
     num_threads: int = 0
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """This process's own, with the job's share of the machine."""
+        threads = {"OMP_NUM_THREADS": str(self.num_threads)} if self.num_threads else {}
+        gpus = {VISIBLE: ",".join(self.gpus)} if self.gpus else {}
+        return {**threads, **os.environ, **gpus}
 
     @property
     def command(self) -> list[str]:
@@ -72,13 +82,10 @@ def train_in_a_process(job: Job, wants_stop: Callable[[], bool], is_hopeless: Ju
     wait_until_free(job.run_dir, wants_stop)
     if wants_stop():
         return Ended("stopped")
-    threads = {"OMP_NUM_THREADS": str(job.num_threads)} if job.num_threads else {}
     pruned, asked, seen = False, False, 0
     with job.log.open("ab") as log:
         # A session of its own: a Ctrl-C of the terminal reaches this process, which passes it on once.
-        process = subprocess.Popen(
-            job.command, stdout=log, stderr=log, start_new_session=True, env={**threads, **os.environ}
-        )
+        process = subprocess.Popen(job.command, stdout=log, stderr=log, start_new_session=True, env=job.environment)
         while process.poll() is None:
             time.sleep(POLL_S)
             if is_hopeless is not None and not pruned:

@@ -117,3 +117,23 @@ class TrainConfig(StrictModel):
     sparse: SparseConfig = SparseConfig()
     dense: DenseConfig = DenseConfig()
     loss: LossConfig = LossConfig()
+
+
+def hasty_patience(settings: TrainConfig, num_examples: int) -> str | None:
+    """Why early stopping may end a run just after its tables were drawn anew, in a line with the remedy; None if not.
+
+    Args:
+        settings: of the run.
+        num_examples: of the training split.
+    """
+    steps_per_epoch = num_examples // settings.global_batch_size
+    num_steps = settings.patience * settings.eval_every_steps
+    has_second_epoch = settings.num_epochs * steps_per_epoch > steps_per_epoch
+    if settings.sparse.each_epoch == "keep" or not has_second_epoch or not 0 < num_steps < steps_per_epoch:
+        return None
+    return (
+        f"train.patience = {settings.patience}, evaluations of {settings.eval_every_steps} steps: are over in "
+        f'{num_steps:,} steps, before tables that train.sparse.each_epoch = "fresh" draws anew catch up in an epoch of '
+        f"{steps_per_epoch:,}, so training may stop just after a change of tables; evaluate once an epoch "
+        '(train.eval_every_steps=0), or train.patience=0, or each_epoch "keep"'
+    )

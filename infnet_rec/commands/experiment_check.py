@@ -1,0 +1,77 @@
+"""An experiment against its store, before its first cell: a typo is said once, not in the log of every cell.
+
+It reads the store's manifest only. What hangs on the device or the model is left to the cells.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from infnet_rec.commands.fetch import fetched
+from infnet_rec.commands.managed_tables import check_managed
+from infnet_rec.commands.run_schema import run_schema
+from infnet_rec.commands.table_rules import precisions_of
+from infnet_rec.config.experiment import Experiment, Variant, override_of
+from infnet_rec.config.load import make_config
+from infnet_rec.config.run import RunConfig
+from infnet_rec.config.train import hasty_patience
+from infnet_rec.data.order import check_divides, check_fits
+from infnet_rec.data.store import Store
+from infnet_rec.faults import Fault
+from infnet_rec.strict import read_toml
+
+# A choice of any other key changes nothing that a store knows of.
+ASKED_OF_STORE = ("data", "train", "model.tables", "sharding")
+
+
+def check_against_store(experiment: Experiment, path: Path, num_ranks: int) -> list[str]:
+    """Checks every variant, and every choice of its search, against the store that all read.
+
+    Args:
+        experiment: whose runs these are.
+        path: its file, for messages.
+        num_ranks: of a cell.
+
+    Returns:
+        What is doubtful, a line each.
+
+    Raises:
+        Fault: no such store, or no cell of a variant could start.
+    """
+    store = Store(fetched(experiment.variants[0].config.data.store))
+    doubts: dict[str, str] = {}
+    for variant in experiment.variants:
+        for config in _configs(experiment, variant):
+            try:
+                _check(config, store, num_ranks)
+            except Fault as fault:
+                raise Fault(f"{path}: variant {variant.name!r}: {fault}") from fault
+            doubt = hasty_patience(config.train, store.num_examples("train"))
+            if doubt is not None:
+                doubts.setdefault(doubt, f"warning: {variant.name}: {doubt}")
+    return list(doubts.values())
+
+
+def _configs(experiment: Experiment, variant: Variant) -> Iterator[RunConfig]:
+    """The variant as it stands, as its trials are, and with every choice that a store may refuse."""
+    yield variant.config
+    base, search = read_toml(experiment.config.base), experiment.config.search
+    if search is None:
+        return
+
+    def trial(*more: str) -> RunConfig:
+        # Overrides change what they are laid on.
+        return make_config(json.loads(json.dumps(base)), [*variant.overrides, *search.set, *more], variant.name)
+
+    yield trial()
+    for key, choices in variant.space.items():
+        if key.startswith(ASKED_OF_STORE):
+            yield from (trial(override_of(key, choice)) for choice in choices)
+
+
+def _check(config: RunConfig, store: Store, num_ranks: int) -> None:
+    check_divides("train.global_batch_size", config.train.global_batch_size, num_ranks)
+    check_fits(config.train.global_batch_size, store.num_examples("train"))
+    schema = run_schema(config, store)
+    check_managed(config, schema)
+    precisions_of(config, schema)

@@ -1,0 +1,48 @@
+"""What of a store a run uses: from its configuration and the manifest; no other file is read. No torch here."""
+
+from dataclasses import replace
+
+from infnet_rec.commands.managed_tables import with_managed
+from infnet_rec.config.run import RunConfig
+from infnet_rec.data.store import Store
+from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.schema import Schema
+
+
+def run_schema(config: RunConfig, store: Store) -> Schema:
+    """The features, sequences and tasks of a store that a run uses.
+
+    Raises:
+        Fault: no such profile or task, a weight of no task, or a table that cannot be managed.
+    """
+    schema = store.profile_schema(config.data.profile).with_grouping(config.data.sequence_groups)
+    schema = with_tasks(schema, config.train.tasks)
+    _check_weights(config, schema)
+    return with_managed(schema, config, store)
+
+
+def with_tasks(schema: Schema, chosen: tuple[str, ...] | None) -> Schema:
+    """The same schema with these of its tasks, in its own order; all where None.
+
+    Raises:
+        Fault: the store has no such task, or one is named twice.
+    """
+    if chosen is None:
+        return schema
+    names = [task.name for task in schema.tasks]
+    for task in chosen:
+        if task not in names:
+            raise Fault(f"train.tasks: {task!r}: the store's tasks are {', '.join(names)}{did_you_mean(task, names)}")
+        if chosen.count(task) > 1:
+            raise Fault(f"train.tasks: {task!r} stands there {chosen.count(task)} times; name each task once")
+    return replace(schema, tasks=tuple(task for task in schema.tasks if task.name in chosen))
+
+
+def _check_weights(config: RunConfig, schema: Schema) -> None:
+    names = [task.name for task in schema.tasks]
+    for task in config.train.loss.task_weights:
+        if task not in names:
+            raise Fault(
+                f"train.loss.task_weights.{task}: the run's tasks are {', '.join(names)}; leave the weight out"
+                f"{did_you_mean(task, names)}"
+            )
