@@ -191,7 +191,6 @@ def logits(
 ) -> Tensor:
     """logits_BT of the whole network."""
     num_examples = categorical_BMD.shape[0]
-    has_tasks = variant.ablation != "no_task_tokens"
     C, S = categorical_BMD, event_BFED.flatten(1, 2)
     everywhere = {
         "C": torch.ones(C.shape[:2], dtype=torch.bool),
@@ -227,19 +226,18 @@ def logits(
         if variant.ablation != "no_gates":
             C, S, T = gate("C", C, C_), gate("S", S, S_), gate("T", T_hat, T_)
 
+    late, proxies = variant.ablation_head == "late", [*C_.unbind(dim=1), *S_.unbind(dim=1)]
     scores = []
     for t in range(sizes.num_tasks):
-        token_BD = T[:, t] if has_tasks else C_.mean(dim=1) + S_.mean(dim=1)
-        proxies = [C_[:, i] for i in range(C_.shape[1])] + [S_[:, i] for i in range(S_.shape[1])]
-        if variant.ablation == "no_task_tokens" and variant.ablation_head == "late":
-            token_BD = torch.cat(proxies, dim=1)
+        token_BD = T[:, t]
+        if variant.ablation == "no_task_tokens":
+            token_BD = torch.cat(proxies, dim=1) if late else C_.mean(dim=1) + S_.mean(dim=1)
         if variant.readout == "proxies":
             token_BD = torch.cat([token_BD, *proxies], dim=1)
         if variant.ablation == "no_cross_attention":
             present_BX1 = everywhere["S"][..., None]
             mean_S = (S * present_BX1).sum(dim=1) / present_BX1.sum(dim=1).clamp(min=1)
             mean_C = C.sum(dim=1) / C.shape[1]
-            late = variant.ablation_head == "late"
             token_BD = torch.cat([token_BD, mean_C, mean_S], dim=1) if late else token_BD + mean_C + mean_S
         scores.append(mlp(w, f"head {t}", token_BD))
     return torch.cat(scores, dim=1)

@@ -17,6 +17,7 @@ from infnet_rec.commands.report_folder import read_results
 from infnet_rec.commands.training_run import Ended
 from infnet_rec.config.experiment import load_experiment
 from infnet_rec.faults import Fault, Interrupted
+from report_files import describe
 
 FIRST, SECOND = Part(1, 2), Part(2, 2)
 AGAIN = '\n[[variants]]\nname = "again"\n[[variants]]\nname = "w/o2"\nset = ["model.ablation=no_gates"]'
@@ -105,9 +106,9 @@ def test_a_part_may_begin_while_another_makes_the_folder(tmp_path: Path, trainer
 
 
 def test_a_cell_that_is_done_is_done_in_whatever_file(tmp_path: Path) -> None:
-    cell = {"variant": "a", "seed": 0}
-    append_cell(tmp_path / "cells.jsonl", {**cell, "status": "done"})
-    append_cell(tmp_path / "cells-1-of-2.jsonl", {**cell, "status": "failed"})
+    cell = {**describe("a", 0), "metrics": {"test": {}}}
+    append_cell(tmp_path / "cells.jsonl", cell)
+    append_cell(tmp_path / "cells-1-of-2.jsonl", {**cell, "status": "failed", "reason": "?", "log": "a/0.log"})
     assert [cell["status"] for cell in read_results(tmp_path).cells] == ["done"]
 
 

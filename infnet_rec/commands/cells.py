@@ -130,18 +130,22 @@ def cells_files(out: Path) -> list[Path]:
 
 
 def all_cells(out: Path) -> list[JSON]:
-    """All lines of all files; those of cells that are done come last, since no such cell is made again.
+    """All lines of all files.
 
     Raises:
         Fault: see `read_cells`.
     """
-    lines = [line for path in cells_files(out) or [out / CELLS] for line in read_cells(path)]
-    return sorted(lines, key=lambda line: line["status"] == "done")
+    return [line for path in cells_files(out) or [out / CELLS] for line in read_cells(path)]
 
 
 def newest_of_each(cells: list[JSON]) -> dict[tuple[str, int], JSON]:
-    """The last line of each variant and seed: a cell that failed and was made again is made."""
-    return {(cell["variant"], cell["seed"]): cell for cell in cells}
+    """One line for each variant and seed: of one that is done that line, in whatever file, else its last."""
+    found: dict[tuple[str, int], JSON] = {}
+    for cell in cells:
+        key = cell["variant"], cell["seed"]
+        if key not in found or found[key]["status"] != "done" or cell["status"] == "done":
+            found[key] = cell
+    return found
 
 
 def append_cell(path: Path, cell: Mapping[str, Any]) -> None:

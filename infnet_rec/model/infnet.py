@@ -187,16 +187,7 @@ class Infnet(nn.Module):
         }
         self.start = nn.ModuleDict({name: start[name]() for name in queries})
         self.blocks = nn.ModuleList(Block(plan, num_tokens, width, options) for plan in plans)
-        num_proxies = num_tokens["categorical_proxy"] + num_tokens["sequence_proxy"]
-        match options.ablation, options.ablation_head, options.readout:
-            case "none", _, "proxies":
-                num_read = 1 + num_proxies
-            case "no_task_tokens", "late", _:
-                num_read = num_proxies
-            case "no_cross_attention", "late", _:
-                num_read = 3
-            case _:
-                num_read = 1
+        num_read = _num_read(options, num_tokens["categorical_proxy"] + num_tokens["sequence_proxy"])
         self.heads = TaskHeads(num_tasks, num_read * width, options.head_hidden, options.dropout)
 
     def forward(self, tokens: Tokens) -> Tensor:
@@ -245,6 +236,19 @@ class Infnet(nn.Module):
                 return read_everything(query_BPD["task"], *_proxies(query_BPD))
             case _:
                 return query_BPD["task"]
+
+
+def _num_read(options: InfnetOptions, num_proxies: int) -> int:
+    """Tokens that a head reads side by side."""
+    match options.ablation, options.ablation_head, options.readout:
+        case "none", _, "proxies":
+            return 1 + num_proxies
+        case "no_task_tokens", "late", _:
+            return num_proxies
+        case "no_cross_attention", "late", _:
+            return 3
+        case _:
+            return 1
 
 
 def _proxies(query_BPD: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
