@@ -80,8 +80,8 @@ def _number(row: Row, task: str, metric: str, ranked: Sequence[Row]) -> str:
 
 SEVERAL_SEEDS = (
     "Differences on the same test examples, mean over seeds paired by number, with 95 % intervals. AUC: DeLong's test, "
-    "the spread over seeds added to its variance. gAUC: users resampled 1,000 times, for these seeds. Intervals without "
-    "0 are bold; nothing is corrected for the number of comparisons."
+    "the spread over seeds added to its variance. gAUC: users resampled 1,000 times, for these seeds. Intervals "
+    "without 0 are bold; nothing is corrected for the number of comparisons."
 )
 OF_ONE_SEED = (
     "Differences on the same test examples between two trained models, with 95 % intervals of what other test examples "
@@ -118,8 +118,8 @@ def paper_tables(rows: Sequence[Row], paper: Paper, dataset: str, *, same: bool)
     lines = ["## The paper", ""]
     if same:
         lines += [
-            f"Its numbers on {dataset}, and ours less them. By the number of examples these are its rows, and the store "
-            "has no note that they are generated. `?`: doubtful, since the copy that it was read from runs "
+            f"Its numbers on {dataset}, and ours less them. By the number of examples these are its rows, and the "
+            "store has no note that they are generated. `?`: doubtful, since the copy that it was read from runs "
             "two cells of the table together. What the paper says of its gAUC (that it weighs users more alike) fits "
             "the plain mean over users, not the weighted one; `report.csv` has both of ours.",
             "",
@@ -165,8 +165,7 @@ def _agreement(rows: Sequence[Row], paper: Paper) -> list[str]:
                 pairs = [
                     (mean, paper[row.label, task, metric])
                     for row in of_setting
-                    if (mean := row.mean(task, metric)) is not None
-                    and (row.label, task, metric) in paper
+                    if (mean := row.mean(task, metric)) is not None and (row.label, task, metric) in paper
                 ]
                 sure = [pair for pair in pairs if not pair[1].doubt]
                 lines.append(line([setting or "-", task, TITLES[metric], str(len(pairs)), *_both(pairs), *_both(sure)]))

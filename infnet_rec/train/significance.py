@@ -55,8 +55,8 @@ def compare_aucs(ours_SN: Sequence[Array], others_SN: Sequence[Array], labels_N:
     """DeLong's test of the difference of two AUCs, each a mean over seeds.
 
     The variance is that of the seeds' mean placements, example by example, so that what the models have in common
-    cancels; the spread of the difference over the seeds, which are paired by number, is added to it. With one seed there
-    is none to add, and the interval and p are of two trained models, not of two ways to train.
+    cancels; the spread of the difference over the seeds, which are paired by number, is added to it. With one seed
+    there is none to add, and the interval and p are of two trained models, not of two ways to train.
 
     Reference: DeLong, DeLong, Clarke-Pearson (1988), by mid-ranks as in Sun and Xu (2014).
     """
