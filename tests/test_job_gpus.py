@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from infnet_rec.commands.job_gpus import gpus_here, gpus_of_jobs, shortage
-from infnet_rec.commands.training_run import Job
+from infnet_rec.commands.training_run import Job, train_in_a_process
 
 EIGHT = [str(number) for number in range(8)]
 
@@ -57,7 +57,19 @@ def test_without_a_word_nvidia_smi_is_asked(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_job_sees_its_own_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the GPUs of others, nor the file in which torchx wants the experiment's own error."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "error.json")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     job = Job(Path("a.toml"), (), Path("run"), Path("log"), gpus=("6", "7"))
     assert job.environment["CUDA_VISIBLE_DEVICES"] == "6,7"
+    assert "TORCHELASTIC_ERROR_FILE" not in job.environment
     assert Job(Path("a.toml"), (), Path("run"), Path("log")).environment["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+
+
+def test_the_process_of_a_job_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\necho "sees $CUDA_VISIBLE_DEVICES"\nexit 3\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    job = Job(Path("a.toml"), (), tmp_path / "run", tmp_path / "log", gpus=("6", "7"))
+    assert train_in_a_process(job, lambda: False).reason == "exit code 3: sees 6,7"

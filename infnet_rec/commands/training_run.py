@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from infnet_rec.commands.job_gpus import VISIBLE
 from infnet_rec.faults import TRY_AGAIN
+from infnet_rec.shard.last_words import ERROR_FILE
 from infnet_rec.strict import read_json
 
 POLL_S = 0.5
@@ -50,7 +51,9 @@ class Job:
         """This process's own, with the job's share of the machine."""
         threads = {"OMP_NUM_THREADS": str(self.num_threads)} if self.num_threads else {}
         gpus = {VISIBLE: ",".join(self.gpus)} if self.gpus else {}
-        return {**threads, **os.environ, **gpus}
+        # Under torchx, that file is for what this process says in the end.
+        ours = {name: value for name, value in os.environ.items() if name != ERROR_FILE}
+        return {**threads, **ours, **gpus}
 
     @property
     def command(self) -> list[str]:
