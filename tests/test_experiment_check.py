@@ -8,6 +8,7 @@ import pytest
 from experiment_files import SEARCH, TWO, written
 from infnet_rec import cli
 from infnet_rec.commands import experiment as command
+from infnet_rec.commands import experiment_search
 from infnet_rec.commands.experiment import Asked
 from infnet_rec.commands.experiment_check import check_against_store
 from infnet_rec.commands.training_run import Ended, Job
@@ -44,10 +45,16 @@ REFUSED = {
 }
 
 
+def starts_no_cell(job: Job, *_: object) -> Ended:
+    raise AssertionError(f"started {job.command}")
+
+
 @pytest.mark.parametrize(("text", "overrides", "said"), REFUSED.values(), ids=REFUSED)
 def test_a_typo_that_the_store_shows_is_found_before_the_first_cell(
-    small_store: Path, tmp_path: Path, text: str, overrides: list[str], said: str
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, overrides: list[str], said: str
 ) -> None:
+    monkeypatch.setattr(command, "train_in_a_process", starts_no_cell)
+    monkeypatch.setattr(experiment_search, "train_in_a_process", starts_no_cell)
     path = written(tmp_path, text)
     with pytest.raises(Fault, match=said):
         command.experiment(path, [f'data.store="{small_store}"', *overrides], tmp_path / "out", Asked())
