@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from infnet_rec.commands.job_gpus import VISIBLE
 from infnet_rec.faults import TRY_AGAIN
@@ -82,22 +82,24 @@ def train_in_a_process(job: Job, wants_stop: Callable[[], bool], is_hopeless: Ju
         is_hopeless: told step and metrics of each evaluation on valid; True ends the run.
     """
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    wait_until_free(job.run_dir, wants_stop)
-    if wants_stop():
-        return Ended("stopped")
-    pruned, asked, seen = False, False, 0
-    with job.log.open("ab") as log:
+    # The run has this lock from its first moment, long before its ranks have come so far as to lock their folder.
+    with job.log.with_suffix(".lock").open("a") as lock, job.log.open("ab") as log:
+        wait_until_free(lock, job.run_dir, wants_stop)
+        if (ranks := job.run_dir / ".lock").exists():
+            with ranks.open("a") as file:
+                wait_until_free(file, job.run_dir, wants_stop)
+        if wants_stop():
+            return Ended("stopped")
         # A session of its own: a Ctrl-C of the terminal reaches this process, which passes it on once.
-        process = subprocess.Popen(job.command, stdout=log, stderr=log, start_new_session=True, env=job.environment)
-        while process.poll() is None:
-            time.sleep(POLL_S)
-            if is_hopeless is not None and not pruned:
-                evaluations = evaluations_of(job.run_dir)
-                pruned = any(is_hopeless(line["step"], line["metrics"]) for line in evaluations[seen:])
-                seen = len(evaluations)
-            if (wants_stop() or pruned) and not asked:
-                process.send_signal(signal.SIGTERM)
-                asked = True
+        process = subprocess.Popen(
+            job.command,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=job.environment,
+            pass_fds=[lock.fileno()],
+        )
+        pruned = _watched(process, job, wants_stop, is_hopeless)
     if process.returncode == 0:
         return Ended("done", read_json(job.run_dir / "result.json"))
     if pruned:
@@ -105,6 +107,23 @@ def train_in_a_process(job: Job, wants_stop: Callable[[], bool], is_hopeless: Ju
     if process.returncode == TRY_AGAIN or wants_stop():
         return Ended("stopped")
     return Ended("failed", reason=f"exit code {process.returncode}: {last_words(job.log)}")
+
+
+def _watched(
+    process: "subprocess.Popen[bytes]", job: Job, wants_stop: Callable[[], bool], is_hopeless: Judge | None
+) -> bool:
+    """Waits for the end of a run, and asks it to stop where that is wanted; whether it was pruned."""
+    pruned, asked, seen = False, False, 0
+    while process.poll() is None:
+        time.sleep(POLL_S)
+        if is_hopeless is not None and not pruned:
+            evaluations = evaluations_of(job.run_dir)
+            pruned = any(is_hopeless(line["step"], line["metrics"]) for line in evaluations[seen:])
+            seen = len(evaluations)
+        if (wants_stop() or pruned) and not asked:
+            process.send_signal(signal.SIGTERM)
+            asked = True
+    return pruned
 
 
 def evaluations_of(run_dir: Path) -> list[dict[str, Any]]:
@@ -117,22 +136,18 @@ def evaluations_of(run_dir: Path) -> list[dict[str, Any]]:
     return [record for record in records if record["kind"] == "eval" and record["split"] == "valid"]
 
 
-def wait_until_free(run_dir: Path, wants_stop: Callable[[], bool]) -> None:
-    """A run that outlived whoever started it is let finish; it holds a lock as long as it lives."""
-    path = run_dir / ".lock"
-    if not path.exists():
-        return
+def wait_until_free(lock: IO[str], run_dir: Path, wants_stop: Callable[[], bool]) -> None:
+    """Takes the lock; a run that outlived whoever started it keeps it as long as it lives, and is let finish."""
     said = False
-    with path.open("a") as file:
-        while not wants_stop():
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if not said:
-                    print(f"waiting for the process that still trains in {run_dir}", file=sys.stderr, flush=True)
-                said = True
-                time.sleep(POLL_S)
+    while not wants_stop():
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not said:
+                print(f"waiting for the process that still trains in {run_dir}", file=sys.stderr, flush=True)
+            said = True
+            time.sleep(POLL_S)
 
 
 def last_words(log: Path) -> str:
