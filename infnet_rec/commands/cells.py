@@ -119,13 +119,19 @@ def cells_files(out: Path) -> list[Path]:
 
 
 def all_cells(out: Path) -> list[JSON]:
-    """All lines of all files; those of cells that are done come last, since no such cell is made again.
+    """All lines, file by file; what is done stays so, whatever an earlier try left in a file that is read later.
 
     Raises:
         Fault: see `read_cells`.
     """
-    lines = [line for path in cells_files(out) or [out / CELLS] for line in read_cells(path)]
-    return sorted(lines, key=lambda line: line["status"] == "done")
+    lines, done = [], set[tuple[str, int]]()
+    for line in (line for path in cells_files(out) or [out / CELLS] for line in read_cells(path)):
+        cell = line["variant"], line["seed"]
+        if line["status"] == "done":
+            done.add(cell)
+        if line["status"] == "done" or cell not in done:
+            lines.append(line)
+    return lines
 
 
 def newest_of_each(cells: list[JSON]) -> dict[tuple[str, int], JSON]:
