@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, stdev
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -18,26 +19,32 @@ from infnet_rec.commands.stats_plot import DPI, STYLE
 
 OURS, OTHERS = "#B0503C", "#2F6DA8"
 PANEL_IN = (4.6, 3.4)
-# Of the time of a batch: nobody can read the names of more.
-MIN_POINTS, MAX_POINTS = 2, 25
 
 JSON = dict[str, Any]
 
 
 def draw_cost(cells: Sequence[JSON], path: Path) -> bool:
-    """Time of a test batch against dense parameters, a point a variant; False where a picture would not say much."""
+    """Time of a test batch against dense parameters, a point a variant.
+
+    Points of a series, and models for one task each, are left to the table.
+
+    Returns:
+        Whether there is a picture: not of one point, nor where the names of variants would lie on each other.
+    """
     points = []
+    cells = [cell for cell in cells if not cell["series"] and cell["setting"] != "separate"]
     for variant in dict.fromkeys(cell["variant"] for cell in cells):
         mine = [cell for cell in cells if cell["variant"] == variant and cell["status"] == "done" and cell["scoring"]]
         if mine:
             times = [cell["scoring"]["ms_per_batch"] for cell in mine]
             points.append((variant, mine[0], fmean(times), stdev(times) if len(times) > 1 else 0.0))
-    if not MIN_POINTS <= len(points) <= MAX_POINTS:
+    if len(points) < 2:
         return False
     with styled():
         figure = _figure(1, 1, 1.6)
         _points(figure.subplots(), points)
-        _part_labels(figure)
+        if not _part_labels(figure):
+            return False
         _write(figure, path)
     return True
 
@@ -60,14 +67,21 @@ def _points(axes: Axes, points: Sequence[tuple[str, JSON, float, float]]) -> Non
     axes.grid(visible=True)
 
 
-def _part_labels(figure: Figure) -> None:
-    """A label that lies on another goes to its point's left."""
+def _part_labels(figure: Figure) -> bool:
+    """A label that lies on another goes to its point's left; whether all can be read then."""
     figure.draw_without_rendering()
     placed: list[Annotation] = []
+
+    def is_free(label: Annotation) -> bool:
+        return not any(label.get_window_extent().overlaps(other.get_window_extent()) for other in placed)
+
     for label in (text for text in figure.axes[0].texts if isinstance(text, Annotation)):
-        if any(label.get_window_extent().overlaps(other.get_window_extent()) for other in placed):
+        if not is_free(label):
             label.set(ha="right", position=(-7, 0))
+            if not is_free(label):
+                return False
         placed.append(label)
+    return True
 
 
 def draw_series(cells: Sequence[JSON], path: Path) -> bool:
@@ -97,7 +111,7 @@ def _curve(axes: Axes, cells: Sequence[JSON], task: str) -> None:
     axes.errorbar(
         range(len(places)), [fmean(found) for found in values], yerr=spread, marker="o", color=OURS, capsize=3
     )
-    axes.set_xticks(range(len(places)), places)
+    axes.set_xticks(range(len(places)), [fill(place, 12) for place in places])
     axes.margins(x=0.15)
     axes.grid(visible=True)
 
