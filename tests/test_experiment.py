@@ -157,7 +157,10 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     assert "nowhere" in job.log.read_text()
 
 
-def test_a_run_that_outlived_its_experiment_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("lock", [".lock", "0.lock"], ids=["its ranks", "what it was started by"])
+def test_a_run_that_outlived_its_experiment_is_waited_for(
+    lock: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its lock says that it lives; nothing is started beside it."""
     job = Job(tmp_path / "none.toml", [], tmp_path, tmp_path / "0.log")
     asked = []
@@ -166,7 +169,7 @@ def test_a_run_that_outlived_its_experiment_is_waited_for(tmp_path: Path, capsys
         asked.append(1)
         return len(asked) >= 3
 
-    with (tmp_path / ".lock").open("w") as file:
+    with (tmp_path / lock).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert train_in_a_process(job, stop_at_the_third).how == "stopped"
     assert "waiting for the process that still trains" in capsys.readouterr().err

@@ -221,8 +221,8 @@ def test_orders_agree_as_scipy_says(seed: int) -> None:
 
 @pytest.mark.parametrize("folder", sorted(p.parent for p in RESULTS.glob("*/cells.jsonl")), ids=lambda p: p.name)
 def test_the_committed_reports_are_those_of_the_committed_cells(tmp_path: Path, folder: Path) -> None:
-    for name in ("cells.jsonl", "experiment.json", "significance.json"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    for path in folder.glob("*.json*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
     with_paper = "\n## The paper\n" in (folder / "report.md").read_text()
     report(tmp_path, None, with_paper=with_paper)
     for name in ("report.md", "report.csv"):

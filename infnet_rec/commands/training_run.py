@@ -83,22 +83,23 @@ def train_in_a_process(job: Job, wants_stop: Callable[[], bool], is_hopeless: Ju
     """
     job.log.parent.mkdir(parents=True, exist_ok=True)
     # The run has this lock from its first moment, long before its ranks have come so far as to lock their folder.
-    with job.log.with_suffix(".lock").open("a") as lock, job.log.open("ab") as log:
+    with job.log.with_suffix(".lock").open("a") as lock:
         wait_until_free(lock, job.run_dir, wants_stop)
         if (ranks := job.run_dir / ".lock").exists():
             with ranks.open("a") as file:
                 wait_until_free(file, job.run_dir, wants_stop)
         if wants_stop():
             return Ended("stopped")
-        # A session of its own: a Ctrl-C of the terminal reaches this process, which passes it on once.
-        process = subprocess.Popen(
-            job.command,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=job.environment,
-            pass_fds=[lock.fileno()],
-        )
+        with job.log.open("ab") as log:
+            # A session of its own: a Ctrl-C of the terminal reaches this process, which passes it on once.
+            process = subprocess.Popen(
+                job.command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=job.environment,
+                pass_fds=[lock.fileno()],
+            )
         pruned = _watched(process, job, wants_stop, is_hopeless)
     if process.returncode == 0:
         return Ended("done", read_json(job.run_dir / "result.json"))
