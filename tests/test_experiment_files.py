@@ -1,18 +1,23 @@
 """What the files of experiments mean, and what is refused in them."""
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
 
 from experiment_files import SEARCH, TWO, written
 from infnet_rec.commands.towers import BASELINES
-from infnet_rec.config.experiment import grid_size, key_of, load_experiment
+from infnet_rec.config.experiment import grid_size, key_of, load_experiment, override_of
+from infnet_rec.config.load import make_config
 from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.train import hasty_patience
 from infnet_rec.faults import Fault
+from infnet_rec.strict import read_toml
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 MODELS = ("infnet", *BASELINES)
 SHIPPED = sorted((ROOT / "configs" / "experiments").glob("*.toml"))
 
@@ -144,3 +149,18 @@ def test_refused(tmp_path: Path, text: str, said: str) -> None:
 def test_a_seed_on_the_command_line_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Fault, match="set `seeds` in the experiment"):
         load_experiment(written(tmp_path, TWO), ["train.seed=3"])
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent for p in RESULTS.glob("*/experiment.json")), ids=lambda p: p.name)
+def test_committed_cells_are_of_the_shipped_experiments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variant is trained, as its file has it now."""
+    monkeypatch.chdir(ROOT)
+    experiment = load_experiment(ROOT / "configs" / "experiments" / f"{folder.name}.toml")
+    cells = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    assert {(cell["variant"], cell["seed"]) for cell in cells} == {(v.name, seed) for v, seed in experiment.cells}
+    base = read_toml(experiment.config.base)
+    for variant in experiment.variants:
+        of_variant = [cell for cell in cells if cell["variant"] == variant.name]
+        chosen = [override_of(key, value) for key, value in of_variant[0]["chosen"].items()]
+        config = make_config(copy.deepcopy(base), [*variant.overrides, *chosen], variant.name)
+        assert {cell["key"] for cell in of_variant} == {key_of(config)}
