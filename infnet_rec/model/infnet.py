@@ -14,6 +14,7 @@ then the homogeneous one, in which each kind is gated by its updated proxies, X 
     C' = PGU(C, C~')                 S' = PGU(S, S~')                 T' = PGU(T^, T~')
 
 All flows of a block read its input. What nothing reads after the last block is neither computed nor has parameters.
+Heads read T', and with `readout` "proxies" C~' and S~' too, which is ours and not the paper's.
 
 Shapes: B examples, M categorical tokens, F sequences, G groups of sequences, L sequence tokens of the whole batch,
 P tokens of one query set, T tasks, D width.
