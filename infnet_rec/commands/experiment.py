@@ -1,4 +1,4 @@
-"""`experiment`: every cell of a grid in a process of its own, each once. No torch here."""
+"""`experiment`: every cell of a grid in a process of its own, each once."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What an experiment is about to do and has done, and how people are told. No torch here."""
+"""What an experiment is about to do and has done, and how people are told."""
 
 import sys
 import threading
