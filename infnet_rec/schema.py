@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.strict import read_fields
 
 UNSEEN_ID = 0
 NULL_ID = 1
@@ -222,10 +223,10 @@ class Schema:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Reads what `to_json` wrote."""
+        """Reads what `to_json` wrote, in this version or an earlier one."""
         return cls(
-            tables=tuple(Table(**t) for t in data["tables"]),
-            features=tuple(Feature(**f) for f in data["features"]),
-            sequences=tuple(Sequence(**s) for s in data["sequences"]),
-            tasks=tuple(Task(**t) for t in data["tasks"]),
+            tables=tuple(read_fields(Table, t, "schema") for t in data["tables"]),
+            features=tuple(read_fields(Feature, f, "schema") for f in data["features"]),
+            sequences=tuple(read_fields(Sequence, s, "schema") for s in data["sequences"]),
+            tasks=tuple(read_fields(Task, t, "schema") for t in data["tasks"]),
         )

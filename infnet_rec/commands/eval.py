@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from infnet_rec.commands.assemble import evaluation, open_data, shard_model
+from infnet_rec.commands.continue_run import moved_lines, rows_that_moved
 from infnet_rec.commands.shelves import shelf_of
 from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.run import RunConfig
@@ -14,6 +15,7 @@ from infnet_rec.strict import check, read_json
 from infnet_rec.train.checkpoint.restore import load_weights
 from infnet_rec.train.checkpoint.shelf import best_of
 from infnet_rec.train.evaluate import final_metrics
+from infnet_rec.train.voice import say
 
 
 def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> dict[str, Any] | None:
@@ -28,7 +30,7 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
         Metrics by task, on rank 0.
 
     Raises:
-        Fault: no such run, checkpoint or split, or another store than the run's.
+        Fault: no such run, checkpoint or split, or a store whose ids cannot be matched with those that the run learned.
     """
     check_split(split)
     path = run_dir / "config.json"
@@ -43,17 +45,15 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
     config = for_scoring(config)
     data, world = open_data(config), place()
     check_gpus(world)
-    trained_on = read_json(run_dir / "environment.json")["store"]
-    if data.store.fingerprint != trained_on:
-        raise Fault(
-            f"store {data.store.path}: is not the one that {run_dir} was trained on (it has fingerprint "
-            f"{data.store.fingerprint}, that one {trained_on}); name the right one with --store"
-        )
+    moved = rows_that_moved(shelf, best, data)
+    if world.is_first:
+        for line in moved_lines(moved, "are scored as never seen"):
+            say(line)
     quieten()
     use_threads(config.train.num_threads, world)
     with joined(world):
         sharded = shard_model(config, data, world)
-        load_weights(shelf, best, sharded.model)
+        load_weights(shelf, best, sharded.model, {table: rows.or_unseen().row_R for table, rows in moved.items()})
         predictions = evaluation(config, data, world, split).predictions(sharded.model, sharded.pipeline)
     if predictions is None:
         return None

@@ -120,7 +120,7 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
         report.say(f"warning: {doubt}")
     at = go_on(config, world, run_dir, start.standing, sharded, report)
     if start.weights_from is not None and at.step == 0:
-        start_from(start.weights_from, sharded, report)
+        start_from(start.weights_from, data, sharded, report)
     saver = make_saver(config, data, world, run_dir, sharded, report)
     guard = make_guard(config, data, world, run_dir, report.say, attendants.stop)
     training = Training(

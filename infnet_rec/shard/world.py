@@ -100,7 +100,7 @@ def connecting(limit_s: float, what: str) -> Iterator[None]:
 def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[World]:
     """The process group of all ranks (nccl on GPUs, gloo elsewhere), left when the block ends.
 
-    When the block fails on one rank, the group is not waited for: the launcher ends the other ranks.
+    When the block fails on one of several ranks, the group is not waited for: the launcher ends the other ranks.
 
     Args:
         world: where this process stands.
@@ -116,9 +116,11 @@ def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[Wo
             dist.init_process_group(backend, timeout=timeout)
     try:
         yield world
-    except (Failure, Interrupted, Refusal):
-        # All ranks are here, having agreed on it; a group that is still open would abort the process at its end.
-        dist.destroy_process_group()
+    except BaseException as error:
+        # Nobody is waited for where a rank is alone, or where all ranks are here, having agreed on it. A group that is
+        # still open would abort the process at its end, or be in the way of the next one.
+        if world.world_size == 1 or isinstance(error, Failure | Interrupted | Refusal):
+            dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 

@@ -6,9 +6,11 @@ Shapes: T tasks.
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from infnet_rec.faults import Fault
+from infnet_rec.strict import read_fields
 from infnet_rec.train.metrics import TaskMetrics
 
 
@@ -68,27 +70,34 @@ class Progress:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Progress":
-        """What `to_json` wrote."""
-        return cls(
-            step=data["step"],
-            best_step=data["best_step"],
-            best_auc=-math.inf if data["best_auc"] is None else data["best_auc"],
-            best_valid=metrics_from_json(data["best_valid"]),
-            evaluations_since_best=data["evaluations_since_best"],
-            losses=data["losses"],
-            skipped=data["skipped"],
-            owes_evaluation=data["owes_evaluation"],
-            spent=Spent(**data["spent"]),
-        )
+        """What `to_json` wrote, in this version or an earlier one.
+
+        Raises:
+            Fault: it lacks what training cannot go on without.
+        """
+        read = {
+            "best_auc": -math.inf if data.get("best_auc") is None else data["best_auc"],
+            "best_valid": metrics_from_json(data.get("best_valid", {})),
+            "judged": None,
+            "spent": read_fields(Spent, data.get("spent", {}), "progress of a checkpoint, spent"),
+        }
+        if "step" not in data:
+            raise Fault("progress of a checkpoint: lacks step; it is damaged, so go on from another checkpoint")
+        return read_fields(cls, {**data, **read}, "progress of a checkpoint")
 
 
 def metrics_from_json(data: dict[str, Any]) -> dict[str, TaskMetrics]:
-    """Metrics by task, as `TaskMetrics.to_json` wrote them."""
-    metrics = {}
-    for task, values in data.items():
-        known: dict[str, Any] = {name: math.nan if value is None else value for name, value in values.items()}
-        metrics[task] = TaskMetrics(**known)
-    return metrics
+    """Metrics by task, as `TaskMetrics.to_json` wrote them; what an earlier version did not measure is NaN."""
+    unknown = {field.name: math.nan for field in fields(TaskMetrics)}
+    return {
+        task: read_fields(
+            TaskMetrics,
+            {name: math.nan if value is None else value for name, value in values.items()},
+            f"metrics of {task}",
+            **unknown,
+        )
+        for task, values in data.items()
+    }
 
 
 def _metrics_json(metrics: dict[str, TaskMetrics]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from infnet_rec.strict import read_fields
+
 MARKER = "commit.json"
 WITHDRAWN = "commit.json.withdrawn"
 NAME = re.compile(r"step-(\d{8,})")
@@ -250,7 +252,7 @@ def _read_marker(text: bytes | str, step: int) -> Commit:
         raise ValueError("it does not agree with its own SHA-256")
     if body["step"] != step:
         raise ValueError(f"it is of step {body['step']}")
-    return Commit(**body)
+    return read_fields(Commit, body, MARKER)
 
 
 def _hash_of(body: dict[str, Any]) -> str:
