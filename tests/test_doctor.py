@@ -42,12 +42,13 @@ def test_every_check_passes_on_sound_versions() -> None:
 @pytest.mark.parametrize(
     "versions",
     [
+        SOUND | {"torch": "2.12.1", "torchrec": "1.7.0", "fbgemm-gpu-cpu": "1.7.0"},
         SOUND | {"torch": "2.11.0+cu130", "torchrec": "1.6.1", "fbgemm-gpu": "1.6.0", "fbgemm-gpu-cpu": None},
         # As on a machine that finds torchrec and fbgemm through PYTHONPATH.
         SOUND | {"torch": "2.11.0+cu130", "torchrec": "", "fbgemm-gpu": "", "fbgemm-gpu-cpu": None},
     ],
 )
-def test_the_other_generation_fits_too(versions: dict[str, str | None]) -> None:
+def test_older_generations_fit_too(versions: dict[str, str | None]) -> None:
     assert doctor.check_fit(versions).sound
 
 
@@ -55,6 +56,9 @@ def test_the_other_generation_fits_too(versions: dict[str, str | None]) -> None:
     "other",
     [
         {"torch": "2.12.0"},
+        {"torch": "2.12.0", "torchrec": "1.7.0"},
+        {"torch": "2.11.0", "torchrec": "1.6.1", "fbgemm-gpu-cpu": "1.7.0"},
+        {"torch": "2.14.0", "torchrec": "1.9.0", "fbgemm-gpu-cpu": "1.9.0"},
         {"torch": "2.11.0"},
         {"torchrec": "1.6.1"},
         {"fbgemm-gpu-cpu": "1.7.0"},

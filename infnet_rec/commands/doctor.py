@@ -20,7 +20,7 @@ from typing import Any, Literal
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchmetrics", "torchx", "urllib3")
 PYTHONS = ((3, 11), (3, 12))
 # torch, torchrec, fbgemm: they share compiled interfaces, so nothing between these lines works.
-FITTING = (("2.13", "1.8", "1.8"), ("2.11", "1.6", "1.6"))
+FITTING = (("2.13", "1.8", "1.8"), ("2.12", "1.7", "1.7"), ("2.11", "1.6", "1.6"))
 PINNED = ("torch==2.13.0", "torchrec==1.8.0", "1.8.0")
 _ANEW = "make clean && make install"
 MIN_DISK_GIB = 2.0
