@@ -8,20 +8,25 @@ Neither has to be formed. With tokens X, weights Wq, Wk, Wv and a gate G (one ve
 
 so tokens are only ever read, by a handful of queries, and queries that share a token set read it together.
 
-Shapes: B examples, P queries of one flow, R = absorbed queries of all flows and heads together, X tokens an example,
-L sequence tokens of the whole batch, F sequences, H heads, K = D / H, D width.
+Shapes: B examples, P queries, R = absorbed queries of all flows (and heads) together, X tokens an example, L sequence
+tokens of the whole batch, F sequences or flows, H heads, K = D / H, D width.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, cast
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional
 
 from infnet_rec.faults import Fault
+from infnet_rec.model.batched import Constant, stack_alike
+from infnet_rec.model.precision import narrowed
 
 
 class TokenSet(Protocol):
@@ -63,7 +68,7 @@ class DenseTokens:
 
 
 class Flow(nn.Module):
-    """CA(Q, X) = softmax(Q Wq (X Wk)^T / sqrt(K)) (X Wv), head by head: one flow of information, in two halves.
+    """CA(Q, X) = softmax(Q Wq (X Wk)^T / sqrt(K)) (X Wv), head by head: the weights of one flow of information.
 
     No biases and no output projection. Weights act from the right: Q Wq.
 
@@ -72,7 +77,7 @@ class Flow(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.width, self.num_heads = width, num_heads
+        self.num_heads = num_heads
         self.query_DD = nn.Parameter(torch.empty(width, width))
         self.key_DD = nn.Parameter(torch.empty(width, width))
         self.value_DD = nn.Parameter(torch.empty(width, width))
@@ -83,44 +88,104 @@ class Flow(nn.Module):
         for weight_DD in (self.query_DD, self.key_DD, self.value_DD):
             nn.init.xavier_normal_(weight_DD)
 
-    def absorb(self, query_BPD: Tensor) -> Tensor:
-        """Queries that meet raw tokens instead of keys: [B, P * H, D], already divided by sqrt(K)."""
-        query_DHK, key_DHK = self._heads(self.query_DD), self._heads(self.key_DD)
-        absorbed_DHD = torch.einsum("dhk,ehk->dhe", query_DHK, key_DHK) / math.sqrt(self.width // self.num_heads)
-        num_examples, num_queries, _ = query_BPD.shape
-        return (query_BPD @ absorbed_DHD.flatten(1)).reshape(num_examples, num_queries * self.num_heads, self.width)
 
-    def project(self, read_BRD: Tensor) -> Tensor:
-        """What the absorbed queries read of raw tokens, made values: [B, P, D].
+class Run(NamedTuple):
+    """Absorbed queries that stand side by side and read one token set.
+
+    Attributes:
+        kind: of the set.
+        flows: who reads, and how many of its tokens do, in their order.
+    """
+
+    kind: str
+    flows: tuple[tuple[str, int], ...]
+
+    @property
+    def num_queries(self) -> int:
+        """Tokens, each of them once for every flow that it takes part in."""
+        return sum(number for _, number in self.flows)
+
+
+class Readings(nn.Module):
+    """All flows of a block; what they read is added up for each query.
+
+    Every reader reads as many sets. One batched product absorbs all queries and one makes values of what they read; in
+    between each set is read once. For that, queries come in an order in which those of one set are neighbours: what
+    every reader reads first, then what every reader reads second.
+    """
+
+    def __init__(
+        self, readers: Mapping[str, Sequence[str]], num_tokens: Mapping[str, int], width: int, num_heads: int
+    ) -> None:
+        """Makes the weights.
 
         Args:
-            read_BRD: the rows of this flow only, R = P * H.
+            readers: for each kind of tokens, who reads them.
+            num_tokens: of each reader, P in all. Their order is that of the queries: neighbours should read the same.
+            width: D.
+            num_heads: H; divides the width.
         """
-        read_BPHD = read_BRD.unflatten(1, (-1, self.num_heads))
-        return torch.einsum("bphd,dhk->bphk", read_BPHD, self._heads(self.value_DD)).flatten(2)
+        super().__init__()
+        self.kinds = tuple(readers)
+        for kind, names in readers.items():
+            self.add_module(kind, nn.ModuleDict({name: Flow(width, num_heads) for name in names}))
+        self.num_heads, self.num_tokens = num_heads, dict(num_tokens)
+        reads = [[kind for kind, names in readers.items() if name in names] for name in num_tokens]
+        self.num_reads = len(reads[0])
+        assert all(len(kinds) == self.num_reads for kinds in reads), f"readers of unlike numbers of sets: {readers}"
+        pairs = [(kind, name) for turn in zip(*reads, strict=True) for kind, name in zip(turn, num_tokens, strict=True)]
+        self.runs = [
+            Run(kind, tuple((name, num_tokens[name]) for _, name in run)) for kind, run in groupby(pairs, itemgetter(0))
+        ]
+        numbers = [num_tokens[name] for _, name in pairs]
+        self.flow_of_query = Constant([f for f, number in enumerate(numbers) for _ in range(number)], torch.int64)
 
-    def _heads(self, weight_DD: Tensor) -> Tensor:
-        return weight_DD.unflatten(1, (self.num_heads, -1))
-
-
-class Reading(nn.ModuleDict):
-    """All flows that start from one token set, by the name of who reads; the set is read once for all of them."""
-
-    def __init__(self, readers: Iterable[str], width: int, num_heads: int) -> None:
-        super().__init__({name: Flow(width, num_heads) for name in readers})
-
-    def forward(self, query_BPD: Mapping[str, Tensor], tokens: TokenSet) -> tuple[dict[str, Tensor], TokenSet]:
-        """What each reader gets out of the tokens, and the tokens for the next reading.
+    def forward(self, query_BPD: Tensor, sets: Mapping[str, TokenSet]) -> tuple[Tensor, dict[str, TokenSet]]:
+        """What each query gets out of the sets that it reads, [B, P, D], and the sets for the next reading.
 
         Args:
-            query_BPD: at least the readers' queries, [B, P, D] each.
-            tokens: the set that all of them read.
+            query_BPD: of all readers, side by side.
+            sets: at least those that are read, by kind.
         """
-        flows = cast(Mapping[str, Flow], self)
-        absorbed_BRD = [flow.absorb(query_BPD[name]) for name, flow in flows.items()]
-        read_BRD, rest = tokens.attend(torch.cat(absorbed_BRD, dim=1))
-        parts_BRD = read_BRD.split([part.shape[1] for part in absorbed_BRD], dim=1)
-        return {n: flow.project(part) for (n, flow), part in zip(flows.items(), parts_BRD, strict=True)}, rest
+        absorb_RDHD, value_RDHK = self._weights()
+        sizes = [run.num_queries * self.num_heads for run in self.runs]
+        parts_BRD = self._absorbed(query_BPD, absorb_RDHD).split(sizes, dim=1)
+        reads_BRD, rest = [], dict(sets)
+        for run, part_BRD in zip(self.runs, parts_BRD, strict=True):
+            read_BRD, rest[run.kind] = rest[run.kind].attend(part_BRD)
+            reads_BRD.append(read_BRD)
+        read_BRHD = torch.cat(reads_BRD, dim=1).unflatten(1, (-1, self.num_heads))
+        value_BRD = torch.einsum("brhd,rdhk->brhk", read_BRHD, value_RDHK).flatten(2)
+        first_BPD, *others_BPD = value_BRD.unflatten(1, (self.num_reads, -1)).unbind(1)
+        return sum(others_BPD, start=first_BPD), rest
+
+    def absorb(self, query_BPD: Tensor) -> list[tuple[Run, Tensor]]:
+        """Queries that meet raw tokens instead of keys, already divided by sqrt(K): for each run, [B, P * H, D]."""
+        absorb_RDHD, _ = self._weights()
+        sizes = [run.num_queries * self.num_heads for run in self.runs]
+        return list(zip(self.runs, self._absorbed(query_BPD, absorb_RDHD).split(sizes, dim=1), strict=True))
+
+    def flows(self, kind: str) -> Mapping[str, Flow]:
+        """The weights of those who read this kind of tokens, by reader."""
+        return cast(Mapping[str, Flow], self.get_submodule(kind))
+
+    def _absorbed(self, query_BPD: Tensor, absorb_RDHD: Tensor) -> Tensor:
+        query_BRD = torch.cat([narrowed(query_BPD)] * self.num_reads, dim=1)
+        return torch.einsum("brd,rdhe->brhe", query_BRD, absorb_RDHD).flatten(1, 2)
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """For each query Wq Wk^T / sqrt(K) and Wv of its flow, head by head."""
+        flows = [self.flows(run.kind)[name] for run in self.runs for name, _ in run.flows]
+        query_FDD, key_FDD, value_FDD = stack_alike(
+            [[f.query_DD for f in flows], [f.key_DD for f in flows], [f.value_DD for f in flows]]
+        )
+        query_FDHK, key_FDHK = (weight.unflatten(2, (self.num_heads, -1)) for weight in (query_FDD, key_FDD))
+        absorb_FDHD = torch.einsum("fdhk,fehk->fdhe", query_FDHK, key_FDHK) / math.sqrt(query_FDHK.shape[-1])
+        # Each query has a copy of its flow's weights: products of unlike numbers of queries become one.
+        index_R = self.flow_of_query()
+        absorb_RX, value_RX = (functional.embedding(index_R, w.flatten(1)) for w in (absorb_FDHD, value_FDD))
+        value_RDHK = value_RX.view(len(index_R), -1, self.num_heads, query_FDHK.shape[-1])
+        return absorb_RX.view(len(index_R), *absorb_FDHD.shape[1:]), value_RDHK
 
 
 def times_gate(token_BXD: Tensor, gate_BD: Tensor | None) -> Tensor:

@@ -1,15 +1,17 @@
 """From tokens to logits, and the small parts that heads, gates and proxies are made of.
 
-Shapes: B examples, T tasks, P proxies, X whatever an MLP takes, D width.
+Shapes: B examples, T tasks, P proxies, X whatever an MLP takes, Y what it makes, G MLPs computed together, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from infnet_rec.model.batched import linear_alike, stack_alike
 from infnet_rec.model.tokens import Tokens
 
 AblationHead = Literal["pool", "late"]
@@ -58,6 +60,26 @@ class LearnedTokens(nn.Module):
         return self.token_PD.expand(tokens.categorical_BMD.shape[0], -1, -1)
 
 
+class Gates(nn.ModuleDict):
+    """The MLPs of proxy gated units, by the kind of token that is gated."""
+
+    def __init__(self, num_inputs: Mapping[str, int], hidden: Sequence[int], width: int, dropout: float = 0.0) -> None:
+        """Makes an MLP for each kind.
+
+        Args:
+            num_inputs: of each kind's MLP.
+            hidden: layers, the same for all.
+            width: D, of what they make.
+            dropout: on hidden layers.
+        """
+        super().__init__({kind: Mlp(number, hidden, width, dropout) for kind, number in num_inputs.items()})
+
+    def forward(self, proxy_BPD: Mapping[str, Tensor]) -> Tensor:
+        """What the sigmoid is taken of, [G, B, D] in the order of kinds, from each kind's updated proxies."""
+        mlps = [cast(Mlp, mlp) for mlp in self.values()]
+        return run_together(mlps, [proxy_BPD[kind].flatten(1) for kind in self])
+
+
 class TaskHeads(nn.Module):
     """An MLP of its own for each task."""
 
@@ -67,8 +89,36 @@ class TaskHeads(nn.Module):
 
     def forward(self, token_BTD: Tensor) -> Tensor:
         """logits_BT, each from its own task's token."""
-        token_BD = token_BTD.unbind(dim=1)
-        return torch.cat([tower(token) for tower, token in zip(self.towers, token_BD, strict=True)], dim=1)
+        logits_TB1 = run_together([cast(Mlp, tower) for tower in self.towers], token_BTD.transpose(0, 1))
+        return logits_TB1.squeeze(2).t().contiguous()
+
+
+def run_together(mlps: Sequence[Mlp], input_GBX: Tensor | Sequence[Tensor]) -> Tensor:
+    """What each MLP makes of its own input, [G, B, Y], with one batched product a layer.
+
+    Args:
+        mlps: of one shape, but that their first layers may take numbers of inputs that differ.
+        input_GBX: one for each of them; a list of [B, X] where X differs.
+    """
+    first, *later = ([cast(Linear, layer) for layer in layers] for layers in zip(*(m.layers for m in mlps), strict=True))
+    # Weights with unlike numbers of inputs are groups of one.
+    begin = [first] if isinstance(input_GBX, Tensor) else [[layer] for layer in first]
+    stacked = _stacked([*begin, *later])
+    if isinstance(input_GBX, Tensor):
+        hidden_GBY = linear_alike(input_GBX, *stacked[0])
+    else:
+        pairs = zip(input_GBX, stacked, strict=False)
+        hidden_GBY = torch.stack([functional.linear(x_BX, weight.squeeze(0), bias.squeeze(0)) for x_BX, (weight, bias) in pairs])
+    for weight, bias in stacked[len(begin) :]:
+        hidden_GBY = linear_alike(mlps[0].dropout(torch.relu(hidden_GBY)), weight, bias)
+    return hidden_GBY
+
+
+def _stacked(groups: Sequence[Sequence[Linear]]) -> list[tuple[Tensor, Tensor]]:
+    """Weights and biases of each group of layers of one shape."""
+    weights, biases = [[layer.weight for layer in g] for g in groups], [[layer.bias for layer in g] for g in groups]
+    stacked = stack_alike([*weights, *biases])
+    return list(zip(stacked[: len(groups)], stacked[len(groups) :], strict=True))
 
 
 def read_everything(task_BTD: Tensor, categorical_BPD: Tensor, sequence_BPD: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from infnet_rec.faults import Fault
-from infnet_rec.model.attention import DenseTokens, Reading, TokenSet
+from infnet_rec.model.attention import DenseTokens, Readings, TokenSet
 from infnet_rec.model.fused import Attention, lay_out_sequences
-from infnet_rec.model.heads import LearnedTokens, Mlp, TaskHeads, read_everything, read_proxies, read_tokens
+from infnet_rec.model.heads import Gates, LearnedTokens, TaskHeads, read_everything, read_proxies, read_tokens
 from infnet_rec.model.infnet_options import Ablation, InfnetOptions, Readout
 from infnet_rec.model.precision import Precision, computing_in, narrowed, widened
 from infnet_rec.model.proxies import CategoricalProxies, SequenceProxies
@@ -46,6 +46,8 @@ READERS: Mapping[Kind, tuple[Query, ...]] = {
     "categorical": ("sequence_proxy", "task_proxy", "task"),
     "task": ("categorical_proxy", "sequence_proxy"),
 }
+# In this order neighbours read the same, first and second (S S S C, then C C T T), so that each set is read once.
+TOGETHER: tuple[Query, ...] = ("task_proxy", "task", "categorical_proxy", "sequence_proxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +92,16 @@ class Block(nn.Module):
         super().__init__()
         self.adds_query = options.residual in ("both", "proxy")
         self.gate_offset = 1.0 if options.residual in ("both", "gate") else 0.0
-        self.readings = nn.ModuleDict()
-        for kind in plan.reads:
-            readers = [name for name in READERS[kind] if name in plan.updates]
-            self.readings[kind] = Reading(readers, width, options.num_heads)
+        self.readings: Readings | None = None
+        if plan.reads:
+            readers = {kind: [name for name in READERS[kind] if name in plan.updates] for kind in plan.reads}
+            queries = {name: num_tokens[name] for name in TOGETHER if name in plan.updates}
+            self.readings = Readings(readers, queries, width, options.num_heads)
         self.norms = nn.ModuleDict()
         for name in plan.updates:
             self.norms[name] = nn.LayerNorm(width) if options.proxy_norm == "layer" else nn.Identity()
-        self.gates = nn.ModuleDict()
-        for kind in plan.gates:
-            num_inputs = num_tokens[f"{kind}_proxy"] * width
-            self.gates[kind] = Mlp(num_inputs, options.gate_hidden, width, options.dropout)
+        num_inputs = {kind: num_tokens[f"{kind}_proxy"] * width for kind in plan.gates}
+        self.gates = Gates(num_inputs, options.gate_hidden, width, options.dropout)
 
     def forward(
         self, query_BPD: Mapping[str, Tensor], sets: Mapping[str, TokenSet]
@@ -112,25 +113,25 @@ class Block(nn.Module):
             sets: categorical and sequence tokens.
         """
         # Heterogeneous stage. Every flow reads the block's input: no update is seen before all have been made.
-        keys = {**sets, "task": DenseTokens(query_BPD["task"])} if "task" in self.readings else sets
-        reads, read_sets = [], dict(sets)
-        for kind, reading in self.readings.items():
-            read_BPD, read_sets[kind] = reading(query_BPD, keys[kind])
-            reads.append(read_BPD)
-        updated_BPD = dict(query_BPD)
-        for name, norm in self.norms.items():
-            terms_BPD = [query_BPD[name]] if self.adds_query else []
-            terms_BPD += [read_BPD[name] for read_BPD in reads if name in read_BPD]
-            updated_BPD[name] = norm(sum(terms_BPD[1:], start=terms_BPD[0]))
+        updated_BPD, gated = dict(query_BPD), dict(sets)
+        if self.readings is not None:
+            names = self.readings.num_tokens
+            together_BPD = torch.cat([query_BPD[name] for name in names], dim=1)
+            keys = {**sets, "task": DenseTokens(narrowed(query_BPD["task"]))} if "task" in query_BPD else sets
+            read_BPD, read_sets = self.readings(together_BPD, keys)
+            gated = {kind: read_sets[kind] for kind in sets}
+            sum_BPD = together_BPD + read_BPD if self.adds_query else read_BPD
+            parts_BPD = sum_BPD.split(list(names.values()), dim=1)
+            updated_BPD |= {name: self.norms[name](part) for name, part in zip(names, parts_BPD, strict=True)}
 
         # Homogeneous stage. Gates read the updated proxies.
-        gated = {kind: read_sets[kind] for kind in sets}
-        for kind, gate in self.gates.items():
-            factor_BD = self.gate_offset + torch.sigmoid(gate(updated_BPD[f"{kind}_proxy"].flatten(1)))
-            if kind == "task":
-                updated_BPD["task"] = updated_BPD["task"] * factor_BD[:, None]
-            else:
-                gated[kind] = gated[kind].gated(factor_BD)
+        if len(self.gates):
+            gate_GBD = self.gates({kind: updated_BPD[f"{kind}_proxy"] for kind in self.gates})
+            for kind, factor_BD in zip(self.gates, self.gate_offset + torch.sigmoid(gate_GBD), strict=True):
+                if kind == "task":
+                    updated_BPD["task"] = updated_BPD["task"] * factor_BD[:, None]
+                else:
+                    gated[kind] = gated[kind].gated(factor_BD)
         return updated_BPD, gated
 
 
@@ -177,6 +178,7 @@ class Infnet(nn.Module):
             "categorical_proxy": options.num_categorical_proxies,
             "sequence_proxy": max(group_of_sequence) + 1,
             "task_proxy": options.num_shared_tokens,
+            "task": num_tasks,
         }
         start = {
             "categorical_proxy": lambda: CategoricalProxies(
