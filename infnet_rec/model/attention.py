@@ -13,7 +13,9 @@ tokens of the whole batch, F sequences or flows, H heads, K = D / H, D width.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -27,6 +29,8 @@ from torch.nn import functional
 from infnet_rec.faults import Fault
 from infnet_rec.model.batched import Constant, stack_alike
 from infnet_rec.model.precision import narrowed
+
+_stands_for_gpu: ContextVar[bool] = ContextVar("_stands_for_gpu", default=False)
 
 
 class TokenSet(Protocol):
@@ -59,8 +63,12 @@ class DenseTokens:
     def attend(self, query_BRD: Tensor) -> tuple[Tensor, Self]:
         """See `TokenSet.attend`. Plain products beat scaled_dot_product_attention on CPU at these sizes."""
         check_query(query_BRD, self.token_BXD, self.token_BXD.shape[0])
-        score_BRX = times_gate(query_BRD, self.gate_BD) @ self.token_BXD.transpose(1, 2)
-        return times_gate(score_BRX.softmax(dim=-1) @ self.token_BXD, self.gate_BD), self
+        query_BRD = times_gate(query_BRD, self.gate_BD).to(self.token_BXD.dtype)
+        # All is as wide as products want it: on a GPU autocast would make the softmax wider, and narrow it again.
+        with torch.autocast(query_BRD.device.type, enabled=False):
+            weight_BRX = (query_BRD @ self.token_BXD.transpose(1, 2)).softmax(dim=-1)
+            read_BRD = weight_BRX @ self.token_BXD
+        return times_gate(read_BRD, self.gate_BD), self
 
     def gated(self, factor_BD: Tensor) -> Self:
         """See `TokenSet.gated`. Costs B x D, whatever the number of tokens."""
@@ -140,52 +148,49 @@ class Readings(nn.Module):
         numbers = [num_tokens[name] for _, name in pairs]
         self.flow_of_query = Constant([f for f, number in enumerate(numbers) for _ in range(number)], torch.int64)
 
-    def forward(self, query_BPD: Tensor, sets: Mapping[str, TokenSet]) -> tuple[Tensor, dict[str, TokenSet]]:
+    def alike(self) -> list[list[Tensor]]:
+        """See `HasAlike`: Wq, Wk and Wv of all flows, in the order of runs."""
+        flows = [self.flows(run.kind)[name] for run in self.runs for name, _ in run.flows]
+        return [[f.query_DD for f in flows], [f.key_DD for f in flows], [f.value_DD for f in flows]]
+
+    def forward(
+        self, query_BPD: Tensor, sets: Mapping[str, TokenSet], stacked: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, TokenSet]]:
         """What each query gets out of the sets that it reads, [B, P, D], and the sets for the next reading.
 
         Args:
             query_BPD: of all readers, side by side.
             sets: at least those that are read, by kind.
+            stacked: what `stack_alike` makes of this module, where it has been called.
         """
-        absorb_RDHD, value_RDHK = self._weights()
-        sizes = [run.num_queries * self.num_heads for run in self.runs]
-        parts_BRD = self._absorbed(query_BPD, absorb_RDHD).split(sizes, dim=1)
+        query_FDD, key_FDD, value_FDD = stack_alike(self)[0] if stacked is None else stacked
         reads_BRD, rest = [], dict(sets)
-        for run, part_BRD in zip(self.runs, parts_BRD, strict=True):
-            read_BRD, rest[run.kind] = rest[run.kind].attend(part_BRD)
-            reads_BRD.append(read_BRD)
+        for run, absorbed_BRD in self.absorb(query_BPD, query_FDD, key_FDD):
+            read_BRD, rest[run.kind] = rest[run.kind].attend(absorbed_BRD)
+            reads_BRD.append(narrowed(read_BRD))
         read_BRHD = torch.cat(reads_BRD, dim=1).unflatten(1, (-1, self.num_heads))
+        value_RDHK = self._of_queries(value_FDD.unflatten(2, (self.num_heads, -1)))
         value_BRD = torch.einsum("brhd,rdhk->brhk", read_BRHD, value_RDHK).flatten(2)
         first_BPD, *others_BPD = value_BRD.unflatten(1, (self.num_reads, -1)).unbind(1)
         return sum(others_BPD, start=first_BPD), rest
 
-    def absorb(self, query_BPD: Tensor) -> list[tuple[Run, Tensor]]:
+    def absorb(self, query_BPD: Tensor, query_FDD: Tensor, key_FDD: Tensor) -> list[tuple[Run, Tensor]]:
         """Queries that meet raw tokens instead of keys, already divided by sqrt(K): for each run, [B, P * H, D]."""
-        absorb_RDHD, _ = self._weights()
+        query_FDHK, key_FDHK = (weight.unflatten(2, (self.num_heads, -1)) for weight in (query_FDD, key_FDD))
+        absorb_FDHD = torch.einsum("fdhk,fehk->fdhe", query_FDHK, key_FDHK) / math.sqrt(query_FDHK.shape[-1])
+        query_BRD = torch.cat([narrowed(query_BPD)] * self.num_reads, dim=1)
+        absorbed_BRD = torch.einsum("brd,rdhe->brhe", query_BRD, self._of_queries(absorb_FDHD)).flatten(1, 2)
         sizes = [run.num_queries * self.num_heads for run in self.runs]
-        return list(zip(self.runs, self._absorbed(query_BPD, absorb_RDHD).split(sizes, dim=1), strict=True))
+        return list(zip(self.runs, absorbed_BRD.split(sizes, dim=1), strict=True))
 
     def flows(self, kind: str) -> Mapping[str, Flow]:
         """The weights of those who read this kind of tokens, by reader."""
         return cast(Mapping[str, Flow], self.get_submodule(kind))
 
-    def _absorbed(self, query_BPD: Tensor, absorb_RDHD: Tensor) -> Tensor:
-        query_BRD = torch.cat([narrowed(query_BPD)] * self.num_reads, dim=1)
-        return torch.einsum("brd,rdhe->brhe", query_BRD, absorb_RDHD).flatten(1, 2)
-
-    def _weights(self) -> tuple[Tensor, Tensor]:
-        """For each query Wq Wk^T / sqrt(K) and Wv of its flow, head by head."""
-        flows = [self.flows(run.kind)[name] for run in self.runs for name, _ in run.flows]
-        query_FDD, key_FDD, value_FDD = stack_alike(
-            [[f.query_DD for f in flows], [f.key_DD for f in flows], [f.value_DD for f in flows]]
-        )
-        query_FDHK, key_FDHK = (weight.unflatten(2, (self.num_heads, -1)) for weight in (query_FDD, key_FDD))
-        absorb_FDHD = torch.einsum("fdhk,fehk->fdhe", query_FDHK, key_FDHK) / math.sqrt(query_FDHK.shape[-1])
-        # Each query has a copy of its flow's weights: products of unlike numbers of queries become one.
+    def _of_queries(self, weight_FDHX: Tensor) -> Tensor:
+        """A copy of its flow's weights for each query: products of unlike numbers of queries become one."""
         index_R = self.flow_of_query()
-        absorb_RX, value_RX = (functional.embedding(index_R, w.flatten(1)) for w in (absorb_FDHD, value_FDD))
-        value_RDHK = value_RX.view(len(index_R), -1, self.num_heads, query_FDHK.shape[-1])
-        return absorb_RX.view(len(index_R), *absorb_FDHD.shape[1:]), value_RDHK
+        return functional.embedding(index_R, weight_FDHX.flatten(1)).view(len(index_R), *weight_FDHX.shape[1:])
 
 
 def times_gate(token_BXD: Tensor, gate_BD: Tensor | None) -> Tensor:
@@ -239,12 +244,29 @@ def check_lengths(token_LD: Tensor, lengths_FB: Tensor) -> None:
             "examples) and (all events, width)"
         )
     num_tokens = token_LD.shape[0]
-    if torch.compiler.is_compiling() or isinstance(lengths_FB, FakeTensor):
-        return  # a number that decides what comes next would cut the compiled tower in two; a fake one is not there
-    if lengths_FB.device.type != "cpu":
+    if torch.compiler.is_compiling():
+        return  # a number that decides what comes next would cut the compiled tower in two
+    if is_gpu(lengths_FB.device):
         torch._assert_async(lengths_FB.sum() == num_tokens, f"lengths do not sum to the {num_tokens} rows of tokens")
+    elif isinstance(lengths_FB, FakeTensor):
+        return  # there is no number
     elif (total := int(lengths_FB.sum())) != num_tokens:
         raise Fault(f"lengths: sum to {total}; there are {num_tokens} rows of tokens: both must count the same events")
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether operators are launched there while others are still at work, and waiting for one is dear."""
+    return device.type != "cpu" or _stands_for_gpu.get()
+
+
+@contextmanager
+def standing_for_gpu() -> Iterator[None]:
+    """Inside, fake tensors on a CPU are treated as a GPU's would be: for counting what a GPU would be asked."""
+    token = _stands_for_gpu.set(True)
+    try:
+        yield
+    finally:
+        _stands_for_gpu.reset(token)
 
 
 def per_token(value_FB: Tensor, lengths_FB: Tensor, num_tokens: int) -> Tensor:

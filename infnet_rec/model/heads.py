@@ -74,10 +74,22 @@ class Gates(nn.ModuleDict):
         """
         super().__init__({kind: Mlp(number, hidden, width, dropout) for kind, number in num_inputs.items()})
 
-    def forward(self, proxy_BPD: Mapping[str, Tensor]) -> Tensor:
-        """What the sigmoid is taken of, [G, B, D] in the order of kinds, from each kind's updated proxies."""
-        mlps = [cast(Mlp, mlp) for mlp in self.values()]
-        return run_together(mlps, [proxy_BPD[kind].flatten(1) for kind in self])
+    def alike(self) -> list[list[Tensor]]:
+        """See `HasAlike`."""
+        return alike_layers(self._mlps(), one_input=False)
+
+    def forward(self, proxy_BPD: Mapping[str, Tensor], stacked: Sequence[Tensor] | None = None) -> Tensor:
+        """What the sigmoid is taken of, [G, B, D] in the order of kinds, from each kind's updated proxies.
+
+        Args:
+            proxy_BPD: by kind.
+            stacked: what `stack_alike` makes of this module, where it has been called.
+        """
+        inputs_BX = [proxy_BPD[kind].flatten(1) for kind in self]
+        return run_together(self._mlps(), inputs_BX, stack_alike(self)[0] if stacked is None else stacked)
+
+    def _mlps(self) -> list[Mlp]:
+        return [cast(Mlp, mlp) for mlp in self.values()]
 
 
 class TaskHeads(nn.Module):
@@ -87,38 +99,53 @@ class TaskHeads(nn.Module):
         super().__init__()
         self.towers = nn.ModuleList(Mlp(width, hidden, 1, dropout) for _ in range(num_tasks))
 
-    def forward(self, token_BTD: Tensor) -> Tensor:
-        """logits_BT, each from its own task's token."""
-        logits_TB1 = run_together([cast(Mlp, tower) for tower in self.towers], token_BTD.transpose(0, 1))
+    def alike(self) -> list[list[Tensor]]:
+        """See `HasAlike`."""
+        return alike_layers(self._mlps(), one_input=True)
+
+    def forward(self, token_BTD: Tensor, stacked: Sequence[Tensor] | None = None) -> Tensor:
+        """logits_BT, each from its own task's token.
+
+        Args:
+            token_BTD: a token for each task.
+            stacked: what `stack_alike` makes of this module, where it has been called.
+        """
+        weights = stack_alike(self)[0] if stacked is None else stacked
+        logits_TB1 = run_together(self._mlps(), token_BTD.transpose(0, 1), weights)
         return logits_TB1.squeeze(2).t().contiguous()
 
+    def _mlps(self) -> list[Mlp]:
+        return [cast(Mlp, tower) for tower in self.towers]
 
-def run_together(mlps: Sequence[Mlp], input_GBX: Tensor | Sequence[Tensor]) -> Tensor:
+
+def alike_layers(mlps: Sequence[Mlp], *, one_input: bool) -> list[list[Tensor]]:
+    """Weights and biases of each layer, of all MLPs together; of the first layers one by one where inputs differ."""
+    if not mlps:
+        return []
+    first, *later = ([cast(Linear, layer) for layer in layers] for layers in zip(*(m.layers for m in mlps), strict=True))
+    groups = [*([first] if one_input else ([layer] for layer in first)), *later]
+    return [values for group in groups for values in ([layer.weight for layer in group], [layer.bias for layer in group])]
+
+
+def run_together(mlps: Sequence[Mlp], input_GBX: Tensor | Sequence[Tensor], stacked: Sequence[Tensor]) -> Tensor:
     """What each MLP makes of its own input, [G, B, Y], with one batched product a layer.
 
     Args:
         mlps: of one shape, but that their first layers may take numbers of inputs that differ.
         input_GBX: one for each of them; a list of [B, X] where X differs.
+        stacked: their `alike_layers`, stacked.
     """
-    first, *later = ([cast(Linear, layer) for layer in layers] for layers in zip(*(m.layers for m in mlps), strict=True))
-    # Weights with unlike numbers of inputs are groups of one.
-    begin = [first] if isinstance(input_GBX, Tensor) else [[layer] for layer in first]
-    stacked = _stacked([*begin, *later])
+    layers = list(zip(stacked[::2], stacked[1::2], strict=True))
     if isinstance(input_GBX, Tensor):
-        hidden_GBY = linear_alike(input_GBX, *stacked[0])
+        num_first, hidden_GBY = 1, linear_alike(input_GBX, *layers[0])
     else:
-        pairs = zip(input_GBX, stacked, strict=False)
-        hidden_GBY = torch.stack([functional.linear(x_BX, weight.squeeze(0), bias.squeeze(0)) for x_BX, (weight, bias) in pairs])
-    for weight, bias in stacked[len(begin) :]:
+        num_first = len(input_GBX)
+        pairs = zip(input_GBX, layers[:num_first], strict=True)
+        alone_BY = [functional.linear(x_BX, weight.squeeze(0), bias.squeeze(0)) for x_BX, (weight, bias) in pairs]
+        hidden_GBY = torch.stack(alone_BY) if num_first > 1 else alone_BY[0][None]
+    for weight, bias in layers[num_first:]:
         hidden_GBY = linear_alike(mlps[0].dropout(torch.relu(hidden_GBY)), weight, bias)
     return hidden_GBY
-
-
-def _stacked(groups: Sequence[Sequence[Linear]]) -> list[tuple[Tensor, Tensor]]:
-    """Weights and biases of each group of layers of one shape."""
-    weights, biases = [[layer.weight for layer in g] for g in groups], [[layer.bias for layer in g] for g in groups]
-    stacked = stack_alike([*weights, *biases])
-    return list(zip(stacked[: len(groups)], stacked[len(groups) :], strict=True))
 
 
 def read_everything(task_BTD: Tensor, categorical_BPD: Tensor, sequence_BPD: Tensor) -> Tensor:
