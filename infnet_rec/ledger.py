@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 # They hand out memory and touch none of it.
-NOT_WRITTEN = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})
+NOT_WRITTEN = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})# They return no tensor, and look at one: a check on the device, a number for the host.
+LOOKS = frozenset({"_assert_async", "_local_scalar_dense"})
 # Operators over lists of tensors, and how many tensors torch's kernels for them take at once, inputs and results that
 # are written in place together: 110 lists of one, 64 of two, 48 of three, 36 of four. Lists of equal length are meant.
 MANY = ("_foreach_", "_fused_")
@@ -54,7 +55,7 @@ class Ledger(TorchDispatchMode):
         made = list(_tensors(result))
         is_new = [self._meet(tensor, counts=True) for tensor in made]
         name = func._schema.name.split("::")[1]
-        if (any(is_new) or func._schema.is_mutable) and name not in NOT_WRITTEN:
+        if (any(is_new) or func._schema.is_mutable or name in LOOKS) and name not in NOT_WRITTEN:
             self.moved_bytes += sum(map(_touched_bytes, [*given, *made]))
             self.num_operators += -(-len(given) // TENSORS_A_KERNEL) if name.startswith(MANY) else 1
         return result

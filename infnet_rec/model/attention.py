@@ -183,6 +183,12 @@ class Readings(nn.Module):
         sizes = [run.num_queries * self.num_heads for run in self.runs]
         return list(zip(self.runs, absorbed_BRD.split(sizes, dim=1), strict=True))
 
+    def part(self, query_BPD: Tensor, name: str) -> Tensor:
+        """One reader's queries out of all of them."""
+        before = list(self.num_tokens).index(name)
+        first = sum(list(self.num_tokens.values())[:before])
+        return query_BPD[:, first : first + self.num_tokens[name]]
+
     def flows(self, kind: str) -> Mapping[str, Flow]:
         """The weights of those who read this kind of tokens, by reader."""
         return cast(Mapping[str, Flow], self.get_submodule(kind))

@@ -12,6 +12,7 @@ from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from infnet_rec.model.precision import narrowed
 
@@ -74,4 +75,6 @@ def stack_alike(*parts: HasAlike) -> list[list[Tensor]]:
 
 def linear_alike(input_GBX: Tensor, weight_GYX: Tensor, bias_GY: Tensor) -> Tensor:
     """A linear layer of its own for each of G inputs: [G, B, Y]."""
+    if len(weight_GYX) == 1:
+        return functional.linear(input_GBX.squeeze(0), weight_GYX.squeeze(0), bias_GY.squeeze(0))[None]
     return torch.baddbmm(bias_GY[:, None], input_GBX, weight_GYX.transpose(1, 2))

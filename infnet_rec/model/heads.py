@@ -9,7 +9,6 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from infnet_rec.model.batched import linear_alike, stack_alike
 from infnet_rec.model.tokens import Tokens
@@ -141,8 +140,8 @@ def run_together(mlps: Sequence[Mlp], input_GBX: Tensor | Sequence[Tensor], stac
     else:
         num_first = len(input_GBX)
         pairs = zip(input_GBX, layers[:num_first], strict=True)
-        alone_BY = [functional.linear(x_BX, weight.squeeze(0), bias.squeeze(0)) for x_BX, (weight, bias) in pairs]
-        hidden_GBY = torch.stack(alone_BY) if num_first > 1 else alone_BY[0][None]
+        alone_1BY = [linear_alike(x_BX[None], weight, bias) for x_BX, (weight, bias) in pairs]
+        hidden_GBY = torch.cat(alone_1BY) if num_first > 1 else alone_1BY[0]
     for weight, bias in layers[num_first:]:
         hidden_GBY = linear_alike(mlps[0].dropout(torch.relu(hidden_GBY)), weight, bias)
     return hidden_GBY

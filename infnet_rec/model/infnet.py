@@ -127,10 +127,10 @@ class Block(nn.Module):
         if self.readings is not None:
             names = self.readings.num_tokens
             together_BPD = torch.cat([query_BPD[name] for name in names], dim=1)
-            keys = dict(sets)
+            narrow_BPD, keys = narrowed(together_BPD), dict(sets)
             if "task" in self.readings.kinds:
-                keys["task"] = DenseTokens(narrowed(query_BPD["task"]))
-            read_BPD, read_sets = self.readings(together_BPD, keys, weights[self.readings])
+                keys["task"] = DenseTokens(self.readings.part(narrow_BPD, "task"))
+            read_BPD, read_sets = self.readings(narrow_BPD, keys, weights[self.readings])
             gated = {kind: read_sets[kind] for kind in sets}
             sum_BPD = together_BPD + read_BPD if self.adds_query else read_BPD
             parts_BPD = sum_BPD.split(list(names.values()), dim=1)
@@ -139,8 +139,8 @@ class Block(nn.Module):
         # Homogeneous stage. Gates read the updated proxies.
         if len(self.gates):
             proxy_BPD = {kind: updated_BPD[f"{kind}_proxy"] for kind in self.gates}
-            gate_GBD = widened(self.gates(proxy_BPD, weights[self.gates]))
-            for kind, factor_BD in zip(self.gates, self.gate_offset + torch.sigmoid(gate_GBD), strict=True):
+            factor_GBD = self.gate_offset + torch.sigmoid(self.gates(proxy_BPD, weights[self.gates]))
+            for kind, factor_BD in zip(self.gates, factor_GBD, strict=True):
                 if kind == "task":
                     updated_BPD["task"] = updated_BPD["task"] * factor_BD[:, None]
                 else:

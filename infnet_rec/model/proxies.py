@@ -20,7 +20,7 @@ from infnet_rec.model.tokens import Tokens
 Pooling = Literal["sum", "mean"]
 # A GPU adds the gradient of sums to that of all tokens in so many parts, whatever their number: each costs memory for
 # its share of the tokens, and two launches.
-PARTS_ON_GPU = 4
+PARTS_ON_GPU = 2
 
 
 class CategoricalProxies(nn.Module):
@@ -46,8 +46,8 @@ class CategoricalProxies(nn.Module):
             stacked: what `stack_alike` makes of this module, where it has been called.
         """
         weights = stack_alike(self)[0] if stacked is None else stacked
-        (proxy_BX,) = run_together([self.mlp], [tokens.categorical_BMD.flatten(1)], weights)
-        return proxy_BX.unflatten(1, (self.num_proxies, -1))
+        proxy_1BX = run_together([self.mlp], [tokens.categorical_BMD.flatten(1)], weights)
+        return proxy_1BX.squeeze(0).unflatten(1, (self.num_proxies, -1))
 
 
 class SequenceProxies(nn.Module):

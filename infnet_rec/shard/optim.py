@@ -1,6 +1,6 @@
 """Optimizers: fused into the backward pass for tables, ordinary for the dense tower."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -28,9 +28,10 @@ SPARSE: dict[SparseName, type[torch.optim.Optimizer]] = {
     "sgd": torchrec.optim.SGD,
     "adam": torchrec.optim.Adam,
 }
+# "fused" moves all parameters with one kernel for every few dozen of them; Adagrad's is for CPUs only.
 DENSE: dict[DenseName, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
     "adagrad": torch.optim.Adagrad,
 }
 ON_CPU: tuple[SparseName, ...] = ("rowwise_adagrad", "adagrad", "sgd")
@@ -66,6 +67,25 @@ def fuse_sparse(model: RankingModel, name: SparseName, *, lr: float) -> None:
             apply_optimizer_in_backward(SPARSE[name], collection.parameters(), {"lr": lr})
 
 
+def dense_optimizer(
+    params: Mapping[str, Tensor], name: DenseName, *, lr: float, weight_decay: float, max_grad_norm: float
+) -> tuple[KeyedOptimizer, GradientClippingOptimizer]:
+    """The optimizer of parameters that every rank has whole, and the same with clipping around it.
+
+    Args:
+        params: by name.
+        name: of the optimizer.
+        lr: its initial learning rate.
+        weight_decay: L2 for Adam and Adagrad, decoupled for AdamW.
+        max_grad_norm: the gradient is scaled down to this norm; 0 leaves it alone.
+    """
+    dense = KeyedOptimizerWrapper(params, lambda p: DENSE[name](p, lr=lr, weight_decay=weight_decay))
+    # Without a limit the norm is still taken: it is how a gradient that is not finite is noticed.
+    clipping = GradientClipping.NORM if max_grad_norm > 0 else GradientClipping.NONE
+    clipped = GradientClippingOptimizer(dense, clipping=clipping, max_gradient=max_grad_norm, track_grad_norm=True)
+    return dense, clipped
+
+
 class Optimizers:
     """The fused and the dense optimizer of a sharded model, and their learning rates."""
 
@@ -94,14 +114,8 @@ class Optimizers:
         """
         params = dict(in_backward_optimizer_filter(model.named_parameters()))
         copied = {key: params.pop(key) for key in list(params) if key.startswith(TABLES)}
-        dense: KeyedOptimizer = KeyedOptimizerWrapper(
-            params, lambda p: DENSE[name](p, lr=lr, weight_decay=weight_decay)
-        )
-        self._dense = dense
-        # Without a limit the norm is still taken: it is how a gradient that is not finite is noticed.
-        clipping = GradientClipping.NORM if max_grad_norm > 0 else GradientClipping.NONE
-        self._clipped = GradientClippingOptimizer(
-            dense, clipping=clipping, max_gradient=max_grad_norm, track_grad_norm=True
+        self._dense, self._clipped = dense_optimizer(
+            params, name, lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm
         )
         self._sparse = model.fused_optimizer
         self._kernels: list[Any] = [module for module in model.modules() if hasattr(module, "set_optimizer_step")]
