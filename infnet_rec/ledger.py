@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 # They hand out memory and touch none of it.
-NOT_WRITTEN = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})# They return no tensor, and look at one: a check on the device, a number for the host.
+NOT_WRITTEN = frozenset(
+    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"}
+)  # They return no tensor, and look at one: a check on the device, a number for the host.
 LOOKS = frozenset({"_assert_async", "_local_scalar_dense"})
 # Operators over lists of tensors, and how many tensors torch's kernels for them take at once, inputs and results that
 # are written in place together: 110 lists of one, 64 of two, 48 of three, 36 of four. Lists of equal length are meant.

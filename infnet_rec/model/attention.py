@@ -102,16 +102,17 @@ class Run(NamedTuple):
 
     Attributes:
         kind: of the set.
-        flows: who reads, and how many of its tokens do, in their order.
+        names: who reads.
+        num_queries: of each of them.
     """
 
     kind: str
-    flows: tuple[tuple[str, int], ...]
+    names: tuple[str, ...]
+    num_queries: tuple[int, ...]
 
-    @property
-    def num_queries(self) -> int:
-        """Tokens, each of them once for every flow that it takes part in."""
-        return sum(number for _, number in self.flows)
+    def sizes(self, num_heads: int) -> list[int]:
+        """Absorbed queries of each reader: one for each query and head."""
+        return [number * num_heads for number in self.num_queries]
 
 
 class Readings(nn.Module):
@@ -142,15 +143,14 @@ class Readings(nn.Module):
         self.num_reads = len(reads[0])
         assert all(len(kinds) == self.num_reads for kinds in reads), f"readers of unlike numbers of sets: {readers}"
         pairs = [(kind, name) for turn in zip(*reads, strict=True) for kind, name in zip(turn, num_tokens, strict=True)]
-        self.runs = [
-            Run(kind, tuple((name, num_tokens[name]) for _, name in run)) for kind, run in groupby(pairs, itemgetter(0))
-        ]
+        runs = [(kind, tuple(name for _, name in run)) for kind, run in groupby(pairs, itemgetter(0))]
+        self.runs = [Run(kind, names, tuple(num_tokens[name] for name in names)) for kind, names in runs]
         numbers = [num_tokens[name] for _, name in pairs]
         self.flow_of_query = Constant([f for f, number in enumerate(numbers) for _ in range(number)], torch.int64)
 
     def alike(self) -> list[list[Tensor]]:
         """See `HasAlike`: Wq, Wk and Wv of all flows, in the order of runs."""
-        flows = [self.flows(run.kind)[name] for run in self.runs for name, _ in run.flows]
+        flows = [self.flows(run.kind)[name] for run in self.runs for name in run.names]
         return [[f.query_DD for f in flows], [f.key_DD for f in flows], [f.value_DD for f in flows]]
 
     def forward(
@@ -180,7 +180,7 @@ class Readings(nn.Module):
         absorb_FDHD = torch.einsum("fdhk,fehk->fdhe", query_FDHK, key_FDHK) / math.sqrt(query_FDHK.shape[-1])
         query_BRD = torch.cat([narrowed(query_BPD)] * self.num_reads, dim=1)
         absorbed_BRD = torch.einsum("brd,rdhe->brhe", query_BRD, self._of_queries(absorb_FDHD)).flatten(1, 2)
-        sizes = [run.num_queries * self.num_heads for run in self.runs]
+        sizes = [sum(run.sizes(self.num_heads)) for run in self.runs]
         return list(zip(self.runs, absorbed_BRD.split(sizes, dim=1), strict=True))
 
     def part(self, query_BPD: Tensor, name: str) -> Tensor:
@@ -188,6 +188,10 @@ class Readings(nn.Module):
         before = list(self.num_tokens).index(name)
         first = sum(list(self.num_tokens.values())[:before])
         return query_BPD[:, first : first + self.num_tokens[name]]
+
+    def readers(self, kind: str) -> tuple[str, ...]:
+        """Who reads this kind of tokens; none where nobody does."""
+        return tuple(self.flows(kind)) if kind in self.kinds else ()
 
     def flows(self, kind: str) -> Mapping[str, Flow]:
         """The weights of those who read this kind of tokens, by reader."""

@@ -121,9 +121,11 @@ def alike_layers(mlps: Sequence[Mlp], *, one_input: bool) -> list[list[Tensor]]:
     """Weights and biases of each layer, of all MLPs together; of the first layers one by one where inputs differ."""
     if not mlps:
         return []
-    first, *later = ([cast(Linear, layer) for layer in layers] for layers in zip(*(m.layers for m in mlps), strict=True))
+    first, *later = (
+        [cast(Linear, layer) for layer in layers] for layers in zip(*(m.layers for m in mlps), strict=True)
+    )
     groups = [*([first] if one_input else ([layer] for layer in first)), *later]
-    return [values for group in groups for values in ([layer.weight for layer in group], [layer.bias for layer in group])]
+    return [[getattr(layer, part) for layer in group] for group in groups for part in ("weight", "bias")]
 
 
 def run_together(mlps: Sequence[Mlp], input_GBX: Tensor | Sequence[Tensor], stacked: Sequence[Tensor]) -> Tensor:

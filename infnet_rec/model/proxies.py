@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from infnet_rec.model.attention import check_lengths, per_token
+from infnet_rec.model.attention import check_lengths, is_gpu, per_token
 from infnet_rec.model.batched import Constant, stack_alike
 from infnet_rec.model.heads import Linear, Mlp, alike_layers, run_together
-from infnet_rec.model.jagged import CHUNK_TOKENS, is_gpu, next_link, outside_graphs
+from infnet_rec.model.jagged import chunk_tokens, next_link, outside_graphs
 from infnet_rec.model.tokens import Tokens
 
 Pooling = Literal["sum", "mean"]
@@ -136,4 +136,4 @@ class _Pool(torch.autograd.Function):
 
 def pool_tokens(slot_L: Tensor) -> int:
     """How many tokens get their gradient at once: what a processor's cache holds, or a share of all."""
-    return max(1, -(-len(slot_L) // PARTS_ON_GPU)) if is_gpu(slot_L.device) else CHUNK_TOKENS
+    return max(1, -(-len(slot_L) // PARTS_ON_GPU)) if is_gpu(slot_L.device) else chunk_tokens(slot_L.device)
