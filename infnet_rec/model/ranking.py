@@ -12,6 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from infnet_rec.batch import Batch
+from infnet_rec.model.batched import Constant
 from infnet_rec.model.embeddings import TokenAssembly
 from infnet_rec.model.tokens import Tokens
 
@@ -53,7 +54,7 @@ class MultiTaskLoss(nn.Module):
     ) -> None:
         super().__init__()
         self._embedding_l2 = embedding_l2
-        self._task_weights = task_weights
+        self.task_weight_T = Constant(task_weights, torch.get_default_dtype())
         self.log_variance_T: nn.Parameter | None = None
         if weighting == "uncertainty":
             self.log_variance_T = nn.Parameter(torch.zeros(len(task_weights)))
@@ -68,8 +69,7 @@ class MultiTaskLoss(nn.Module):
         weight_B = batch.weight_B
         loss_BT = functional.binary_cross_entropy_with_logits(logits_BT, batch.labels_BT, reduction="none")
         loss_T = (loss_BT * weight_B[:, None]).sum(0) / weight_B.sum().clamp(min=1.0)
-        # Python numbers: a tensor of them would be copied to the GPU in every step.
-        weighted_T = torch.stack([loss * weight for loss, weight in zip(loss_T, self._task_weights, strict=True)])
+        weighted_T = loss_T * self.task_weight_T()
         if self.log_variance_T is not None:
             weighted_T = torch.exp(-self.log_variance_T) * weighted_T + self.log_variance_T
         loss = weighted_T.sum()

@@ -1,6 +1,6 @@
 """Optimizers: fused into the backward pass for tables, ordinary for the dense tower."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -27,9 +27,10 @@ SPARSE: dict[SparseName, type[torch.optim.Optimizer]] = {
     "sgd": torchrec.optim.SGD,
     "adam": torchrec.optim.Adam,
 }
+# "fused" moves all parameters with one kernel for every few dozen of them; Adagrad's is for CPUs only.
 DENSE: dict[DenseName, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
     "adagrad": torch.optim.Adagrad,
 }
 ON_CPU: tuple[SparseName, ...] = ("rowwise_adagrad", "adagrad", "sgd")
@@ -65,6 +66,28 @@ def fuse_sparse(model: RankingModel, name: SparseName, *, lr: float) -> None:
             apply_optimizer_in_backward(SPARSE[name], collection.parameters(), {"lr": lr})
 
 
+def dense_optimizer(
+    params: Mapping[str, Tensor], name: DenseName, *, lr: float, weight_decay: float, max_grad_norm: float
+) -> tuple[KeyedOptimizer, "GradientClip"]:
+    """The optimizer of parameters that every rank has whole, and what clips their gradient before each of its steps.
+
+    Args:
+        params: by name.
+        name: of the optimizer.
+        lr: its initial learning rate.
+        weight_decay: L2 for Adam and Adagrad, decoupled for AdamW.
+        max_grad_norm: the gradient is scaled down to this norm; 0 leaves it alone.
+    """
+    clip = GradientClip(max_grad_norm)
+
+    def clipped(values: Any) -> torch.optim.Optimizer:
+        optimizer = DENSE[name](values, lr=lr, weight_decay=weight_decay)
+        optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    return KeyedOptimizerWrapper(params, clipped), clip
+
+
 class Optimizers:
     """The fused and the dense optimizer of a sharded model, and their learning rates."""
 
@@ -93,14 +116,9 @@ class Optimizers:
         """
         params = dict(in_backward_optimizer_filter(model.named_parameters()))
         copied = {key: params.pop(key) for key in list(params) if key.startswith(TABLES)}
-        self._clip = _GradientClip(max_grad_norm)
-
-        def clipped(values: Any) -> torch.optim.Optimizer:
-            optimizer = DENSE[name](values, lr=lr, weight_decay=weight_decay)
-            optimizer.register_step_pre_hook(self._clip)
-            return optimizer
-
-        self._dense: KeyedOptimizer = KeyedOptimizerWrapper(params, clipped)
+        self._dense, self._clip = dense_optimizer(
+            params, name, lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm
+        )
         self._sparse = model.fused_optimizer
         self._kernels: list[Any] = [module for module in model.modules() if hasattr(module, "set_optimizer_step")]
         self._copied: KeyedOptimizer | None = None
@@ -161,7 +179,7 @@ class Optimizers:
                 group["lr"] = lr
 
 
-class _GradientClip:
+class GradientClip:
     """Scales all gradients of an optimizer down to a norm, before each of its steps.
 
     TorchRec has a wrapper that does so too, but before torchrec 1.8 it keeps the norm to itself.

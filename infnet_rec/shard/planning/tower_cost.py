@@ -132,7 +132,7 @@ class _Trial:
     def _count(self, attention: Literal["eager", "fused"], num_examples: int, fake: FakeTensorMode | None) -> Ledger:
         model, lengths_FB = self.model, self._lengths(num_examples)
         num_tokens = int(lengths_FB.sum())
-        tower, criterion = copy.deepcopy(model.tower), copy.deepcopy(model.criterion)
+        assembly, tower, criterion = (copy.deepcopy(part) for part in (model.assembly, model.tower, model.criterion))
         if _form_of_attention(tower) is not None:
             vars(tower)["attention"] = attention
         # A device that is always there: what runs on a GPU is told by the form of attention alone.
@@ -141,8 +141,10 @@ class _Trial:
                 _materialise(module)
             batch = self._batch(fake.from_tensor(lengths_FB) if fake else lengths_FB, num_tokens)
             bags, distinct = self._lookups(batch)
+            # What the first batch finds out is known in all others.
+            assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
             with Ledger() as ledger:
-                tokens = model.assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
+                tokens = assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
                 loss, _ = criterion(tower(tokens), tokens, batch)
                 loss.backward()
         return ledger
