@@ -1,7 +1,7 @@
 """The command line. Only names are imported here: help answers at once, a verb imports what it needs.
 
 Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 understood, and the answer is no,
-75 stopped by a signal with its work saved: run it again.
+75 stopped by a signal with its work saved, or another process is at it: run it again.
 """
 
 import json
@@ -27,8 +27,9 @@ from infnet_rec.cli.launch import SUBMIT_EPILOG, launch, submit
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
-from infnet_rec.faults import TRY_AGAIN, CommonFault, Failure, Fault, Interrupted, Refusal
+from infnet_rec.faults import TRY_AGAIN, Busy, CommonFault, Failure, Fault, Interrupted, Refusal
 from infnet_rec.shard.last_words import ERROR_FILE, as_a_rank, left_to_launcher
+from infnet_rec.shard.rank_environment import end_with_launcher, rank_number
 
 OTHER_RANKS_WAIT_S = 2.0
 app = typer.Typer(
@@ -168,11 +169,10 @@ def _complain(code: int, text: str, error: Exception) -> None:
     """Says it once: under torchrun every rank finds most faults, and a rank that failed first ends the others."""
     if not isinstance(error, Interrupted) and left_to_launcher(error):
         sys.exit(code)
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
+    if (rank := rank_number()) != 0:
         time.sleep(OTHER_RANKS_WAIT_S)
         text = f"rank {rank}: {text}"
-    if rank == "0" or not isinstance(error, CommonFault | Interrupted):
+    if rank == 0 or not isinstance(error, CommonFault | Interrupted):
         print(f"infnet-rec: {text}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -186,12 +186,15 @@ def _answer() -> None:
         _complain(1, f"failed: {failure}", failure)
     except Refusal as refusal:
         _complain(3, f"no: {refusal}", refusal)
+    except Busy as busy:
+        _complain(TRY_AGAIN, f"busy: {busy}", busy)
     except Interrupted as stopped:
         _complain(TRY_AGAIN, str(stopped), stopped)
 
 
 def main() -> None:
     """Entry point."""
+    end_with_launcher()
     if ERROR_FILE not in os.environ:
         _answer()
         return

@@ -41,7 +41,7 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
     if store is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"store": str(store)})})
     config = for_scoring(config)
-    data, world = open_data(config), place()
+    world, data = place(), open_data(config)
     check_gpus(world)
     trained_on = read_json(run_dir / "environment.json")["store"]
     if data.store.fingerprint != trained_on:

@@ -13,6 +13,7 @@ from infnet_rec.commands.run_dir import default_run_dir, num_cores
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
+from infnet_rec.shard.rank_environment import is_rank, read_rank_environment
 from infnet_rec.shard.world import place
 
 
@@ -38,9 +39,10 @@ def check_own(num_ranks: int) -> None:
     """Refuses ranks within ranks.
 
     Raises:
-        Fault: torchrun started this process.
+        Fault: torchrun started this process, or the environment says half of that.
     """
-    if "WORLD_SIZE" in os.environ:
+    read_rank_environment()
+    if is_rank():
         raise Fault(f"--ranks {num_ranks}: is for a run of its own; under torchrun leave it out")
 
 

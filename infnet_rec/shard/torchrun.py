@@ -20,6 +20,7 @@ from infnet_rec.faults import TRY_AGAIN, Fault
 from infnet_rec.shard.agent import FINAL, Agent, Ended
 from infnet_rec.shard.last_words import SPOKEN_FOR
 from infnet_rec.shard.meeting import look_at_meeting
+from infnet_rec.shard.rank_environment import LAUNCHER_PID
 
 # What they have to say of ranks that end is said by the agent.
 TALKATIVE = ("api", "errors.error_handler")
@@ -31,6 +32,7 @@ def torchrun(arguments: Sequence[str]) -> int:
     # A store of their own for every start of the ranks.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ[SPOKEN_FOR] = "1"
+    os.environ[LAUNCHER_PID] = str(os.getpid())
     if "LOGLEVEL" not in os.environ:
         for name in TALKATIVE:
             logging.getLogger(f"torch.distributed.elastic.multiprocessing.{name}").setLevel(logging.CRITICAL)
