@@ -11,7 +11,13 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+try:
+    import typer
+except ImportError as error:
+    # Nothing can be read of the command line, and the doctor must be heard all the same.
+    from infnet_rec.commands.doctor import without_command_line
+
+    without_command_line(sys.argv[1:], error)
 
 from infnet_rec import __version__
 from infnet_rec.cli.attention import EPILOG as ATTENTION_EPILOG
@@ -188,6 +194,12 @@ def _answer() -> None:
         _complain(3, f"no: {refusal}", refusal)
     except Busy as busy:
         _complain(TRY_AGAIN, f"busy: {busy}", busy)
+    except ImportError as error:
+        from infnet_rec.commands.doctor import missing_in_words
+
+        if (error.name or "").partition(".")[0] in ("infnet_rec", "launch"):
+            raise
+        _complain(2, f"fault: {missing_in_words(error)}", error)
     except Interrupted as stopped:
         _complain(TRY_AGAIN, str(stopped), stopped)
 
