@@ -1,4 +1,4 @@
-"""An installation that is broken in any way ends in a table with a remedy: tried on copies of this one, broken for real.
+"""An installation that is broken in any way ends in a table with a remedy: tried on copies of this one that are broken.
 
 A copy is an environment of its own whose packages are links, so that taking one away or damaging one costs nothing.
 """

@@ -51,8 +51,8 @@ def test_what_torchrun_gives_is_read() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({name: None for name in NAMES[2:]} | {"RANK": None}, "WORLD_SIZE=2, without RANK, LOCAL_RANK, .* and MASTER_"),
-        ({name: None for name in NAMES[2:]}, "RANK=0, WORLD_SIZE=2, without LOCAL_RANK"),
+        (dict.fromkeys(NAMES[2:]) | {"RANK": None}, "WORLD_SIZE=2, without RANK, LOCAL_RANK, .* and MASTER_"),
+        (dict.fromkeys(NAMES[2:]), "RANK=0, WORLD_SIZE=2, without LOCAL_RANK"),
         ({"MASTER_PORT": None}, "without MASTER_PORT: is not"),
         ({"WORLD_SIZE": "", "RANK": ""}, "RANK='' is empty; WORLD_SIZE='' is empty"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two' is no number"),

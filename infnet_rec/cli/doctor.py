@@ -54,7 +54,7 @@ def doctor(
         ranks = _ranks_here(size)
     from infnet_rec.commands import doctor as machine
 
-    # What is looked at next needs a sound installation. Of ranks, the launcher's doctor has looked, or that of one host.
+    # What is looked at next needs a sound installation. Of ranks, whoever started them has looked.
     if not is_rank() and machine.broken():
         leave(machine.run(json=as_json))
     if ranks > 1:

@@ -124,7 +124,7 @@ def diagnose(collectives: Literal["tried", "left out"] = "tried") -> list[Check]
 
 
 def broken() -> bool:
-    """Whether something that verbs lean on is missing or cannot be imported; `diagnose` then says what and how to mend it."""
+    """Whether something that verbs lean on is missing or cannot be imported; `diagnose` then says what."""
     asked = requirements()
     missing = [r for r in asked if r.name not in JUDGED_ELSEWHERE and version_of(r.name) is None]
     return bool(missing or import_faults(modules_of(asked)))

@@ -1,4 +1,4 @@
-"""What a launcher tells a rank in its environment, read in one place and checked as a whole; and that a rank ends with it.
+"""What a launcher tells a rank, read in one place and checked as a whole; and that a rank ends with its launcher.
 
 torchrun gives every rank six variables. Half of them, or one that is no number, is a rank that waits for others that
 never come, so nothing is started on them. No torch here: a rank asks before it has imported any.
