@@ -249,3 +249,53 @@ def test_a_killed_launcher_leaves_no_ranks_and_a_folder_in_use_is_said(small_sto
         assert all(has_ended(pid) for pid in training)
     with claimed(run_dir):
         pass
+
+
+# The launcher in native code that hears nothing for long, as while it waits for the node where all meet.
+DEAF = """
+import os, sys, threading, time
+from infnet_rec.shard.rank_environment import end_early_on_signals
+end_early_on_signals()
+os.write(1, b"listens\\n")
+lock = threading.Lock(); lock.acquire(); lock.acquire()
+"""
+# It holds signals back, becomes another program that takes its time, and that one listens.
+BECOMES = """
+import os, sys
+from infnet_rec.shard.rank_environment import hold_signals
+hold_signals()
+os.write(1, b"listens\\n")
+code = "import time; time.sleep(1); " + sys.argv[1]
+os.execv(sys.executable, [sys.executable, "-c", code])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("arguments", [["-c", DEAF], ["-c", BECOMES, DEAF]])
+def test_a_signal_before_anything_has_begun_is_try_again(number: signal.Signals, arguments: list[str]) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"listens\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == TRY_AGAIN
+    assert said == b"infnet-rec: stopped by a signal, and nothing is lost; run it again\n"
+
+
+@pytest.mark.parametrize("after_s", [0.4, 2.0])
+def test_a_launcher_that_waits_for_others_can_be_stopped(after_s: float, tmp_path: Path) -> None:
+    """While it imports torch, and while it waits for a first node that is not there."""
+    with socket.create_server((LOOPBACK, 0)) as server:
+        port = server.getsockname()[1]
+    options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={LOOPBACK}:{port}"]
+    options += ["--rdzv-id=a", "--rdzv-conf=is_host=0,read_timeout=600", "-m", "infnet_rec.cli", "train", "a.toml"]
+    command = [sys.executable, "-m", "infnet_rec.shard.torchrun", *options]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        # Until torch is there; then it calls the first node.
+        until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text() or after_s < 1)
+        time.sleep(after_s)
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == TRY_AGAIN, said
+    assert said.endswith("infnet-rec: stopped by a signal, and nothing is lost; run it again\n")

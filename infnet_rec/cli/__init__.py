@@ -35,7 +35,7 @@ from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
 from infnet_rec.faults import TRY_AGAIN, Busy, CommonFault, Failure, Fault, Interrupted, Refusal
 from infnet_rec.shard.last_words import ERROR_FILE, as_a_rank, left_to_launcher
-from infnet_rec.shard.rank_environment import end_with_launcher, rank_number
+from infnet_rec.shard.rank_environment import end_early_on_signals, end_with_launcher, rank_number
 
 OTHER_RANKS_WAIT_S = 2.0
 app = typer.Typer(
@@ -207,6 +207,8 @@ def _answer() -> None:
 def main() -> None:
     """Entry point."""
     end_with_launcher()
+    if sys.argv[1:2] == ["train"]:
+        end_early_on_signals()
     if ERROR_FILE not in os.environ:
         _answer()
         return

@@ -1,7 +1,8 @@
-"""What a launcher tells a rank, read in one place and checked as a whole; and that a rank ends with its launcher.
+"""What a launcher tells a rank, read in one place and checked as a whole; and how both end before there is any torch.
 
 torchrun gives every rank six variables. Half of them, or one that is no number, is a rank that waits for others that
-never come, so nothing is started on them. No torch here: a rank asks before it has imported any.
+never come, so nothing is started on them. A rank ends with its launcher, and a signal that comes before a run has begun
+ends it with the code for "try again". No torch here: all of this is for the seconds before it is imported.
 """
 
 import ctypes
@@ -16,9 +17,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
-from infnet_rec.faults import Fault
+from infnet_rec.faults import TRY_AGAIN, Fault
+from infnet_rec.shard.last_words import SPOKEN_FOR
 
 ALONE, MEETING = ("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Any of these makes a process a rank; where ranks meet may stand in the environment of a whole machine.
@@ -28,6 +31,8 @@ MAX_PORT = 65535
 LOOPBACK = "127.0.0.1"
 # Set by our launcher; torchrun's own names only itself a run.
 LAUNCHER_PID, TORCHRUN = "INFNET_REC_LAUNCHER_PID", "TORCHELASTIC_RUN_ID"
+STOPS = (signal.SIGTERM, signal.SIGINT)
+STOPPED_EARLY = b"infnet-rec: stopped by a signal, and nothing is lost; run it again\n"
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 POLL_S = 1.0
 
@@ -131,6 +136,41 @@ def end_with_launcher(environ: Mapping[str, str] = os.environ) -> None:
     if launcher not in _ancestors():
         _end()
     threading.Thread(target=_wait_for_end, args=(launcher,), name="launcher", daemon=True).start()
+
+
+def end_early_on_signals() -> None:
+    """Until somebody else listens to SIGTERM and SIGINT, they end this process with `TRY_AGAIN`: nothing is lost yet.
+
+    Python runs its handlers between two of its own instructions, and a launcher may wait for minutes in native code
+    for the node where all meet; so a thread reads what the interpreter notes down at once. In a container's first
+    process a signal that nobody handles would not even end it.
+    """
+
+    def leave(number: int, frame: FrameType | None = None) -> NoReturn:
+        if SPOKEN_FOR not in os.environ or not is_rank():
+            os.write(2, STOPPED_EARLY)
+        os._exit(TRY_AGAIN)
+
+    def read() -> None:
+        while number := os.read(noted, 1):
+            if signal.getsignal(number[0]) is leave:
+                leave(number[0])
+
+    noted, note = os.pipe()
+    os.set_blocking(note, False)
+    signal.set_wakeup_fd(note, warn_on_full_buffer=False)
+    for number in STOPS:
+        # A shell starts what is to run in the background with SIGINT ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave)
+    threading.Thread(target=read, name="signals", daemon=True).start()
+    # What another program of ours has held back when it became this one.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def hold_signals() -> None:
+    """Keeps signals that stop a run back, until the program that this process is about to become listens to them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
 
 
 def _wait_for_end(launcher: int) -> None:
