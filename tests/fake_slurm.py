@@ -51,6 +51,7 @@ class FakeSlurm:
             "PATH": f"{self.folder}:{os.environ['PATH']}",
             "SLURM_JOB_ID": "4321",
             "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_JOB_NUM_NODES": str(num_nodes),
             "SLURM_CPUS_ON_NODE": "12",
             "PYTHON": str(self.folder / "python"),
             "FAKE_NODES": str(num_nodes),
