@@ -130,7 +130,8 @@ def _look_at_nodes(launch: Launch) -> list[str]:
             "fi",
         ]
     # A node that is at fault says 2; a signal may come while they look.
-    start = f"{' '.join(SRUN)} --kill-on-bad-exit=0 bash -s <<'EOF' || end $?"
+    # The step that trains does not wait until this one is wholly gone: a signal meanwhile would reach nobody.
+    start = f"SLURM_OVERLAP=1 {' '.join(SRUN)} --kill-on-bad-exit=0 bash -s <<'EOF' || end $?"
     return ["# Each node says at once what would cost minutes later.", start, *checks, "EOF"]
 
 

@@ -17,11 +17,18 @@ from infnet_rec.shard.last_words import SPOKEN_FOR
 from infnet_rec.shard.rank_environment import LAUNCHER_PID, end_early_on_signals
 
 # What they have to say of ranks that end is said by the agent.
-TALKATIVE = ("api", "errors.error_handler")
+TALKATIVE = (
+    "multiprocessing.api",
+    "multiprocessing.errors.error_handler",
+    "agent.server.api",
+    "rendezvous.dynamic_rendezvous",
+)
 
 
 def torchrun(arguments: Sequence[str]) -> int:
     """Runs it; the exit code is `TRY_AGAIN` where a signal ended the run and it can be continued."""
+    # Read when torch is loaded. It prints the stack of C++ where a launcher ends a moment before another.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
     from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
@@ -38,7 +45,7 @@ def torchrun(arguments: Sequence[str]) -> int:
     os.environ[LAUNCHER_PID] = str(os.getpid())
     if "LOGLEVEL" not in os.environ:
         for name in TALKATIVE:
-            logging.getLogger(f"torch.distributed.elastic.multiprocessing.{name}").setLevel(logging.CRITICAL)
+            logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     args = parse_args(list(arguments))
     try:
         least, most = parse_min_max_nnodes(args.nnodes)
