@@ -8,7 +8,7 @@ import pytest
 
 import planned_runs
 from infnet_rec.commands.assemble import check_run, open_data
-from infnet_rec.faults import Fault
+from infnet_rec.faults import Fault, Refusal
 from infnet_rec.shard.planning.fingerprint import differences
 from infnet_rec.shard.planning.plan_diff import lines, plan_diff
 from infnet_rec.shard.planning.plan_file import PlanFile, read_plan, write_plan
@@ -145,8 +145,24 @@ def test_training_follows_its_plan_to_the_letter(plan: PlanFile, store: str, ran
 
 def test_training_without_a_plan_makes_the_one_that_plan_would(plan: PlanFile, store: str, ranks: RankPair) -> None:
     first, second = ranks(planned_runs.plan_of_run, store, ["sharding.hardware='cpu-node'"])
-    assert first == second
-    assert first[1] == repr(plan.sharding_plan())
+    assert first == second == (plan.text(), repr(plan.sharding_plan()))
+
+
+@pytest.mark.parametrize(("host_gib", "answer"), [(1.0, "DoesNotFit"), (4.0, "")])
+def test_what_the_verb_says_of_memory_training_says_too(
+    host_gib: float, answer: str, store: str, ranks: RankPair, tmp_path: Path
+) -> None:
+    """A process with torch needs most of a GiB, so two of them do not fit into one, however small the tables are."""
+    hardware = str(planned_runs.small_hardware(tmp_path, host_gib))
+    try:
+        made = make_plan(store, hardware=hardware).text()
+    except Refusal as refusal:
+        kind, made = type(refusal).__name__, str(refusal)
+    else:
+        kind = ""
+    (trained_kind, trained), _ = ranks(planned_runs.error_of_run, store, [f"sharding.hardware='{hardware}'"])
+    assert kind == trained_kind == answer
+    assert not answer or trained == made
 
 
 def test_a_plan_that_rank_0_cannot_make_is_one_refusal_on_all_ranks(

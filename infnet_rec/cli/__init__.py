@@ -1,7 +1,7 @@
 """The command line. Only names are imported here: help answers at once, a verb imports what it needs.
 
 Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 understood, and the answer is no,
-75 stopped by a signal with its work saved: run it again.
+75 stopped by a signal with its work saved, or another process is at it: run it again.
 """
 
 import json
@@ -11,7 +11,13 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+try:
+    import typer
+except ImportError as error:
+    # Nothing can be read of the command line, and the doctor must be heard all the same.
+    from infnet_rec.commands.doctor import without_command_line
+
+    without_command_line(sys.argv[1:], error)
 
 from infnet_rec import __version__
 from infnet_rec.cli.attention import EPILOG as ATTENTION_EPILOG
@@ -27,8 +33,9 @@ from infnet_rec.cli.launch import SUBMIT_EPILOG, launch, submit
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
-from infnet_rec.faults import TRY_AGAIN, CommonFault, Failure, Fault, Interrupted, Refusal
+from infnet_rec.faults import TRY_AGAIN, Busy, CommonFault, Failure, Fault, Interrupted, Refusal
 from infnet_rec.shard.last_words import ERROR_FILE, as_a_rank, left_to_launcher
+from infnet_rec.shard.rank_environment import end_early_on_signals, end_with_launcher, rank_number
 
 OTHER_RANKS_WAIT_S = 2.0
 app = typer.Typer(
@@ -168,11 +175,10 @@ def _complain(code: int, text: str, error: Exception) -> None:
     """Says it once: under torchrun every rank finds most faults, and a rank that failed first ends the others."""
     if not isinstance(error, Interrupted) and left_to_launcher(error):
         sys.exit(code)
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
+    if (rank := rank_number()) != 0:
         time.sleep(OTHER_RANKS_WAIT_S)
         text = f"rank {rank}: {text}"
-    if rank == "0" or not isinstance(error, CommonFault | Interrupted):
+    if rank == 0 or not isinstance(error, CommonFault | Interrupted):
         print(f"infnet-rec: {text}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -186,12 +192,23 @@ def _answer() -> None:
         _complain(1, f"failed: {failure}", failure)
     except Refusal as refusal:
         _complain(3, f"no: {refusal}", refusal)
+    except Busy as busy:
+        _complain(TRY_AGAIN, f"busy: {busy}", busy)
+    except ImportError as error:
+        from infnet_rec.commands.doctor import missing_in_words
+
+        if (error.name or "").partition(".")[0] in ("infnet_rec", "launch"):
+            raise
+        _complain(2, f"fault: {missing_in_words(error)}", error)
     except Interrupted as stopped:
         _complain(TRY_AGAIN, str(stopped), stopped)
 
 
 def main() -> None:
     """Entry point."""
+    end_with_launcher()
+    if sys.argv[1:2] == ["train"]:
+        end_early_on_signals()
     if ERROR_FILE not in os.environ:
         _answer()
         return

@@ -1,7 +1,6 @@
 """`infnet-rec plan`: a run on hardware that nobody has rented yet, and the difference between two plans."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 
 from infnet_rec.cli.options import AsJson, Overrides, leave
 from infnet_rec.faults import Fault
+from infnet_rec.shard.rank_environment import is_rank
 
 if TYPE_CHECKING:
     from infnet_rec.commands.plan_asked import Asked
@@ -123,7 +123,7 @@ def _check(question: "Asked", *, as_json: bool) -> None:
     (cluster,) = question.clusters
     if cluster.num_nodes > 1:
         raise Fault(f"-j {cluster.name} with --check: it is built on this machine, which is one node; say -j 1xRANKS")
-    if cluster.world_size > 1 and "WORLD_SIZE" not in os.environ:
+    if cluster.world_size > 1 and not is_rank():
         from infnet_rec.commands import local_ranks
 
         local_ranks.check_ranks(question.config_path, question.overrides, cluster.world_size)

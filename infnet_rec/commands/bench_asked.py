@@ -7,6 +7,7 @@ from pathlib import Path
 from infnet_rec.bench.length import Length
 from infnet_rec.faults import Fault
 from infnet_rec.shard.hardware import parse_size
+from infnet_rec.shard.rank_environment import read_rank_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,12 @@ class Asked:
         """
         if size is None:
             return 1
-        asked, started = parse_size(size), environment.get("WORLD_SIZE")
+        asked, env = parse_size(size), read_rank_environment(environment)
+        started = None if env is None else env.world_size
         if asked.is_elastic:
             raise Fault(f"-j {size}: is measured on one number of nodes; name it, such as {asked.max_nodes}x1")
         num_ranks = asked.max_nodes * asked.ranks_per_node
-        if started is not None and int(started) != num_ranks:
+        if started is not None and started != num_ranks:
             raise Fault(f"-j {size}: torchrun started {started} ranks; leave -j out under torchrun")
         if started is None and asked.max_nodes > 1:
             raise Fault(

@@ -43,7 +43,7 @@ def bench_run(config_path: Path, overrides: Sequence[str], asked: Asked) -> JSON
         Fault: the configuration or its store is at fault, or a file cannot be written.
     """
     config = load_config(config_path, overrides)
-    data, world = open_data(config), place()
+    world, data = place(), open_data(config)
     check_run(config, data, world)
     asked.check(world.world_size)
     quieten()

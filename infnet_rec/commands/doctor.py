@@ -9,13 +9,25 @@ import json as json_module
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
+
+from infnet_rec.commands.installation import (
+    JUDGED_ELSEWHERE,
+    Requirement,
+    asked_by_torch,
+    import_faults,
+    modules_of,
+    requirements,
+    version_of,
+    will_do,
+)
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchmetrics", "torchx", "urllib3")
 PYTHONS = ((3, 11), (3, 12))
@@ -88,19 +100,53 @@ def diagnose(collectives: Literal["tried", "left out"] = "tried") -> list[Check]
     Args:
         collectives: left out by ranks, which are about to do them.
     """
-    versions, torch, gpus = installed_versions(), installed_torch(), driver_gpus()
-    trials = [] if torch.fault else lookup_trials(torch)
-    trials += [] if torch.fault or collectives == "left out" else collective_trials(torch)
+    versions, gpus = installed_versions(), driver_gpus()
+    asked = requirements()
+    # A rank has imported what the others would be asked about.
+    faults = {} if collectives == "left out" else import_faults(modules_of(asked))
+    torch = Torch(fault=faults["torch"]) if "torch" in faults else installed_torch()
+    trials = [] if torch.fault or faults else lookup_trials(torch)
+    trials += [] if torch.fault or faults or collectives == "left out" else collective_trials(torch)
     return [
         check_python(sys.version_info[:2]),
         check_fit(versions),
+        *check_packages(asked, {r.name: version_of(r.name) for r in asked}),
         check_torchmetrics(versions),
         check_urllib3(versions),
+        check_triton(version_of("triton"), asked_by_torch("triton")),
         *check_torch(torch, gpus, versions),
+        *check_imports(faults),
+        check_host_name(socket.gethostname()),
         *trials,
         check_free("disk", Path.cwd(), MIN_DISK_GIB, "df -h . && du -sh runs"),
         check_free("shared memory", Path("/dev/shm"), MIN_SHARED_MEMORY_GIB, "mount -o remount,size=2G /dev/shm"),
     ]
+
+
+def broken() -> bool:
+    """Whether something that verbs lean on is missing or cannot be imported; `diagnose` then says what."""
+    asked = requirements()
+    missing = [r for r in asked if r.name not in JUDGED_ELSEWHERE and version_of(r.name) is None]
+    return bool(missing or import_faults(modules_of(asked)))
+
+
+def without_command_line(arguments: Sequence[str], error: ImportError) -> NoReturn:
+    """Answers in the place of a command line that cannot be read, as what reads it cannot be imported.
+
+    Args:
+        arguments: of the command; all but `doctor` are answered with the fault.
+        error: what was raised.
+    """
+    if list(arguments[:1]) == ["doctor"]:
+        sys.exit(run(json="--json" in arguments))
+    print(f"infnet-rec: fault: {missing_in_words(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def missing_in_words(error: ImportError) -> str:
+    """One line for a verb that met a package that is missing or broken."""
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"installation: {first_line}; 'infnet-rec doctor' says what to do"
 
 
 def table(checks: Sequence[Check]) -> str:
@@ -219,6 +265,47 @@ def check_urllib3(versions: Versions) -> Check:
     return Check("urllib3", f"{_shown(version)}; torchx needs one below 1.27", _pip("install", "urllib3<1.27"))
 
 
+def check_triton(version: str | None, wanted: str | None) -> Check:
+    """The triton that torch was built with, where it was built with one: kernels are compiled by it."""
+    if wanted is None or version == wanted:
+        return Check("triton", f"{_shown(version)}{'' if wanted else '; torch asks for none'}")
+    return Check("triton", f"{_shown(version)}; torch was built with {wanted}", _pip("install", f"triton=={wanted}"))
+
+
+def check_packages(asked: Sequence[Requirement], versions: Versions) -> list[Check]:
+    """Everything that is asked for is there, in a version that will do; what has a check of its own is left to that."""
+    faults, num_there = [], 0
+    for requirement in asked:
+        version = versions[requirement.name]
+        if requirement.name in JUDGED_ELSEWHERE:
+            continue
+        if version is not None and will_do(version, requirement.versions):
+            num_there += 1
+            continue
+        found = f"{_shown(version)}; {requirement.words} is needed"
+        faults.append(Check(requirement.name, found, _pip("install", requirement.words)))
+    return faults or [Check("packages", f"{num_there} there, in versions that will do")]
+
+
+def check_imports(faults: Mapping[str, str]) -> list[Check]:
+    """What is installed can be imported; torch has a line of its own."""
+    remedies = {"triton": "the line 'triton' above, or " + _ANEW}
+    others = {name: fault for name, fault in faults.items() if name != "torch"}
+    if not faults:
+        return [Check("imports", "all of them")]
+    return [Check(f"import {name}", fault, remedies.get(name, _ANEW)) for name, fault in others.items()]
+
+
+def check_host_name(name: str) -> Check:
+    """The name that this host gives itself has an address here; ranks of one host do without."""
+    try:
+        address = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]
+    except (OSError, UnicodeError):
+        found = f"{name} does not resolve; ranks of this host meet at the loopback, those of several hosts cannot"
+        return Check("host name", found, f"echo '127.0.1.1 {name}' >> /etc/hosts", "warning")
+    return Check("host name", f"{name} is {address}")
+
+
 def check_gpu(gpus: Sequence[str], torch: Torch, versions: Versions) -> Check:
     """Every GPU that the driver lists can be trained on."""
     if not gpus:
@@ -255,7 +342,10 @@ def check_free(name: str, folder: Path, min_gib: float, remedy: str) -> Check:
 def check_torch(torch: Torch, gpus: Sequence[str], versions: Versions) -> list[Check]:
     """What can be asked of a torch that can be imported."""
     if torch.fault is not None:
-        return [Check("torch", torch.fault, _ANEW)]
+        both = versions["fbgemm-gpu"] is not None and versions["fbgemm-gpu-cpu"] is not None
+        # Which of the two is wanted is known once torch can be asked.
+        builds = [check_one_fbgemm(versions, Torch("unknown" if gpus else None))] if both else []
+        return [Check("torch", torch.fault, _ANEW), *builds]
     return [check_one_fbgemm(versions, torch), check_gpu(gpus, torch, versions)]
 
 

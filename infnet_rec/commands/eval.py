@@ -43,7 +43,7 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
     if store is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"store": str(store)})})
     config = for_scoring(config)
-    data, world = open_data(config), place()
+    world, data = place(), open_data(config)
     check_gpus(world)
     moved = rows_that_moved(shelf, best, data)
     if world.is_first:

@@ -22,7 +22,7 @@ from launch.spec import PORT, Launch, Node
 FORMS: Mapping[str, Callable[[Launch], str]] = {"torchrun": as_torchrun, "sbatch": as_sbatch, "k8s": as_k8s}
 # Both read what they are given, so no file is needed.
 HAND_IN: Mapping[str, tuple[str, ...]] = {"sbatch": ("sbatch",), "k8s": ("kubectl", "apply", "-f", "-")}
-NUMBERS = ("gpus", "cpus", "memory_gib", "port")
+NUMBERS = ("gpus", "cpus", "memory_gib", "port", "user")
 SETTINGS = (*NUMBERS, "image", "mount", "name")
 VARIABLE = re.compile(r"env\.([A-Za-z_]\w*)", re.ASCII)
 # What Kubernetes takes for the name of a Service, with room for the number of a pod.
@@ -159,6 +159,11 @@ def hand_in(form: str, text: str) -> str:
     if done.returncode:
         reason = done.stderr.strip() or f"it ended with code {done.returncode}"
         raise Fault(f"--as {form}: {program} refused it: {reason}")
+    if (there := re.search(r"^job\.batch/(\S+) (unchanged|configured)", done.stdout, re.MULTILINE)) is not None:
+        raise Fault(
+            f"--as {form}: a Job {there[1]!r} is there already, and one that has ended is not started again; 'kubectl "
+            f"delete job {there[1]}' and hand it in again: the run goes on from its last checkpoint"
+        )
     return done.stdout.strip()
 
 
@@ -169,7 +174,7 @@ def _job(words: tuple[str, ...], size: Size, form: str, settings: Mapping[str, l
     if not NAME.fullmatch(name):
         raise Fault(f"--with name={name}: must be small letters, digits and dashes, a letter first; 52 at most")
     in_container = form == "k8s"
-    for key in ("image", "mount"):
+    for key in ("image", "mount", "user"):
         if key in settings and not in_container:
             raise Fault(f"--with {key}={settings[key][0]}: --as {form} starts no container; leave it out")
     gpus = numbers.get("gpus", size.ranks_per_node)
@@ -188,11 +193,12 @@ def _job(words: tuple[str, ...], size: Size, form: str, settings: Mapping[str, l
         # A container has an interpreter of its own.
         python="python" if in_container else sys.executable,
         port=numbers.get("port", PORT),
+        user=numbers.get("user", 0),
     )
 
 
 def _number(key: str, text: str) -> int:
-    least, most = {"gpus": (0, 1024), "port": (1, 65535)}.get(key, (1, 10**6))
-    if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not least <= int(text) <= most:
+    least, most = {"gpus": (0, 1024), "port": (1, 65535), "user": (1, 2**31 - 1)}.get(key, (1, 10**6))
+    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not least <= int(text) <= most:
         raise Fault(f"--with {key}={text}: must be a whole number from {least} to {most}")
     return int(text)

@@ -13,6 +13,7 @@ from infnet_rec.commands.run_dir import default_run_dir, num_cores
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
+from infnet_rec.shard.rank_environment import hold_signals, is_rank, read_rank_environment
 from infnet_rec.shard.world import place
 
 
@@ -38,9 +39,10 @@ def check_own(num_ranks: int) -> None:
     """Refuses ranks within ranks.
 
     Raises:
-        Fault: torchrun started this process.
+        Fault: torchrun started this process, or the environment says half of that.
     """
-    if "WORLD_SIZE" in os.environ:
+    read_rank_environment()
+    if is_rank():
         raise Fault(f"--ranks {num_ranks}: is for a run of its own; under torchrun leave it out")
 
 
@@ -48,4 +50,5 @@ def launch(arguments: Sequence[str], num_ranks: int) -> NoReturn:
     """Becomes torchrun with `infnet-rec ARGUMENTS` as that many ranks; see `shard/torchrun.py` for signals."""
     command = [sys.executable, "-m", "infnet_rec.shard.torchrun", "--standalone", f"--nproc-per-node={num_ranks}"]
     environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // num_ranks)), **os.environ}
+    hold_signals()
     os.execve(sys.executable, [*command, "-m", "infnet_rec.cli", *arguments], environment)

@@ -1,17 +1,20 @@
 """What a run directory holds already, and whether the run that is asked for may go on there."""
 
 import fcntl
+import json
+import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from infnet_rec.commands.assemble import Data
 from infnet_rec.commands.shelves import shelf_of
 from infnet_rec.config.run import RunConfig
-from infnet_rec.faults import Fault
+from infnet_rec.faults import Busy, Fault
 from infnet_rec.strict import check, read_json
 from infnet_rec.train.checkpoint.shelf import name_of
 
@@ -103,19 +106,41 @@ def claimed(run_dir: Path) -> Iterator[None]:
     """Makes the folder if it is not there, and keeps other processes from training in it; a lock dies with its process.
 
     Raises:
-        Fault: the folder cannot be made, or another process trains in it.
+        Fault: the folder cannot be made.
+        Busy: another process trains in it, which the message names.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / ".lock").open("w")
+        # Not emptied: who has the lock has written there who it is.
+        file = (run_dir / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise Fault(f"--run-dir {run_dir}: cannot be made: {error.strerror}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise Busy(
+                f"--run-dir {run_dir}: {_holder(file)} trains in it; wait for its end, or end it, and run this again"
+            ) from error
         except OSError as error:
-            raise Fault(f"--run-dir {run_dir}: another process trains in it; wait for it or name another") from error
+            raise Fault(
+                f"--run-dir {run_dir}: its file system cannot lock ({str(error.strerror).lower()}), so two processes "
+                "could train in it; name a folder on another"
+            ) from error
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+        file.flush()
         yield
+
+
+def _holder(file: IO[str]) -> str:
+    """Who has the lock, as it wrote itself; earlier versions wrote nothing."""
+    try:
+        file.seek(0)
+        holder = json.load(file)
+        return f"process {int(holder['pid'])} on host {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
 
 
 def differences(was: RunConfig, now: RunConfig) -> dict[str, str]:

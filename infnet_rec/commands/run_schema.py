@@ -1,12 +1,25 @@
 """What of a store a run uses: from its configuration and the manifest; no other file is read. No torch here."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from infnet_rec.commands.managed_tables import with_managed
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.schema import Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The opened store as a run sees it."""
+
+    store: Store
+    schema: Schema
+
+    @property
+    def task_names(self) -> list[str]:
+        """Tasks in the order of labels and logits."""
+        return [task.name for task in self.schema.tasks]
 
 
 def run_schema(config: RunConfig, store: Store) -> Schema:

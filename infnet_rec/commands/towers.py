@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from infnet_rec.commands.run_schema import Data
+from infnet_rec.commands.table_rules import precisions_of
 from infnet_rec.config.model import InfnetConfig, ModelConfig
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
@@ -21,9 +23,12 @@ from infnet_rec.model.baselines.ple import Ple, PleOptions
 from infnet_rec.model.baselines.shared_bottom import SharedBottom, SharedBottomOptions
 from infnet_rec.model.baselines.stem import Stem, StemOptions
 from infnet_rec.model.baselines.wukong import Wukong, WukongOptions
+from infnet_rec.model.embeddings import TokenAssembly, make_bags, make_events
 from infnet_rec.model.fused import why_eager
 from infnet_rec.model.infnet import Infnet
 from infnet_rec.model.infnet_options import InfnetOptions
+from infnet_rec.model.managed import make_managed
+from infnet_rec.model.ranking import MultiTaskLoss, RankingModel
 from infnet_rec.model.tokens import TokenLayout
 from infnet_rec.schema import Schema
 from infnet_rec.shard.world import World
@@ -127,3 +132,16 @@ def _options(kind: type[Options], model: ModelConfig) -> Options:
     names = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]
     values: dict[str, Any] = {name: getattr(model, name) for name in names}
     return kind(**values)
+
+
+def meta_model(config: RunConfig, data: Data) -> RankingModel:
+    """The whole model on the meta device: nothing is allocated."""
+    schema, width = data.schema, table_width(config, data.schema)
+    weights = tuple(config.train.loss.task_weights.get(name, 1.0) for name in data.task_names)
+    with torch.device("meta"):
+        tower = make_tower(config, schema)
+        criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
+    half = [name for name, precision in precisions_of(config, schema).items() if precision == "fp16"]
+    bags, events = make_bags(schema, width, half), make_events(schema, width, half)
+    managed = make_managed(schema, width, config.model.table_std)
+    return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion, managed)

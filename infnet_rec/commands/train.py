@@ -67,8 +67,7 @@ def train(
         Fault: anything a person can mend, before any process group is made.
     """
     config = load_config(config_path, overrides)
-    data = open_data(config)
-    world = place()
+    world, data = place(), open_data(config)
     check_run(config, data, world)
     quieten()
     use_threads(config.train.num_threads, world)

@@ -5,7 +5,9 @@ fails, torchrun shows a table of all that noticed; here the first error is said 
 where ranks of one node end for good, the launchers of the others would go on waiting for them; here they are told.
 """
 
+import hashlib
 import json
+import signal
 import socket
 import sys
 import time
@@ -75,6 +77,8 @@ class Agent(LocalElasticAgent):
         result: RunResult = super()._monitor_workers(worker_group)  # pyright: ignore[reportCallIssue]
         if result.state == WorkerState.HEALTHY:
             self._listen()
+            if self.is_elastic and (lost := self._num_lost_nodes()):
+                return self._go_on_without(lost)
         if result.state not in (WorkerState.FAILED, WorkerState.UNHEALTHY):
             return result
         lived = [end.rank for end in before if end.code is None] if first is not None else []
@@ -85,6 +89,28 @@ class Agent(LocalElasticAgent):
         self._codes = frozenset(failure.exitcode for failure in result.failures.values())
         self._go_on_or_tell()
         return result
+
+    def _num_lost_nodes(self) -> int:
+        """Nodes of this round whose launchers say nothing any more, as the rendezvous counts them: after 15 s.
+
+        Their ranks' connections stay open where a node lost power or its cable, so ours would wait in a collective
+        until its time is up. torchrun itself looks only for nodes that come.
+        """
+        handler: Any = self._worker_group.spec.rdzv_handler
+        state = getattr(getattr(handler, "_state_holder", None), "state", None)
+        if state is None or not state.complete:
+            return 0
+        return max(0, (self._worker_group.group_world_size or 1) - len(state.participants))
+
+    def _go_on_without(self, num_lost: int) -> RunResult:
+        """Has this node's ranks started again, which costs no try."""
+        text = f"{num_lost} node{'s' * (num_lost > 1)} no longer answer{'s' * (num_lost == 1)}"
+        print(f"infnet-rec: {text}; the ranks are started again without", file=sys.stderr, flush=True)
+        # They wait for ranks that are gone, and could save nothing; a signal that they handle would not end them.
+        context: Any = self._pcontext
+        context.close(signal.SIGKILL)
+        self._remaining_restarts += 1
+        return RunResult(state=WorkerState.UNHEALTHY)
 
     def _ends(self, worker_group: WorkerGroup, *, told_to_end: Collection[int] = ()) -> list[End]:
         """What became of this node's ranks."""
@@ -97,8 +123,18 @@ class Agent(LocalElasticAgent):
     def _say(self, end: End) -> None:
         # The bar of a rank that was killed still stands on a terminal's last line.
         start = "\n" if sys.stderr.isatty() else ""
+        if self._has_peers and end.facts.get("word") is not None and not self._is_news(end.facts["text"]):
+            return
         text = describe(end, socket.gethostname(), others_elsewhere=self._has_peers)
         print(f"{start}{text}", file=sys.stderr, flush=True)
+
+    def _is_news(self, text: str) -> bool:
+        """Whether no other node has said it: most faults are found by the ranks of all nodes alike."""
+        key = f"said/{self._remaining_restarts}/{hashlib.sha256(text.encode()).hexdigest()}"
+        try:
+            return self._board().add(key, 1) == 1
+        except RuntimeError:
+            return True  # who kept the store has left before us
 
     @property
     def _has_peers(self) -> bool:

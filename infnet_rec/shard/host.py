@@ -67,6 +67,11 @@ def interface(backend: str) -> str:
     return _interface_of_name(socket.gethostname()) if backend == "gloo" else "an interface of its choice"
 
 
+def has_loopback() -> bool:
+    """Whether the interface `lo` is up with its usual address: a network namespace may be without."""
+    return ("lo", "127.0.0.1") in _addresses()
+
+
 def _interface_of_name(name: str) -> str:
     try:
         address = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]
