@@ -79,10 +79,10 @@ def test_other_sizes_are_the_papers_equations(change):
     check_against_paper(dataclasses.replace(SMALL, **change), BY_BEHAVIOUR, 1e-10, torch.float64)
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize(("ablation", "readout"), [*((name, "task") for name in ABLATIONS), ("none", "proxies")])
 @pytest.mark.parametrize("num_heads", [1, 2])
-def test_single_precision_agrees_to_1e_5(ablation, num_heads):
-    options = dataclasses.replace(SMALL, ablation=ablation, num_heads=num_heads)
+def test_single_precision_agrees_to_1e_5(ablation, readout, num_heads):
+    options = dataclasses.replace(SMALL, ablation=ablation, readout=readout, num_heads=num_heads)
     check_against_paper(options, BY_BEHAVIOUR, 1e-5, torch.float32)
 
 

@@ -52,3 +52,14 @@ def test_a_step_asks_for_at_most_400_kernels(readout: str, precision: str, monke
     assert step > num_parameters + 100, "the backward pass was counted"
     assert 5 < optimizer < 30
     assert step + optimizer <= MOST
+
+
+def test_the_ledger_counts_kernels_and_not_what_only_hands_out_memory() -> None:
+    many = [torch.ones(3) for _ in range(300)]
+    with Ledger() as ledger:
+        torch.empty(1000).view(10, 100)
+        assert ledger.num_operators == 0
+        torch._foreach_mul_(many, 2.0)
+        assert ledger.num_operators == 3, "110 tensors a kernel"
+        torch._assert_async(many[0].sum() == 6.0, "a sum, a comparison and a check on the device")
+    assert ledger.num_operators == 6

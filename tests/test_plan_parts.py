@@ -178,7 +178,8 @@ def test_a_few_examples_foretell_a_batch(overrides: tuple[str, ...], small_store
     # Examples of unlike lengths that are read together are padded a little, which fake tensors do not know.
     assert cost.flops == pytest.approx(ledger.flops, rel=0.15)
     assert cost.moved_bytes == pytest.approx(ledger.moved_bytes, rel=0.15)
-    assert cost.num_operators == pytest.approx(ledger.num_operators, rel=0.15)
+    # Nor do they know the masks of chunks that are padded, some operators each.
+    assert cost.num_operators == pytest.approx(ledger.num_operators, rel=0.2)
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))

@@ -187,7 +187,7 @@ def test_a_step_makes_one_gradient_of_the_tokens(checkpoint_blocks: bool, monkey
     torch.manual_seed(0)
     options = dataclasses.replace(SMALL, num_blocks=3, checkpoint_blocks=checkpoint_blocks)
     model = Infnet(num_features=2, group_of_sequence=(0, 0), num_tasks=2, width=32, options=options)
-    lengths_FB = torch.full((2, 20), 1000)
+    lengths_FB = torch.full((2, 20), 2000)
     tokens = Tokens(torch.randn(20, 2, 32), torch.randn(int(lengths_FB.sum()), 32).requires_grad_(), lengths_FB)
 
     with Ledger() as ledger:

@@ -22,6 +22,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from infnet_rec.batch import Batch
 from infnet_rec.ledger import Ledger
+from infnet_rec.model.attention import standing_for_gpu
 from infnet_rec.model.fused import MAX_WIDTH, dry_run
 from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import Schema
@@ -116,7 +117,7 @@ class _Trial:
     def run(self, num_examples: int, *, kernel: bool) -> TowerCost:
         """Counts; what happens inside the fused kernel comes from its own book."""
         attention = "fused" if kernel else "eager"
-        with dry_run() as work:
+        with dry_run() as work, standing_for_gpu() if kernel else nullcontext():
             try:
                 ledger, scale = self._count(attention, num_examples, FakeTensorMode()), 1.0
             except DataDependentOutputException:
