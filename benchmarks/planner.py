@@ -46,8 +46,8 @@ from infnet_rec.shard.planning.demand import NO_CONTROLS, Controls, TableControl
 from infnet_rec.shard.planning.options import BY_DEFAULT, POSSIBLE
 from infnet_rec.shard.planning.search import search_plan
 from infnet_rec.shard.planning.tables import plain_sharders
-from infnet_rec.shard.versions import estimator_sharders
 from infnet_rec.shard.planning.topology import to_topology
+from infnet_rec.shard.versions import estimator_sharders
 
 RESULTS = Path(__file__).parent / "results"
 HARDWARE, WIDTH, LOCAL_BATCH_SIZE, RESERVED_HBM_BYTES = "h100", 64, 4096, 8 * GIB

@@ -12,6 +12,7 @@ numbers are right and an aim was missed.
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -93,14 +94,15 @@ def main() -> int:
 
 def _machine_fault(settings: Settings) -> str | None:
     """Why nothing can be run here at all, in one line."""
-    from infnet_rec.commands.doctor import driver_gpus, gpu_fault, installed_torch
+    from infnet_rec.commands.doctor import driver_gpus, installed_torch
+    from infnet_rec.commands.doctor_gpu import gpu_fault
 
     torch = installed_torch()
     if torch.fault:
         return f"torch cannot be imported: {torch.fault}"
     missing = [name for name in ("torchrec", "fbgemm_gpu", "pydantic") if importlib.util.find_spec(name) is None]
     if missing:
-        return f"{', '.join(missing)} not found; unpack the packed folder and put it on PYTHONPATH (benchmarks/gpu/README.md)"
+        return f"{', '.join(missing)} not found; unpack the packed folder onto PYTHONPATH (benchmarks/gpu/pack.py)"
     if settings.is_rehearsal:
         return None
     if (reason := gpu_fault(driver_gpus(), torch)) is not None:
@@ -132,7 +134,12 @@ def _run_part(part: Part, settings: Settings, left_s: float) -> None:
     with log.open("wb") as file:
         # A session of its own, so that what the part started ends with it.
         process = subprocess.Popen(
-            _command(part.name, settings), stdout=file, stderr=file, start_new_session=True, env=_environment(settings), cwd=ROOT
+            _command(part.name, settings),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env=_environment(settings),
+            cwd=ROOT,
         )
         try:
             process.wait(limit_s)
@@ -152,10 +159,8 @@ def _run_part(part: Part, settings: Settings, left_s: float) -> None:
 
 def _end_session(process: "subprocess.Popen[bytes]") -> None:
     """Ends whatever is left of a part's processes."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -55,7 +55,9 @@ def run(settings: Settings, write: Writer) -> None:
         return
     size = "smallest" if settings.size == "smallest" else "full"
     workers = [
-        subprocess.Popen([sys.executable, "-m", __spec__.name, str(settings.out), size, *map(str, widths[k::num_workers])])
+        subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, str(settings.out), size, *map(str, widths[k::num_workers])]
+        )
         for k in range(num_workers)
     ]
     failed = [worker.args for worker in workers if worker.wait() != 0]

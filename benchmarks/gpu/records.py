@@ -144,7 +144,9 @@ def closing_table(lines: Iterable[JSON], parts: Iterable[str]) -> str:
             ]
         )
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _weight(place: int, line: JSON) -> tuple[int, int, int]:

@@ -12,8 +12,8 @@ from infnet_rec.shard.hardware import Cluster
 from infnet_rec.shard.planning.demand import Controls, Workload
 from infnet_rec.shard.planning.estimate import Estimates
 from infnet_rec.shard.planning.tables import Table, plain_sharders, read_tables
-from infnet_rec.shard.versions import estimator_sharders
 from infnet_rec.shard.planning.topology import to_topology
+from infnet_rec.shard.versions import estimator_sharders
 
 
 @dataclass(frozen=True, slots=True, eq=False)
