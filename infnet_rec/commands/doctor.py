@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchmetrics", "torchx", "urllib3")
 PYTHONS = ((3, 11), (3, 12))
-# torch, torchrec, fbgemm: they share compiled interfaces, so nothing between these lines works.
-FITTING = (("2.13", "1.8", "1.8"), ("2.11", "1.6", "1.6"))
-PINNED = ("torch==2.13.0", "torchrec==1.8.0", "1.8.0")
+# torch, torchrec, fbgemm: they share compiled interfaces, so nothing between these lines works. Newest first; of each,
+# the release to install.
+FITTING = (("2.13.0", "1.8.0", "1.8.0"), ("2.12.1", "1.7.0", "1.7.0"), ("2.11.0", "1.6.1", "1.6.0"))
 _ANEW = "make clean && make install"
 MIN_DISK_GIB = 2.0
 MIN_SHARED_MEMORY_GIB = 0.5
@@ -163,15 +163,27 @@ def check_python(version: tuple[int, int]) -> Check:
 def check_fit(versions: Versions) -> Check:
     """Torch, torchrec and fbgemm are of one generation."""
     fbgemm = "fbgemm-gpu" if versions["fbgemm-gpu"] is not None else "fbgemm-gpu-cpu"
-    names = ("torch", "torchrec", fbgemm)
-    found = ", ".join(f"{name} {_shown(versions[name])}" for name in names)
+    found = ", ".join(f"{name} {_shown(versions[name])}" for name in ("torch", "torchrec", fbgemm))
+    torch, torchrec, number = wanted = fitting(versions)
     # A version without a record cannot be judged here; the lookup below is its judge.
-    fits = any(all(_is(versions[n], w) for n, w in zip(names, wanted, strict=True)) for wanted in FITTING)
-    if fits:
+    if all(_belong(versions, wanted)):
         return Check("versions", found)
-    torch, torchrec, number = PINNED
-    remedy = f"{_pip('install', torch, f'{fbgemm}=={number}')} && {_pip('install', '--no-deps', torchrec)}"
-    return Check("versions", f"{found} do not fit", remedy)
+    install = _pip("install", f"torch=={torch}", f"{fbgemm}=={number}")
+    return Check(
+        "versions", f"{found} do not fit", f"{install} && {_pip('install', '--no-deps', f'torchrec=={torchrec}')}"
+    )
+
+
+def fitting(versions: Versions) -> tuple[str, str, str]:
+    """Releases of torch, torchrec and fbgemm that fit, and of which most are here; of equals those that leave torch."""
+    return max(FITTING, key=lambda wanted: (sum(_belong(versions, wanted)), _belong(versions, wanted)[0]))
+
+
+def _belong(versions: Versions, wanted: tuple[str, str, str]) -> list[bool]:
+    """Which of the three are of the wanted releases."""
+    fbgemm = versions["fbgemm-gpu-cpu"] if versions["fbgemm-gpu"] is None else versions["fbgemm-gpu"]
+    found = (versions["torch"], versions["torchrec"], fbgemm)
+    return [_is(version, release) for version, release in zip(found, wanted, strict=True)]
 
 
 def check_one_fbgemm(versions: Versions, torch: Torch) -> Check:
@@ -179,7 +191,8 @@ def check_one_fbgemm(versions: Versions, torch: Torch) -> Check:
     name = "fbgemm build"
     cuda, cpu = versions["fbgemm-gpu"], versions["fbgemm-gpu-cpu"]
     wanted = "fbgemm-gpu" if torch.cuda_build else "fbgemm-gpu-cpu"
-    anew = f"{_pip('uninstall', '-y', 'fbgemm-gpu', 'fbgemm-gpu-cpu')} && {_pip('install', f'{wanted}=={PINNED[2]}')}"
+    install = _pip("install", f"{wanted}=={fitting(versions)[2]}")
+    anew = f"{_pip('uninstall', '-y', 'fbgemm-gpu', 'fbgemm-gpu-cpu')} && {install}"
     if cuda is not None and cpu is not None:
         return Check(name, "fbgemm-gpu and fbgemm-gpu-cpu, which overwrite each other's files", anew)
     if cuda is None and cpu is None:
@@ -214,12 +227,15 @@ def check_gpu(gpus: Sequence[str], torch: Torch, versions: Versions) -> Check:
         return Check("GPU", "none; training runs on the CPU with gloo")
     found = f"{len(gpus)} listed by the driver"
     if not torch.cuda_build:
-        return Check("GPU", f"{found}, but torch is built for the CPU", _pip("install", "--force-reinstall", PINNED[0]))
+        remedy = _pip("install", "--force-reinstall", f"torch=={fitting(versions)[0]}")
+        return Check("GPU", f"{found}, but torch is built for the CPU", remedy)
     if not torch.num_gpus:
         remedy = "nvidia-smi  # its CUDA version must not be older than torch's"
         return Check("GPU", f"{found}, but torch, built for CUDA {torch.cuda_build}, can use none", remedy)
     if versions["fbgemm-gpu-cpu"] is not None:
-        remedy = f"{_pip('uninstall', '-y', 'fbgemm-gpu-cpu')} && {_pip('install', f'fbgemm-gpu=={PINNED[2]}')}"
+        remedy = (
+            f"{_pip('uninstall', '-y', 'fbgemm-gpu-cpu')} && {_pip('install', f'fbgemm-gpu=={fitting(versions)[2]}')}"
+        )
         return Check("GPU", f"{found}, but fbgemm is built for the CPU", remedy)
     return Check("GPU", f"{found}, {torch.num_gpus} usable by torch (CUDA {torch.cuda_build})")
 
@@ -281,7 +297,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _is(version: str | None, release: str) -> bool:
-    return version == "" or (version is not None and _numbers(version)[:2] == _numbers(release))
+    return version == "" or (version is not None and _numbers(version)[:2] == _numbers(release)[:2])
 
 
 def _shown(version: str | None) -> str:

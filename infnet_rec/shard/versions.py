@@ -5,7 +5,7 @@ Each function looks at what TorchRec offers rather than at its version. Oldest h
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +20,7 @@ _FP32_CODEC: Any = SimpleNamespace(
 _FP32_BYTES = 4.0
 
 
-def estimator_sharders(sharders: Iterable[ModuleSharder[Any]]) -> Mapping[str, Any]:
+def estimator_sharders(sharders: Iterable[ModuleSharder[Any]]) -> dict[str, Any]:
     """Sharders as TorchRec's estimators take them, second argument of `estimate`.
 
     What they look up travels as fp32 unless a sharder says otherwise; left alone, TorchRec takes the size of the
@@ -30,7 +30,7 @@ def estimator_sharders(sharders: Iterable[ModuleSharder[Any]]) -> Mapping[str, A
         sharders: left as they are.
 
     Returns:
-        By the full name of the module type. From torchrec 1.7 on the values are `SharderData`, before they are sharders.
+        By the full name of the module type: `SharderData` from torchrec 1.7 on, sharders before.
     """
     by_name = {sharder_name(sharder.module_type): sharder for sharder in sharders}
     if "sharder_data" in inspect.signature(calculate_shard_storages).parameters:

@@ -116,9 +116,11 @@ def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[Wo
             dist.init_process_group(backend, timeout=timeout)
     try:
         yield world
-    except (Failure, Interrupted, Refusal):
-        # All ranks are here, having agreed on it; a group that is still open would abort the process at its end.
-        dist.destroy_process_group()
+    except BaseException as error:
+        # All ranks are here, having agreed on it, or there is no other; a group that is still open would abort the
+        # process at its end, and be in the way of the next.
+        if world.world_size == 1 or isinstance(error, (Failure, Interrupted, Refusal)):
+            dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 

@@ -1,7 +1,7 @@
 """TorchRec's estimates of shards: each distinct one asked for once."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,7 +81,7 @@ class EvenReads(CacheStatistics):
 class Estimates:
     """Remembers what was estimated; tables of one shape and traffic share it."""
 
-    def __init__(self, cluster: Cluster, topology: Topology, workload: Workload, sharders: Mapping[str, Any]) -> None:
+    def __init__(self, cluster: Cluster, topology: Topology, workload: Workload, sharders: dict[str, Any]) -> None:
         self._cluster = cluster
         self._topology = topology
         self._workload = workload
