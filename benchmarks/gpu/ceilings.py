@@ -1,5 +1,8 @@
 """Part 1: what `doctor` says of the machine, and how fast it copies, multiplies and starts kernels."""
 
+import json
+from typing import Any
+
 import torch
 
 from benchmarks.gpu.records import Settings, Writer
@@ -21,12 +24,22 @@ def run(settings: Settings, write: Writer) -> None:
         write(f"doctor: {check.name}", verdict, note=check.found, **remedy)  # pyright: ignore[reportArgumentType]
     device = device_of(None)
     write("machine", "measured", **describe(device))
-    limits = ceilings(device)
+    limits = measured_ceilings(settings, device)
     write("copy", "measured", limits["copy_bytes_per_s"] / GB, unit="GB/s", headline=True)
     for dtype, rate in limits["matmul_flops_per_s"].items():
         write(f"matrix product, {dtype}", "measured", rate / TERA, unit="TFLOP/s")
     for name, seconds in launch_costs(device).items():
         write(f"launch, {name}", "measured", seconds * 1e6, unit="us")
+
+
+def measured_ceilings(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """See `infnet_rec.bench.machine.ceilings`; measured by the first part that asks, for all parts of one folder."""
+    path = settings.out / f"ceilings_{device.type}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    limits = ceilings(device)
+    path.write_text(json.dumps(limits), encoding="utf-8")
+    return limits
 
 
 def launch_costs(device: torch.device) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.records import Settings, Writer
-from benchmarks.gpu.small_runs import FUSED, ROOT, guarded
+from benchmarks.gpu.small_runs import ROOT, guarded
 from infnet_rec.bench.spans import STEP, read_trace
 from infnet_rec.commands.bench_asked import Asked
 from infnet_rec.commands.bench_run import bench_run
@@ -22,8 +22,7 @@ MANIFEST = ROOT / "configs" / "manifests" / "kuairand_27k.json"
 WRITE_LIMIT_S = 60.0
 # Of a step, that may be spent waiting for the loader.
 WAITING_LIMIT = 0.05
-LAUNCH_LIMIT = 400
-REHEARSED = ("model.width=8", "data.sequence_length=4", "data.profile='safe'", FUSED)
+REHEARSED = ("model.width=8", "data.sequence_length=4", "data.profile='safe'")
 
 
 def run(settings: Settings, write: Writer) -> None:

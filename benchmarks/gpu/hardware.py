@@ -1,12 +1,12 @@
 """Part 9: this machine as a hardware file for the planner, with what it really reaches in the place of data sheets."""
 
 import os
+from typing import Any
 
 import torch
 
 from benchmarks.gpu.ceilings import launch_costs
 from benchmarks.gpu.records import Settings, Writer
-from infnet_rec.bench.machine import ceilings
 from infnet_rec.bench.timing import timed
 from infnet_rec.commands.bench_tower import device_of
 from infnet_rec.shard.hardware import Hardware, load_hardware
@@ -51,14 +51,14 @@ def run(settings: Settings, write: Writer) -> None:
         write(f"launch, {name}", "measured", seconds * 1e6, unit="us")
 
 
-def measure(device: torch.device, num_bytes: int) -> dict[str, float]:
+def measure(device: torch.device, limits: dict[str, Any], num_bytes: int) -> dict[str, float]:
     """Rates of this machine under the catalogue's keys.
 
     Args:
         device: what computes.
+        limits: see `infnet_rec.bench.machine.ceilings`.
         num_bytes: of each copy; far larger than any cache.
     """
-    limits = ceilings(device)
     products = {name: rate / TERA for name, rate in limits["matmul_flops_per_s"].items()}
     host = torch.ones(num_bytes // 4)
     other = torch.empty_like(host)

@@ -1,8 +1,7 @@
 """The small run that several parts train: the quickstart's configuration on a small store, and steps of it."""
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,12 +95,3 @@ def guarded(write: Writer, check: str, run: Callable[[], None]) -> bool:
 def one_line(error: BaseException) -> str:
     """What was raised, shortly: libraries append pages of C++."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-@contextmanager
-def timer() -> Iterator[Callable[[], float]]:
-    """Seconds since the block began, for as long as anybody asks."""
-    import time
-
-    started_at = time.perf_counter()
-    yield lambda: time.perf_counter() - started_at

@@ -1,11 +1,11 @@
-"""Part 5: the tower in its three forms: literal, eager and fused; how many times faster, how far from the byte floor."""
+"""Part 5: the tower in its three forms, literal, eager and fused: how many times faster, how far from the floor."""
 
 import torch
 
+from benchmarks.gpu.ceilings import measured_ceilings
 from benchmarks.gpu.records import Settings, Writer
 from benchmarks.gpu.small_runs import free_memory, guarded
 from infnet_rec.bench.forms import TowerShape, full_lengths, ragged_lengths
-from infnet_rec.bench.machine import ceilings
 from infnet_rec.bench.tower import Precision, measure_tower
 from infnet_rec.commands.bench_tower import NUM_ATTRIBUTES, NUM_BEHAVIOURS, NUM_FEATURES, NUM_TASKS, device_of
 from infnet_rec.model.infnet_options import InfnetOptions
@@ -19,12 +19,16 @@ GROUPS = tuple(g for g in range(NUM_BEHAVIOURS) for _ in range(NUM_ATTRIBUTES))
 def run(settings: Settings, write: Writer) -> None:
     """Measures short and long histories, in bf16 and in fp32, and one ragged batch."""
     device = device_of(None)
-    limits = ceilings(device)
+    limits = measured_ceilings(settings, device)
     batch_size = settings.pick(2, 1024, 2048)
     width = settings.pick(16, 64, 64)
     # 28 sequences: L = 560 and 2,800 tokens an example.
-    lengths = settings.pick((1, 2), (20, 100), (20, 100))
+    lengths = settings.pick((1,), (20, 100), (20, 100))
     rounds = settings.pick(1, 3, 7)
+
+    def measure(shape: TowerShape, precision: Precision, title: str) -> None:
+        guarded(write, title, lambda: _measure(shape, precision, title, write, device, limits, rounds))
+
     for length in lengths:
         full = full_lengths(len(GROUPS), batch_size, length)
         shape = TowerShape(NUM_FEATURES, GROUPS, NUM_TASKS, width, full)
@@ -35,8 +39,7 @@ def run(settings: Settings, write: Writer) -> None:
             )
     if settings.size == "full":
         shape = TowerShape(NUM_FEATURES, GROUPS, NUM_TASKS, width, ragged_lengths(GROUPS, batch_size, lengths[-1]))
-        title = f"width {width}, L 0 to {lengths[-1] * len(GROUPS):,}, bf16"
-        guarded(write, title, lambda: _measure(shape, "bf16", title, write, device, limits, rounds))
+        measure(shape, "bf16", f"width {width}, L 0 to {lengths[-1] * len(GROUPS):,}, bf16")
 
 
 def _measure(
