@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -24,11 +25,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.gpu.pack import CONTENTS, PACKED_STORE, misfit
 from benchmarks.gpu.records import RESULTS, Settings, Size, Writer, closing_table, read_lines
 
 ROOT = Path(__file__).parents[2]
-# Beside the libraries of the packed folder; see pack.py.
-PACKED_STORE = "quickstart_store"
 GRACE_S = 5.0
 
 
@@ -95,7 +95,7 @@ def main() -> int:
 def _machine_fault(settings: Settings) -> str | None:
     """Why nothing can be run here at all, in one line."""
     from infnet_rec.commands.doctor import driver_gpus, installed_torch
-    from infnet_rec.commands.doctor_gpu import gpu_fault
+    from infnet_rec.commands.doctor_gpu import gpu_fault, installed_gpus
 
     torch = installed_torch()
     if torch.fault:
@@ -103,20 +103,36 @@ def _machine_fault(settings: Settings) -> str | None:
     missing = [name for name in ("torchrec", "fbgemm_gpu", "pydantic") if importlib.util.find_spec(name) is None]
     if missing:
         return f"{', '.join(missing)} not found; unpack the packed folder onto PYTHONPATH (benchmarks/gpu/pack.py)"
+    if (reason := _packed_fault(None)) is not None:
+        return reason
     if settings.is_rehearsal:
         return None
     if (reason := gpu_fault(driver_gpus(), torch)) is not None:
         return f"{reason}; --rehearse runs every part on a CPU"
-    return None
+    return _packed_fault(installed_gpus().capabilities[0])
+
+
+def _packed_fault(capability: tuple[int, int] | None) -> str | None:
+    """Why the packed folder, if there is one, is not for this machine."""
+    folder = _packed_folder()
+    if folder is None or not (folder / CONTENTS).is_file():
+        return None
+    contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+    return misfit(contents, sys.version_info[:2], capability)
+
+
+def _packed_folder() -> Path | None:
+    """Where fbgemm was found: a packed folder, or an environment."""
+    found = importlib.util.find_spec("fbgemm_gpu")
+    return Path(found.origin).parents[1] if found and found.origin else None
 
 
 def _store(given: Path | None) -> Path | None:
     """The small store to train on, if there is one."""
     if given is not None:
         return given.absolute()
-    fbgemm = importlib.util.find_spec("fbgemm_gpu")
-    packed = [Path(fbgemm.origin).parents[1] / PACKED_STORE] if fbgemm and fbgemm.origin else []
-    for folder in (*packed, ROOT / "runs" / "quickstart" / "store"):
+    packed = _packed_folder()
+    for folder in (*([packed / PACKED_STORE] if packed else []), ROOT / "runs" / "quickstart" / "store"):
         if (folder / "manifest.json").is_file():
             return folder.absolute()
     return None

@@ -15,6 +15,7 @@ Exit codes: 0 packed, 1 a failure, 2 the command line is at fault, 3 the parts a
 """
 
 import argparse
+import json
 import mmap
 import re
 import shutil
@@ -23,19 +24,19 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / "runs" / "quickstart" / "store"
-PACKED_STORE = "quickstart_store"
+PACKED_STORE, CONTENTS = "quickstart_store", "packed.json"
 # What the machine lacks beside fbgemm and torchrec; the second with all that it needs itself.
-WITHOUT_NEEDS = ("tensordict", "pyre-extensions", "iopath", "pyvers", "orjson")
-WITH_NEEDS = ("pydantic",)
+WITHOUT_NEEDS = ("tensordict", "iopath", "pyvers", "orjson", "cloudpickle", "importlib-metadata", "zipp", "pyyaml")
+WITH_NEEDS = ("pydantic", "pyre-extensions")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 MAGIC = struct.pack("<I", 0xBA55ED50)
@@ -134,6 +135,7 @@ def main() -> int:
             print(line, flush=True)
         if not asked.no_store:
             add_store(asked.store, site)
+        write_contents(asked, site)
         parts = pack(site, work / "parts", asked.part_mib << 20)
         total = sum(part.stat().st_size for part in parts)
         shutil.rmtree(asked.out, ignore_errors=True)
@@ -257,6 +259,39 @@ def add_store(store: Path, site: Path) -> None:
     shutil.copytree(store, site / PACKED_STORE)
     print("training the quickstart on this CPU, for its losses ...", flush=True)
     make_golden(site / PACKED_STORE, [f"data.store='{site / PACKED_STORE}'", "train.log_every_steps=1"], site / GOLDEN)
+
+
+def write_contents(asked: argparse.Namespace, site: Path) -> None:
+    """Writes what was packed for what, so that another machine can say in a line why it does not fit."""
+    contents = {
+        "python": asked.python,
+        "arch": asked.arch,
+        "fbgemm": asked.fbgemm,
+        "torchrec": asked.torchrec,
+        "optimizers": asked.optimizers,
+        "keep": asked.keep,
+        "tied": tied_files(site),
+    }
+    (site / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+
+
+def misfit(contents: Mapping[str, Any], python: tuple[int, int], capability: tuple[int, int] | None) -> str | None:
+    """Why a packed folder is not for this machine, in a line; None where it is.
+
+    Args:
+        contents: its `packed.json`.
+        python: version of the interpreter.
+        capability: of the GPU; None without one.
+    """
+    here = ".".join(map(str, python))
+    if contents["python"] != here:
+        return (
+            f"the folder was packed for Python {contents['python']}, and this is {here}; pack it with --python {here}"
+        )
+    if capability is not None and contents["arch"] != 10 * capability[0] + capability[1]:
+        arch = 10 * capability[0] + capability[1]
+        return f"packed for sm_{contents['arch']}, and this GPU is sm_{arch}; pack it with --arch {arch}"
+    return None
 
 
 def pack(site: Path, parts: Path, part_bytes: int) -> list[Path]:

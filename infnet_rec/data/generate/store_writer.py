@@ -111,7 +111,7 @@ class _Drawing:
         starts_UV = np.cumsum(counts_UV, axis=0) - counts_UV
         write_arrow(
             store / "users.arrow",
-            {"key": _keys(self._num_users), "ids": self._ids("user"), "starts": to_arrow(starts_UV)},
+            {"key": _keys(self._num_users), "starts": to_arrow(starts_UV), "ids": self._ids("user")},
         )
         moments = {}
         for v, name in enumerate(self._behaviours):
