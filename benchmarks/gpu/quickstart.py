@@ -55,7 +55,7 @@ def length_overrides(store: Path, settings: Settings, num_steps: int) -> list[st
     own = list(REHEARSED) if settings.is_rehearsal else []
     overrides = [f"data.store='{store}'", *own, "train.log_every_steps=1"]
     if not num_steps:
-        return overrides
+        return [*overrides, "train.num_epochs=1"]
     batch_size = 16 if settings.is_rehearsal else 512
     epochs = (num_steps + 0.5) * batch_size / Store(store).num_examples("train")
     return [*overrides, f"train.num_epochs={epochs}", "train.eval_every_steps=1000000"]
@@ -89,11 +89,16 @@ def _golden(settings: Settings, overrides: list[str]) -> JSON:
     """The CPU's run: from beside the store where it is of this store, else made now."""
     store = store_of(settings)
     packed = store.parent / GOLDEN
-    if packed.is_file() and (golden := read_json(packed))["fingerprint"] == Store(store).fingerprint:
-        return golden | {"where": "packed"}
+    if not settings.is_rehearsal and golden_is_of(store, packed):
+        return read_json(packed) | {"where": "packed"}
     out = settings.out / "quickstart" / GOLDEN
     make_golden(store, overrides, out)
     return read_json(out) | {"where": "made on this machine's CPU"}
+
+
+def golden_is_of(store: Path, golden: Path) -> bool:
+    """Whether the file holds what a CPU makes of this store."""
+    return golden.is_file() and read_json(golden)["fingerprint"] == Store(store).fingerprint
 
 
 def make_golden(store: Path, overrides: list[str], out: Path) -> None:
