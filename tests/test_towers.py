@@ -135,7 +135,6 @@ def test_tasks_are_those_that_were_chosen_in_the_stores_order(small_store: Path)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (['model={name = "mmoe"}', "train.precision=bf16"], ['train.precision is "bf16": mmoe computes in "fp32"']),
         (['model={name = "hstu", num_heads = 3}'], ["hstu: num_heads is 3", "width 16"]),
         (['model={name = "hstu", num_heads = 3, transducer_width = 64}'], ["num_heads is 3", "transducer_width 64"]),
         (["model.num_blocks=1"], ["infnet: num_blocks is 1"]),

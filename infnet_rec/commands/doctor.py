@@ -117,6 +117,7 @@ def diagnose(collectives: Literal["tried", "left out"] = "tried") -> list[Check]
         *check_torch(torch, gpus, versions),
         *check_imports(faults),
         check_host_name(socket.gethostname()),
+        *gpu_checks(torch, gpus),
         *trials,
         check_free("disk", Path.cwd(), MIN_DISK_GIB, "df -h . && du -sh runs"),
         check_free("shared memory", Path("/dev/shm"), MIN_SHARED_MEMORY_GIB, "mount -o remount,size=2G /dev/shm"),
@@ -252,7 +253,8 @@ def check_torchmetrics(versions: Versions) -> Check:
     version = versions["torchmetrics"]
     if version in (None, "1.0.3"):
         return Check("torchmetrics", version or "none; only torchrec.metrics needs it")
-    return Check("torchmetrics", f"{version}; torchrec needs 1.0.3", _pip("install", "torchmetrics==1.0.3"))
+    found = f"{version}; torchrec.metrics, which training does not use, needs 1.0.3"
+    return Check("torchmetrics", found, _pip("install", "torchmetrics==1.0.3"), "warning")
 
 
 def check_urllib3(versions: Versions) -> Check:
@@ -357,6 +359,13 @@ def lookup_trials(torch: Torch) -> list[Check]:
     if torch.num_gpus:
         checks.append(check_trial("lookup on a GPU", "right", lookup_fault("cuda"), _ANEW))
     return checks
+
+
+def gpu_checks(torch: Torch, gpus: Sequence[str]) -> list[Check]:
+    """What is asked where a GPU is listed: its generation, its driver, nccl, and the kernels of every optimizer."""
+    from infnet_rec.commands import doctor_gpu
+
+    return doctor_gpu.gpu_checks(torch) if gpus and not torch.fault else []
 
 
 def collective_trials(torch: Torch) -> list[Check]:

@@ -64,8 +64,10 @@ def make_tower(config: RunConfig, schema: Schema) -> nn.Module:
     model = config.model
     if isinstance(model, InfnetConfig):
         return make_infnet(config, schema, Infnet)
-    tower, options = BASELINES[model.name]
-    return tower(TokenLayout.of(schema), model.width, _options(options, model))
+    make, options = BASELINES[model.name]
+    tower: Any = make(TokenLayout.of(schema), model.width, _options(options, model))
+    tower.precision = config.train.precision
+    return tower
 
 
 def table_width(config: RunConfig, schema: Schema) -> int:
@@ -109,11 +111,6 @@ def check_tower(config: RunConfig, schema: Schema, world: World) -> None:
     """
     if isinstance(config.model, InfnetConfig):
         why_eager(config.model.attention, world.device, config.model.width)
-    elif config.train.precision != "fp32":
-        raise Fault(
-            f'train.precision is "{config.train.precision}": {config.model.name} computes in "fp32"; "infnet" alone '
-            "has another"
-        )
     with torch.device("meta"):
         make_tower(config, schema)
 

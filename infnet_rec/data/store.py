@@ -45,6 +45,16 @@ def write_arrow(path: Path, columns: Mapping[str, np.ndarray | pa.Array]) -> Non
         writer.write_batch(batch)
 
 
+def id_dtype(num_rows: int) -> str:
+    """The narrowest type that holds a table's ids."""
+    return "uint8" if num_rows <= 2**8 else "uint16" if num_rows <= 2**16 else "int32"
+
+
+def count_dtype(most: int) -> str:
+    """The narrowest type that counts so far."""
+    return "uint8" if most < 2**8 else "uint16" if most < 2**16 else "uint32"
+
+
 def to_arrow(column: np.ndarray | pa.Array) -> pa.Array:
     """The memory as Arrow sees it; a 2-D array becomes a fixed-size list."""
     if isinstance(column, pa.Array):

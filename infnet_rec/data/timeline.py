@@ -18,7 +18,7 @@ from infnet_rec.data.log import TRAIN
 from infnet_rec.data.raw import quoted
 from infnet_rec.data.recipe import Recipe
 from infnet_rec.data.spool import ColumnSpool
-from infnet_rec.data.store import SPLITS
+from infnet_rec.data.store import SPLITS, count_dtype, id_dtype
 from infnet_rec.data.threads import in_order
 from infnet_rec.data.vocab import (
     Vocabulary,
@@ -235,16 +235,6 @@ def event_context(recipe: Recipe) -> list[str]:
     """The sequence attributes that are columns of the log, not of the item."""
     own = {name for f in recipe.features if f.side == "context" for name in f.named_columns}
     return [name for name in (recipe.sequences.attributes if recipe.sequences else ()) if name in own]
-
-
-def id_dtype(num_rows: int) -> str:
-    """The narrowest type that holds a table's ids."""
-    return "uint8" if num_rows <= 2**8 else "uint16" if num_rows <= 2**16 else "int32"
-
-
-def count_dtype(most: int) -> str:
-    """The narrowest type that counts so far."""
-    return "uint8" if most < 2**8 else "uint16" if most < 2**16 else "uint32"
 
 
 def run_timeline(
