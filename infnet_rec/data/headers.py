@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infnet_rec.data.columns import types_of
 from infnet_rec.data.places import open_bytes
 from infnet_rec.data.raw import RawTable
 from infnet_rec.faults import Fault, did_you_mean
@@ -31,22 +32,28 @@ def open_table(raw: Path, files: Iterable[str], faults: list[str]) -> RawTable |
         faults.append(f"{', '.join(map(str, paths))}: parts of one table must all be CSV or all be Parquet")
     if len(faults) > found:
         return None
-    tables = []
+    columns: dict[Path, tuple[str, ...]] = {}
+    schemas: dict[Path, pa.Schema] = {}
     for path in paths:
         try:
-            tables.append(_parquet(path) if path.suffix == ".parquet" else RawTable((path,), _header(path)))
+            if path.suffix == ".parquet":
+                schemas[path] = _schema(path)
+                columns[path] = _checked_names(path, schemas[path].names)
+            else:
+                columns[path] = _header(path)
         except Fault as fault:
             faults.append(str(fault))
     if len(faults) > found:
         return None
-    first = tables[0]
-    for table in tables:
-        if table.columns != first.columns or table.lists != first.lists:
-            faults.append(
-                f"{table.paths[0]}: its columns differ from those of {paths[0]}; parts of one table must agree"
-            )
-    numbers = frozenset.intersection(*(t.numbers for t in tables))
-    return RawTable(paths, first.columns, first.lists, numbers, frozenset.intersection(*(t.integers for t in tables)))
+    first = columns[paths[0]]
+    faults.extend(
+        f"{path}: its columns differ from those of {paths[0]}; parts of one table must agree"
+        for path in paths
+        if columns[path] != first
+    )
+    if len(faults) > found:
+        return None
+    return RawTable(paths, first, types=types_of(first, schemas) if schemas else {})
 
 
 def repeated(names: Iterable[Hashable]) -> list[tuple[Hashable, int]]:
@@ -88,15 +95,11 @@ def _checked_names(path: Path, columns: list[str]) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def _parquet(path: Path) -> RawTable:
+def _schema(path: Path) -> pa.Schema:
     try:
-        schema = pq.read_schema(path)
+        return pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise Fault(f"{path}: not a Parquet file ({error})") from error
-    lists = frozenset(f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type))
-    integers = frozenset(f.name for f in schema if pa.types.is_integer(f.type))
-    fractions = {f.name for f in schema if pa.types.is_floating(f.type) or pa.types.is_decimal(f.type)}
-    return RawTable((path,), _checked_names(path, schema.names), lists, integers | fractions, integers)
 
 
 def missing_columns(table: RawTable, wanted: Iterable[str]) -> list[str]:

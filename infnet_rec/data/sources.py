@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infnet_rec.data.headers import missing_columns, open_table
+from infnet_rec.data.predicates import Condition, columns_of, parse
 from infnet_rec.data.raw import RawTable
 from infnet_rec.data.recipe import Recipe
 from infnet_rec.faults import Fault, did_you_mean
@@ -35,19 +36,41 @@ def open_raw(recipe: Recipe, raw: Path) -> RawFiles:
     log = open_table(raw, recipe.log.files, faults)
     if log is not None:
         wanted = [recipe.log.user, recipe.log.item, *([recipe.log.time] if recipe.log.time else [])]
-        wanted += [task.label for task in recipe.tasks]
-        wanted += [c for f in recipe.features if f.side == "context" for c in f.columns]
-        faults += missing_columns(log, dict.fromkeys(wanted))
+        wanted += [task.label for task in recipe.tasks if task.label is not None]
+        context = [c for f in recipe.features if f.side == "context" for c in f.columns]
+        faults += missing_columns(log, dict.fromkeys([*wanted, *context]))
+        wanted += [c for predicate in predicates_of(recipe, log, faults).values() for c in columns_of(predicate)]
+        faults += log.type_faults(wanted, context)
     sides: dict[Side, list[RawTable]] = {side: _open_side(recipe, raw, side, faults) for side in SIDES}
     histories = []
     for history in recipe.history:
         table = open_table(raw, [history.file], faults)
         if table is not None:
             faults += missing_columns(table, [history.user, history.time, history.items])
+            faults += table.type_faults([history.user, history.time], [history.items])
+            if (items := table.types.get(history.items)) and set(items.kinds) - {"list", "text", "nested"}:
+                faults.append(f"history {history.file}: column {history.items} is {items.of_parts[0][1]}, not a list")
             histories.append(table)
     if faults or log is None:
         raise Fault(f"raw files do not fit recipe {recipe.name}\n" + "\n".join(f"  {fault}" for fault in faults))
     return RawFiles(log, sides, histories)
+
+
+def predicates_of(recipe: Recipe, log: RawTable, faults: list[str]) -> dict[str, Condition]:
+    """The predicates of behaviours and tasks, parsed; appends to `faults` what is wrong with one.
+
+    Returns:
+        `is_<behaviour>` and `label_<task>` -> predicate.
+    """
+    wheres = [("behaviour", f"is_{b.name}", b.name, b.where) for b in recipe.behaviours]
+    wheres += [("task", f"label_{t.name}", t.name, t.where) for t in recipe.tasks if t.where is not None]
+    found = {}
+    for kind, column, name, where in wheres:
+        try:
+            found[column] = parse(where, log.columns)
+        except ValueError as error:
+            faults.append(f"{kind} {name}, where = {where!r}: {error}")
+    return found
 
 
 def _open_side(recipe: Recipe, raw: Path, side: Side, faults: list[str]) -> list[RawTable]:
@@ -59,6 +82,7 @@ def _open_side(recipe: Recipe, raw: Path, side: Side, faults: list[str]) -> list
         all_opened &= table is not None
         if table is not None:
             faults += missing_columns(table, [source.key])
+            faults += _side_type_faults(recipe, side, source.key, table)
             found |= set(table.columns)
             tables.append(table)
     for column in dict.fromkeys(c for f in recipe.features if f.side == side for c in f.columns):
@@ -66,3 +90,10 @@ def _open_side(recipe: Recipe, raw: Path, side: Side, faults: list[str]) -> list
             where = ", ".join(file for source in getattr(recipe.sides, side) for file in source.files) or "(no file)"
             faults.append(f"{side} feature {column!r}: no such column in {where}{did_you_mean(column, found)}")
     return tables
+
+
+def _side_type_faults(recipe: Recipe, side: Side, key: str, table: RawTable) -> list[str]:
+    mine = [f for f in recipe.features if f.side == side]
+    numbers = [c for f in mine if f.encoding == "quantile" for c in f.columns]
+    texts = [c for f in mine if f.encoding != "quantile" for c in f.columns if c not in numbers and c != key]
+    return table.type_faults([key, *numbers], texts)
