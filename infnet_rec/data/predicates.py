@@ -341,16 +341,14 @@ class _Renderer:
             case Truth(bool() as value):
                 return str(value).upper()
             case Truth(Column(name)):
-                number = self.columns[name].number
+                number, no_number = self._column(name)
                 odd = f"{number} IS NOT NULL AND {number} NOT IN (0, 1)"
-                self.bad[name, "is neither 1 or true nor 0 or false"] = f"({odd} OR {self.columns[name].no_number})"
+                self.bad[name, "is neither 1 or true nor 0 or false"] = f"({odd} OR {no_number})"
                 return f"({number} = 1)"
             case Missing(Column(name)):
-                column = self.columns[name]
-                blank = f" OR {values.trimmed(column.raw)} = ''" if column.kind == "text" else ""
-                return f"({column.text} IS NULL{blank})"
+                return f"({self.columns[name].text} IS NULL)"
             case Missing(operand):
-                return f"({self._double(operand)} IS NULL)"
+                return f"({self._number(operand)} IS NULL)"
             case Negation(part):
                 return f"(NOT {self.condition(part)})"
             case Junction(operator, parts):
@@ -360,18 +358,18 @@ class _Renderer:
                 return f"({self._text(node.left)} {node.operator} {self._text(node.right)})"
             case "number":
                 return self._numbers(node)
-        left, right = (self.columns[n].number for n in columns_of(node)) if node.left != node.right else ("1", "1")
+        left, right = (self.columns[n].truth for n in columns_of(node)) if node.left != node.right else ("1", "1")
         texts = f"{self._text(node.left)} {node.operator} {self._text(node.right)}"
         return f"(CASE WHEN {left} IS NULL OR {right} IS NULL THEN {texts} ELSE {self._exact(node)} END)"
 
     def _numbers(self, node: Comparison) -> str:
         for name in columns_of(node):
-            self.bad[name, "is not a number"] = self.columns[name].no_number
+            self.bad[name, "is not a number"] = self._column(name)[1]
         sides = (node.left, node.right)
         small = any(isinstance(side, Number) and abs(side.value) < EXACT_DOUBLES for side in sides)
         if small or any(isinstance(side, Arithmetic) for side in sides):
             # A double next to a small number, or to what is a double, says all.
-            return f"({self._double(node.left)} {node.operator} {self._double(node.right)})"
+            return f"({self._number(node.left)} {node.operator} {self._number(node.right)})"
         return self._exact(node)
 
     def _exact(self, node: Comparison) -> str:
@@ -379,11 +377,16 @@ class _Renderer:
         whole = [self._integer(side) for side in (node.left, node.right)]
         doubles = [
             f"CASE WHEN {integer} IS NULL THEN {double} ELSE least({double}, {BELOW_ALL_LARGER!r}::DOUBLE) END"
-            for integer, double in zip(whole, map(self._double, (node.left, node.right)), strict=True)
+            for integer, double in zip(whole, map(self._number, (node.left, node.right)), strict=True)
         ]
         both = f"{whole[0]} IS NOT NULL AND {whole[1]} IS NOT NULL"
         return f"""(CASE WHEN {both} THEN {whole[0]} {node.operator} {whole[1]}
             ELSE {doubles[0]} {node.operator} {doubles[1]} END)"""
+
+    def _column(self, name: str) -> tuple[str, str]:
+        """SQL of a column's number, and of whether it is none."""
+        column = self.columns[name]
+        return column.truth, column.neither(column.truth)
 
     def _text(self, operand: Operand) -> str:
         assert isinstance(operand, Column | Text)
@@ -397,17 +400,24 @@ class _Renderer:
                 return self.columns[name].integer
         return "CAST(NULL AS BIGINT)"
 
+    def _number(self, operand: Operand) -> str:
+        """The operand's double, null where arithmetic has no answer: NaN goes through all that is made of it."""
+        double = self._double(operand)
+        if not isinstance(operand, Arithmetic):
+            return double
+        return f"(CASE WHEN isfinite({double}) OR isinf({double}) THEN {double} END)"
+
     def _double(self, operand: Operand) -> str:
         match operand:
             case Number(value):
                 return f"CAST('{float(value)!r}' AS DOUBLE)"
             case Column(name):
-                return self.columns[name].number
+                return self.columns[name].truth
             case Arithmetic(operator, left, right):
                 for name in columns_of(operand):
-                    self.bad[name, "is not a number"] = self.columns[name].no_number
+                    self.bad[name, "is not a number"] = self._column(name)[1]
                 first, second = self._double(left), self._double(right)
                 if operator == "/":
                     second = f"NULLIF({second}, 0)"
-                return f"NULLIF({first} {operator} {second}, 'nan'::DOUBLE)"
+                return f"({first} {operator} {second})"
         raise AssertionError(f"{operand} is no number")

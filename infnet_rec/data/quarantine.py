@@ -7,6 +7,7 @@ the second, the files that have any are read once more, in order. The line of a 
 
 import csv
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from infnet_rec.faults import Fault
 SHOWN, FEW = 3, 1_000
 MAX_TEXT = 4_096  # of a row that is written down
 MAX_CELL = 60  # of a cell that is shown
+NO_NUMBER = (
+    r"""Error when converting column "(.*)"\. Could not convert string "(.*)" to 'DOUBLE'"""  # as DuckDB says it
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -244,7 +248,10 @@ class Intake:
                 num_columns = len(self.source.columns)
                 lines, found = find_rows(Path(path), broken.get(path, ()), numbers, num_columns=num_columns)
             for offset, (reason, text) in broken.get(path, {}).items():
-                bad.append(BadRow(path, lines.get(offset, 0), reason, text[:MAX_TEXT]))
+                shown = ""
+                if number := re.match(NO_NUMBER, reason):
+                    reason, shown = f"{number[1]} is not a number", Cell(number[1]).shown(number[2])
+                bad.append(BadRow(path, lines.get(offset, 0), reason, text[:MAX_TEXT], shown))
             for number, (check, cell) in numbers.items():
                 line, text = found.get(number, (0, ""))
                 reason = self.reasons[check - 1]

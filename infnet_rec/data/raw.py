@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from infnet_rec.data.columns import ColumnTypes, RawColumn
-from infnet_rec.data.values import literal, quoted
+from infnet_rec.data.values import ONLY_DUCKDB, literal, quoted
 from infnet_rec.faults import Failure, Fault
 
 __all__ = ["literal", "quoted"]
@@ -34,6 +34,7 @@ BROKEN_GZIP = re.compile(r"gzip", re.IGNORECASE)
 CSV_FORMAT = "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', comment = ''"
 MAX_REJECTS = 1_000_000
 KEPT_MIB = 64
+SCAN_BYTES = 1 << 24
 
 
 def connect(folder: Path, *, memory_gib: float, num_threads: int) -> duckdb.DuckDBPyConnection:
@@ -156,6 +157,13 @@ class RawTable:
         faults += [self.types[name].fault("text") for name in dict.fromkeys(texts) if name in self.types]
         return [fault for fault in faults if fault is not None]
 
+    def has_odd_numbers(self) -> bool:
+        """Whether the rows of text files hold anything that DuckDB's numbers may have and ours may not.
+
+        Packed files are not looked into, and are said to.
+        """
+        return any(path.suffix in (".gz", ".zst") or _holds(path, ONLY_DUCKDB) for path in self.paths)
+
     def text(self, column: str) -> str:
         """SQL for the value of a column as text, null where missing; commas stand between a list's values."""
         return self.column(column).text
@@ -163,3 +171,16 @@ class RawTable:
     def integer(self, column: str) -> str:
         """SQL for a column of whole numbers, null where there is none."""
         return self.column(column).integer
+
+
+def _holds(path: Path, texts: Iterable[str]) -> bool:
+    """Whether a file holds one of some short texts behind its first line."""
+    wanted = [text.encode() for text in texts]
+    longest, end = max(map(len, wanted)), b""
+    with path.open("rb") as file:
+        file.readline(SCAN_BYTES)
+        while chunk := file.read(SCAN_BYTES):
+            if any(text in end + chunk[:longest] or text in chunk for text in wanted):
+                return True
+            end = chunk[-longest:]
+    return False
