@@ -358,7 +358,7 @@ class _Renderer:
                 return f"({self._text(node.left)} {node.operator} {self._text(node.right)})"
             case "number":
                 return self._numbers(node)
-        left, right = (self.columns[n].truth for n in columns_of(node)) if node.left != node.right else ("1", "1")
+        left, right = self._number(node.left), self._number(node.right)
         texts = f"{self._text(node.left)} {node.operator} {self._text(node.right)}"
         return f"(CASE WHEN {left} IS NULL OR {right} IS NULL THEN {texts} ELSE {self._exact(node)} END)"
 
