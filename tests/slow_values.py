@@ -1,4 +1,4 @@
-"""What a raw cell and a predicate mean, slowly: Decimal, regular expressions and recursion. Shares no code with the package."""
+"""What a raw cell and a predicate mean, slowly: Decimal, regular expressions, descent; no code of the package."""
 
 import json
 import math
@@ -242,11 +242,9 @@ class Predicate:
             return inside
         if self._next("-"):
             inside = self._atom()
-            return (
-                ("number", number(f"-{inside[2]}"), "")
-                if inside[0] == "number"
-                else ("arithmetic", "-", ("number", 0), inside)
-            )
+            if inside[0] == "number":
+                return ("number", number(f"-{inside[2]}"), "")
+            return ("arithmetic", "-", ("number", 0), inside)
         token = self.tokens[self.at]
         self.at += 1
         if token.upper() in ("TRUE", "FALSE"):

@@ -47,7 +47,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     ),
     "a time in words": (
         add("log_2.csv", "0,0,noon,1,1,a"),
-        r"log_2\.csv, line 12: time is empty or not a whole number from 0",
+        r"log_2\.csv, line 12: time is empty or not a whole number of s since 1970",
     ),
     "a fractional time": (
         add("log_2.csv", "0,0,5.5,1,1,a"),
@@ -55,7 +55,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     ),
     "a time before 1970": (
         add("log_2.csv", "0,0,-5,1,1,a"),
-        r"log_2\.csv, line 12: time is empty or not a whole number",
+        r"log_2\.csv, line 12: time is not between 1970-01-01",
     ),
     "an empty time": (add("log_2.csv", "0,0,,1,1,a"), r"log_2\.csv, line 12: time is empty"),
     "an empty user": (add("log_2.csv", ",0,5,1,1,a"), r"log_2\.csv, line 12: user is empty or not a whole number"),
@@ -89,7 +89,10 @@ FAULTS: dict[str, tuple[Edit, str]] = {
         lambda raw, recipe: recipe["splits"].update(test="1970-02-01T00:00:00", end="1970-02-02T00:00:00"),
         r"no row of the log falls into test; move the boundaries",
     ),
-    "no rows": (rewrite(lambda text: text.split(b"\n")[0] + b"\n", "log*"), r"falls into train, valid, test"),
+    "no rows": (
+        rewrite(lambda text: text.split(b"\n")[0] + b"\n", "log*"),
+        r"log_2\.csv: the log holds a header and no rows",
+    ),
     "no folder": (lambda raw, recipe: shutil.rmtree(raw), r"raw: no such folder.*such as log_1\.csv"),
 }
 

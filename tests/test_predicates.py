@@ -96,7 +96,7 @@ def test_a_predicate_is_what_it_says(text: str) -> None:
         assert Predicate(text)(row) is expected
 
 
-def _rendered(text: str, rows: list[dict[str, str]]) -> list[bool | None | str]:
+def _rendered(text: str, rows: list[dict[str, str]]) -> list[bool | str | None]:
     """What DuckDB makes of the rows, "bad" for a bad row."""
     predicate = parse(text, COLUMNS)
     rendering = render(predicate, {name: RawColumn(name) for name in columns_of(predicate)})
@@ -108,9 +108,10 @@ def _rendered(text: str, rows: list[dict[str, str]]) -> list[bool | None | str]:
 
 
 CELLS = [
-    "", "0", "1", "2", "-1", "1.0", "1e0", "10e-1", "0.5", "29.6", "30", "inf", "-Infinity", "nan", "-nan", "NaN", "Nan",
-    "true", "False", "1e400", "9007199254740992", "9007199254740993", "9223372036854775807", "9223372036854775808",
-    "-9223372036854775808", "1e18", "1e+18", "0x10", "1_0", "+-1", " 1", "1 ", "01", "+1", "-0.0", "x", "it's", "A", "a",
+    "", "0", "1", "2", "-1", "1.0", "1e0", "10e-1", "0.5", "29.6", "30", "inf", "-Infinity", "nan", "-nan", "NaN",
+    "Nan", "true", "False", "1e400", "9007199254740992", "9007199254740993", "9223372036854775807", "9223372036854775808",
+    "-9223372036854775808", "1e18", "1e+18", "0x10", "1_0", "+-1", " 1", "1 ", "01", "+1", "-0.0", "x",
+    "it's", "A", "a",
 ]  # fmt: skip
 NUMBERS = ["0", "1", "2", "30", "0.5", "29.6", "1e3", "9007199254740993", "9223372036854775807", "9223372036854775808"]
 NAMES = ["a", "b", '"like"', '"a b"']
@@ -148,7 +149,7 @@ _rows = st.lists(st.fixed_dictionaries({name: st.sampled_from(CELLS) for name in
 def test_rows_are_what_a_slow_evaluator_says(text: str, rows: list[dict[str, str]]) -> None:
     slow = Predicate(text)
 
-    def expected(row: dict[str, str]) -> bool | None | str:
+    def expected(row: dict[str, str]) -> bool | str | None:
         try:
             return slow(row)
         except BadCell:

@@ -39,17 +39,19 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
     """
     log = recipe.log
     columns = {"user_key": key_sql(recipe, table, log.user), "item_key": key_sql(recipe, table, log.item)}
-    if log.time is not None:
-        columns["time"] = table.integer(log.time)
+    if log.time_columns:
+        columns["time"] = log.clock.sql(table, log.time_columns)
     columns |= {"position": "0", "example_": "TRUE"}
     checks = {
         f"{log.user} is empty{or_fractional(recipe)}": "user_key IS NULL",
         f"{log.item} is empty{or_fractional(recipe)}": "item_key IS NULL",
     }
     cells = {reason: key_cell(recipe, c) for reason, c in zip(checks, (log.user, log.item), strict=True)}
-    if log.time is not None:
-        reason = f"{log.time} is empty or not a whole number from 0"
-        checks[reason], cells[reason] = "time IS NULL OR time < 0", Cell(log.time)
+    if log.time_columns:
+        of_time = log.clock.checks(log.time_columns, table)
+        checks |= of_time
+        time, *also = log.time_columns
+        cells |= {reason: Cell(time, also="".join(also), advice=log.clock.advice) for reason in of_time}
     predicates, raw_checks = _rendered(recipe, table)
     columns |= {name: f"coalesce({p.condition}, FALSE)" for name, p in predicates.items() if name.startswith("is_")}
     for task in recipe.tasks:
@@ -87,7 +89,7 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
         cells,
         derived=derived,
         keep=keep,
-        ordered=log.time is None,
+        ordered=not log.time_columns,
     )
 
 
@@ -126,7 +128,10 @@ def read_log(
     Raises:
         Fault: no usable row, too many bad rows, or a history that does not fit.
     """
-    log_intake(recipe, table).run(connection, quarantine)
+    num_rows = log_intake(recipe, table).run(connection, quarantine)
+    if not num_rows and not first_value(connection, f"SELECT 1 FROM {table.scan({}, skip_bad=True)} LIMIT 1"):
+        header = "a header and no rows" if table.form.has_header and not table.is_parquet else "no rows"
+        raise Fault(f"{', '.join(map(str, table.paths))}: the log holds {header}; name files with rows in [log] files")
     if isinstance(recipe.splits, ShareSplits):
         _share_out(connection, recipe, recipe.splits)
     for k, history in enumerate(histories):
@@ -173,7 +178,7 @@ def _seed_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int,
         split = f"CASE WHEN time < {recipe.instant(recipe.splits.valid)} THEN {HISTORY_ONLY} ELSE {VALID} END"
     items = table.column(history.items).elements(",")
     item = integer_sql("cell") if recipe.log.id_type == "int64" else value_sql("cell")
-    user, time = key_sql(recipe, table, history.user), table.integer(history.time)
+    user, time = key_sql(recipe, table, history.user), recipe.log.clock.sql(table, [history.time])
     cells = f"""SELECT {user} AS user_key, {time} AS time, unnest({items}) AS cell,
         unnest(range(1, len({items}) + 1)) AS position FROM {table.scan({})}"""
     with faults_of(f"history {history.file}"):
@@ -189,6 +194,13 @@ def _seed_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int,
     for column, name in (("time", history.time), ("user_key", history.user)):
         if first_value(connection, f"SELECT 1 FROM log WHERE {column} IS NULL LIMIT 1"):
             raise Fault(f"history {history.file}: {name} is empty for a user with events; mend or remove the row")
+    low, high = recipe.instant(recipe.log.earliest), recipe.instant(recipe.log.latest)
+    odd = f"FROM log WHERE NOT example_ AND (time < {low} OR time >= {high})"
+    if (found := connection.execute(f"SELECT user_key, time {odd} ORDER BY ALL LIMIT 1").fetchone()) is not None:
+        raise Fault(
+            f"history {history.file}: {history.time} of user {found[0]} is {recipe.log.clock.range_text} "
+            f"({found[1]:,} ticks); mend or remove the row, or mend time_unit in [log]"
+        )
 
 
 def number(connection: duckdb.DuckDBPyConnection, name: str, sources: list[str]) -> int:

@@ -338,13 +338,8 @@ class _Renderer:
 
     def condition(self, node: Condition) -> str:
         match node:
-            case Truth(bool() as value):
-                return str(value).upper()
-            case Truth(Column(name)):
-                number, no_number = self._column(name)
-                odd = f"{number} IS NOT NULL AND {number} NOT IN (0, 1)"
-                self.bad[name, "is neither 1 or true nor 0 or false"] = f"({odd} OR {no_number})"
-                return f"({number} = 1)"
+            case Truth(value):
+                return self._truth(value)
             case Missing(Column(name)):
                 return f"({self.columns[name].text} IS NULL)"
             case Missing(operand):
@@ -353,14 +348,22 @@ class _Renderer:
                 return f"(NOT {self.condition(part)})"
             case Junction(operator, parts):
                 return f"({f' {operator} '.join(map(self.condition, parts))})"
-        match node.by:
-            case "text":
-                return f"({self._text(node.left)} {node.operator} {self._text(node.right)})"
-            case "number":
+            case Comparison(operator, left, right, "text"):
+                return f"({self._text(left)} {operator} {self._text(right)})"
+            case Comparison(by="number"):
                 return self._numbers(node)
-        left, right = self._number(node.left), self._number(node.right)
-        texts = f"{self._text(node.left)} {node.operator} {self._text(node.right)}"
-        return f"(CASE WHEN {left} IS NULL OR {right} IS NULL THEN {texts} ELSE {self._exact(node)} END)"
+            case Comparison(operator, left, right):
+                texts = f"{self._text(left)} {operator} {self._text(right)}"
+                unknown = f"{self._number(left)} IS NULL OR {self._number(right)} IS NULL"
+                return f"(CASE WHEN {unknown} THEN {texts} ELSE {self._exact(node)} END)"
+
+    def _truth(self, value: bool | Column) -> str:
+        if isinstance(value, bool):
+            return str(value).upper()
+        number, no_number = self._column(value.name)
+        odd = f"{number} IS NOT NULL AND {number} NOT IN (0, 1)"
+        self.bad[value.name, "is neither 1 or true nor 0 or false"] = f"({odd} OR {no_number})"
+        return f"({number} = 1)"
 
     def _numbers(self, node: Comparison) -> str:
         for name in columns_of(node):

@@ -9,8 +9,8 @@ import csv
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -51,11 +51,13 @@ class Quarantine:
         max_fraction: of the rows of one table (the log, the parts of one side table) that may be bad.
         rows: the bad rows so far.
         counts: table -> number of bad rows.
+        shown: path of a file that was fetched -> what a person calls it.
     """
 
     max_fraction: float
     rows: list[BadRow] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    shown: Mapping[str, str] = field(default_factory=dict)
 
     def add(self, table: str, bad: list[BadRow], num_rows: int) -> None:
         """Takes the bad rows of one table.
@@ -63,7 +65,7 @@ class Quarantine:
         Raises:
             Fault: they are too many.
         """
-        bad = sorted(bad)
+        bad = sorted(replace(row, file=self.shown.get(row.file, row.file)) for row in bad)
         if len(bad) > self.max_fraction * num_rows:
             first = "".join(f"\n  {b}" for b in islice(bad, SHOWN))
             # DuckDB's reasons quote the value that does not fit.
@@ -93,16 +95,32 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The raw column that a check is about, and what a recipe may say where its values are right."""
+    """The raw column that a check is about, and what a recipe may say where its values are right.
+
+    Attributes:
+        column: its name.
+        remedy: the end of a message about any of its values.
+        also: another column that is shown with it.
+        advice: from the value to what a person can write in the recipe, or "".
+    """
 
     column: str
     remedy: str = ""
+    also: str = ""
+    advice: Callable[[str], str] | None = None
+
+    def raw(self, source: RawTable) -> str:
+        """SQL of the text that is shown."""
+        cell = source.column(self.column).raw
+        return f"concat_ws(' ', {cell}, {source.column(self.also).raw})" if self.also else cell
 
     def shown(self, value: str | None) -> str:
         """The end of a message about one value."""
         if value is None:
             return ""
-        return f" (it is {json.dumps(value[:MAX_CELL], ensure_ascii=False)}{remedy(value) or self.remedy})"
+        advice = self.advice(value) if self.advice is not None else ""
+        more = remedy(value) or (f"; {advice}" if advice else self.remedy)
+        return f" (it is {json.dumps(value[:MAX_CELL], ensure_ascii=False)}{more})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +173,7 @@ class Intake:
         derived = "".join(f", {sql} AS {quoted(name)}" for name, sql in self.derived.items())
         if part is not None:
             cells = {k: self.cells[reason] for k, reason in enumerate(self.reasons, start=1) if reason in self.cells}
-            columns += [f"{self.source.column(cell.column).raw} AS cell_{k}" for k, cell in cells.items()]
+            columns += [f"{cell.raw(self.source)} AS cell_{k}" for k, cell in cells.items()]
             found = "".join(f" WHEN {k} THEN cell_{k}" for k in cells)
             derived += f", CASE {bad}{found} ELSE NULL END AS cell_" if cells else ", NULL AS cell_"
         selected = f"(SELECT {', '.join(columns)} FROM (SELECT *, file_index FROM {rows})) AS r {self.join}"
@@ -186,7 +204,7 @@ class Intake:
                 # Too many to be worth the search for their lines.
                 counts = connection.execute(f"SELECT bad_, count(*) FROM {self.name} GROUP BY 1 HAVING bad_ > 0")
                 counted = Counter({self.reasons[k - 1]: count for k, count in counts.fetchall()})
-                (first,) = self._bad_rows(connection, {}, only_first=True)
+                (first,) = self._bad_rows(connection, broken, only_first=True)
                 raise quarantine.too_many(self.what, total, num_rows, counted, f"\n  {first}")
             bad = self._bad_rows(connection, broken)
             if total:
@@ -233,7 +251,7 @@ class Intake:
         bad = []
         impossible = connection.execute(f"SELECT DISTINCT file_ FROM {self.name} WHERE bad_ > 0 ORDER BY 1").fetchall()
         parts = {str(self.source.paths[part]): part for (part,) in impossible[: 1 if only_first else None]}
-        for path in dict.fromkeys([*broken, *parts]):
+        for path in parts if only_first else dict.fromkeys([*broken, *parts]):
             numbers: dict[int, tuple[int, str | None]] = {}
             if path in parts:
                 connection.execute("SET preserve_insertion_order = true")
@@ -245,9 +263,10 @@ class Intake:
             if self.source.is_parquet:
                 lines, found = {}, self._parquet_rows(connection, parts[path], numbers)
             else:
-                num_columns = len(self.source.columns)
-                lines, found = find_rows(Path(path), broken.get(path, ()), numbers, num_columns=num_columns)
-            for offset, (reason, text) in broken.get(path, {}).items():
+                source, at = self.source, broken.get(path, ())
+                num_columns = len(source.file_columns)
+                lines, found = find_rows(Path(path), source.form, at, numbers, num_columns=num_columns)
+            for offset, (reason, text) in () if only_first else broken.get(path, {}).items():
                 shown = ""
                 if number := re.match(NO_NUMBER, reason):
                     reason, shown = f"{number[1]} is not a number", Cell(number[1]).shown(number[2])

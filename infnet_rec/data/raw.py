@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 
 from infnet_rec.data.columns import ColumnTypes, RawColumn
+from infnet_rec.data.text_format import CSV_FORMAT, TextFormat, is_parquet
 from infnet_rec.data.values import ONLY_DUCKDB, literal, quoted
 from infnet_rec.faults import Failure, Fault
 
@@ -31,7 +32,6 @@ COMPLAINTS = (
 NO_SPACE = re.compile(r"no space left|disk quota|file too large", re.IGNORECASE)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN_GZIP = re.compile(r"gzip", re.IGNORECASE)
-CSV_FORMAT = "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', comment = ''"
 MAX_REJECTS = 1_000_000
 KEPT_MIB = 64
 SCAN_BYTES = 1 << 24
@@ -94,24 +94,49 @@ def faults_of(where: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
+class ParquetTime:
+    """What a Parquet column of times holds.
+
+    Attributes:
+        kind: "instant" on the world's clock, "local" date and time of day, "date", or "clock", a time of day;
+            "mixed" where the parts of a table differ.
+        nanoseconds: whether it counts nanoseconds.
+    """
+
+    kind: Literal["instant", "local", "date", "clock", "mixed"]
+    nanoseconds: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RawTable:
     """Files that are parts of one table; all have the same columns.
 
     Attributes:
-        paths: the files, all CSV (perhaps .gz) or all Parquet.
-        columns: column names, in the order of the files.
+        paths: the files, all text (perhaps .gz or .zst) or all Parquet.
+        columns: column names, in the order of the files; those of the partitions last.
         null_values: texts that mean "missing" in any column, besides the empty field.
         types: the types of Parquet columns.
+        form: how text files are written.
+        partitions: columns that the names of folders give: name -> the text of each file, None where it is missing.
+        instants: Parquet columns that hold times.
     """
 
     paths: tuple[Path, ...]
     columns: tuple[str, ...]
     null_values: tuple[str, ...] = ()
     types: Mapping[str, ColumnTypes] = field(default_factory=dict)
+    form: TextFormat = CSV_FORMAT
+    partitions: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    instants: Mapping[str, ParquetTime] = field(default_factory=dict)
 
     @property
     def is_parquet(self) -> bool:
-        return self.paths[0].suffix == ".parquet"
+        return is_parquet(self.paths[0])
+
+    @property
+    def file_columns(self) -> tuple[str, ...]:
+        """Columns that stand in the files themselves."""
+        return tuple(column for column in self.columns if column not in self.partitions)
 
     @property
     def num_bytes(self) -> int:
@@ -134,8 +159,9 @@ class RawTable:
         names = "[" + ", ".join(literal(re.sub(r"([\[*?])", r"[\1]", str(path))) for path in paths) + "]"
         if self.is_parquet:
             # By name, so that a column may be empty, and then of no type, in one of the parts.
-            return f"read_parquet({names}, file_row_number = true, union_by_name = true, hive_partitioning = false)"
-        columns = ", ".join(f"{literal(c)}: {literal(types.get(c, 'VARCHAR'))}" for c in self.columns)
+            options = "file_row_number = true, union_by_name = true, hive_partitioning = false"
+            return self._with_partitions(f"read_parquet({names}, {options})", part)
+        columns = ", ".join(f"{literal(c)}: {literal(types.get(c, 'VARCHAR'))}" for c in self.file_columns)
         options = f"columns = {{{columns}}}, nullstr = [''], hive_partitioning = false"
         if rejects:
             options += (
@@ -144,7 +170,18 @@ class RawTable:
             )
         elif skip_bad:
             options += ", ignore_errors = true"
-        return f"read_csv({names}, {CSV_FORMAT}, {options})"
+        return self._with_partitions(f"read_csv({names}, {self.form.sql_options}, {options})", part)
+
+    def _with_partitions(self, files: str, part: int | None) -> str:
+        """A FROM clause that gives the files' rows what the names of their folders say."""
+        if not self.partitions:
+            return files
+        added = []
+        for column, texts in self.partitions.items():
+            texts = texts if part is None else texts[part : part + 1]
+            values = ", ".join("NULL" if text is None else literal(text) for text in texts)
+            added.append(f"CAST([{values}] AS VARCHAR[])[CAST(file_index AS BIGINT) + 1] AS {quoted(column)}")
+        return f"(SELECT *, file_index, {', '.join(added)} FROM {files})"
 
     def column(self, name: str, null_values: tuple[str, ...] = ()) -> RawColumn:
         """How a column is read; `null_values` are missing besides those of the files."""
@@ -162,7 +199,8 @@ class RawTable:
 
         Packed files are not looked into, and are said to.
         """
-        return any(path.suffix in (".gz", ".zst") or _holds(path, ONLY_DUCKDB) for path in self.paths)
+        skip = self.form.has_header
+        return any(p.suffix in (".gz", ".zst") or _holds(p, ONLY_DUCKDB, skip_first_line=skip) for p in self.paths)
 
     def text(self, column: str) -> str:
         """SQL for the value of a column as text, null where missing; commas stand between a list's values."""
@@ -173,12 +211,13 @@ class RawTable:
         return self.column(column).integer
 
 
-def _holds(path: Path, texts: Iterable[str]) -> bool:
-    """Whether a file holds one of some short texts behind its first line."""
+def _holds(path: Path, texts: Iterable[str], *, skip_first_line: bool) -> bool:
+    """Whether a file holds one of some short texts."""
     wanted = [text.encode() for text in texts]
     longest, end = max(map(len, wanted)), b""
     with path.open("rb") as file:
-        file.readline(SCAN_BYTES)
+        if skip_first_line:
+            file.readline(SCAN_BYTES)
         while chunk := file.read(SCAN_BYTES):
             if any(text in end + chunk[:longest] or text in chunk for text in wanted):
                 return True

@@ -151,7 +151,7 @@ class SideTables:
         It does so by the rule in files that hold nothing which it reads beyond the rule.
         """
         numbers = [f for f in features if f.recipe.encoding == "quantile"]
-        others = {recipe.key, *(f.column for f in features if f.recipe.encoding != "quantile")}
+        others = {recipe.key, *source.partitions, *(f.column for f in features if f.recipe.encoding != "quantile")}
         nulls = {f.column for f in numbers if f.recipe.null_values}
         wanted = dict.fromkeys(f.column for f in numbers if f.column not in others | nulls)
         if not wanted or source.is_parquet or source.null_values or source.has_odd_numbers():
