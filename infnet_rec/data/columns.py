@@ -26,19 +26,19 @@ def kind_of(kind: pa.DataType) -> Kind:
     types = pa.types
     if types.is_dictionary(kind):
         return kind_of(kind.value_type)
-    found: dict[Kind, bool] = {
-        "null": types.is_null(kind),
-        "integer": types.is_integer(kind),
-        "double": types.is_float64(kind),
-        "single": types.is_floating(kind),
-        "decimal": types.is_decimal(kind),
-        "boolean": types.is_boolean(kind),
-        "text": types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind),
-        "binary": types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind),
-        "time": types.is_temporal(kind),
-        "list": is_list(kind) and not types.is_nested(kind.value_type),
-    }
-    return next((name for name, is_it in found.items() if is_it), "nested")
+    found: list[tuple[Kind, bool]] = [
+        ("null", types.is_null(kind)),
+        ("integer", types.is_integer(kind)),
+        ("double", types.is_float64(kind)),
+        ("single", types.is_floating(kind)),
+        ("decimal", types.is_decimal(kind)),
+        ("boolean", types.is_boolean(kind)),
+        ("text", types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)),
+        ("binary", types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)),
+        ("time", types.is_temporal(kind)),
+        ("list", is_list(kind) and not types.is_nested(kind.value_type)),
+    ]
+    return next((name for name, is_it in found if is_it), "nested")
 
 
 def is_list(kind: pa.DataType) -> bool:

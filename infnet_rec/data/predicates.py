@@ -35,7 +35,7 @@ BELOW_ALL_LARGER = 9223372036854774784.0  # the largest double below 2**63
 MAX_SHOWN = 80
 
 Operator = Literal["=", "<>", "<", "<=", ">", ">="]
-OPERATORS: dict[type[exp.Expression], Operator] = {
+OPERATORS: dict[type[exp.Expr], Operator] = {
     exp.EQ: "=",
     exp.NEQ: "<>",
     exp.LT: "<",
@@ -43,7 +43,7 @@ OPERATORS: dict[type[exp.Expression], Operator] = {
     exp.GT: ">",
     exp.GTE: ">=",
 }
-ARITHMETIC: dict[type[exp.Expression], Literal["+", "-", "*", "/"]] = {
+ARITHMETIC: dict[type[exp.Expr], Literal["+", "-", "*", "/"]] = {
     exp.Add: "+",
     exp.Sub: "-",
     exp.Mul: "*",
@@ -176,7 +176,7 @@ class _Parser:
 
     columns: tuple[str, ...]
 
-    def condition(self, node: exp.Expression) -> Condition:
+    def condition(self, node: exp.Expr) -> Condition:
         match node:
             case exp.Paren():
                 return self.condition(node.this)
@@ -213,7 +213,7 @@ class _Parser:
             raise ValueError(f"{_shown(node)} is a value, not a condition; compare it with another")
         raise _refused(node)
 
-    def operand(self, node: exp.Expression) -> Operand:
+    def operand(self, node: exp.Expr) -> Operand:
         match node:
             case exp.Paren():
                 return self.operand(node.this)
@@ -248,12 +248,12 @@ class _Parser:
         raise ValueError(f'the log has no column "{name}"{did_you_mean(name, self.columns)}; it has {known}')
 
 
-def _refused(node: exp.Expression) -> ValueError:
+def _refused(node: exp.Expr) -> ValueError:
     name = node.name if isinstance(node, exp.Anonymous) else node.key.upper()
     return ValueError(f"{_shown(node)} ({name}) is not understood; a predicate holds {ALLOWED}")
 
 
-def _shown(node: exp.Expression) -> str:
+def _shown(node: exp.Expr) -> str:
     text = node.sql(dialect="duckdb", comments=False, normalize_functions=False)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
@@ -338,8 +338,8 @@ class _Renderer:
 
     def condition(self, node: Condition) -> str:
         match node:
-            case Truth(value):
-                return self._truth(value)
+            case Truth():
+                return self._truth(node)
             case Missing(Column(name)):
                 return f"({self.columns[name].text} IS NULL)"
             case Missing(operand):
@@ -357,7 +357,8 @@ class _Renderer:
                 unknown = f"{self._number(left)} IS NULL OR {self._number(right)} IS NULL"
                 return f"(CASE WHEN {unknown} THEN {texts} ELSE {self._exact(node)} END)"
 
-    def _truth(self, value: bool | Column) -> str:
+    def _truth(self, node: Truth) -> str:
+        value = node.value
         if isinstance(value, bool):
             return str(value).upper()
         number, no_number = self._column(value.name)
