@@ -1,6 +1,7 @@
 """The same rows in other physical forms give the same store, and that is what the slow reference says.
 
-Random small logs with every kind of column; NaN, nulls, infinities, huge numbers and cells that are no numbers among them.
+Random small logs with every kind of column; NaN, nulls, infinities, huge numbers and cells that are no numbers among
+them.
 """
 
 import copy
@@ -127,22 +128,14 @@ def as_text(column: str, cell: Any, draw: random.Random) -> str:
 def as_array(column: str, cells: list[Any], draw: random.Random) -> pa.Array:
     """Cells as one of the Parquet columns that mean the same."""
     if column == "flag":
-        kinds = [pa.bool_(), pa.int8(), pa.uint32(), pa.float32(), pa.decimal128(5, 2)]
-        kind = draw.choice(kinds)
-        cast = (
-            bool
-            if kind == pa.bool_()
-            else Decimal
-            if pa.types.is_decimal(kind)
-            else float
-            if kind == pa.float32()
-            else int
-        )
+        kinds: list[tuple[pa.DataType, type]] = [(pa.bool_(), bool), (pa.int8(), int), (pa.uint32(), int)]
+        kind, cast = draw.choice([*kinds, (pa.float32(), float), (pa.decimal128(5, 2), Decimal)])
         return pa.array([None if c is None else cast(c) for c in cells], kind)
     if column == "tags":
         size = {len(c) for c in cells}
-        kinds = [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_view(pa.string())]
-        return pa.array(cells, draw.choice([*kinds, pa.list_(pa.string(), size.pop())] if len(size) == 1 else kinds))
+        lists = [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_view(pa.string())]
+        lists += [pa.list_(pa.string(), *size)] if len(size) == 1 and size != {0} else []
+        return pa.array(cells, draw.choice(lists))
     if column in FRACTIONS:
         texts = [None if c is None or math.isnan(c) else repr(c) for c in cells]
         nulls = [None if c is None or (math.isnan(c) and draw.random() < 0.5) else c for c in cells]
@@ -225,7 +218,7 @@ def test_a_store_depends_on_what_the_rows_say_only(drawn: dict[str, Any]) -> Non
         _compare(first, Reference(recipe, work / "csv"))
         for form in ("tsv", "csv.gz", "parquet"):
             other = built(work / form, write(work / form, form, tables, draw), drawn["where"], 2)
-            assert hashes(other) == hashes(first), form
+            assert hashes(work / form / "store") == hashes(work / "csv" / "store"), form
             assert facts(other) == facts(first), form
     finally:
         shutil.rmtree(work)
