@@ -84,9 +84,7 @@ def texts(cell: str, separator: str) -> list[str]:
     if not (cell.startswith("[") and cell.endswith("]")):
         return cell.split(separator)
     parts = [part.strip(SPACES) for part in cell[1:-1].split(",")]
-    if parts == [""]:
-        return []
-    if all(_is_list_number(part) for part in parts):
+    if parts == [""] or all(_is_list_number(part) for part in parts):
         return ["" if part in ("null", "None") else part for part in parts]
     for written in (cell, cell.replace("'", '"') if '"' not in cell and "\\" not in cell else ""):
         found = _json(written)
@@ -117,7 +115,7 @@ def _is_list_number(part: str) -> bool:
 def _json(text: str) -> Any:
     """JSON, in which a comma may stand behind the last value."""
     try:
-        return json.loads(re.sub(r",\s*([\]}])", r"\1", text))
+        return json.loads(re.sub(r"(?<=[^\s\[{,])\s*,\s*([\]}])", r"\1", text))
     except ValueError:
         return None
 

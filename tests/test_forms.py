@@ -207,7 +207,9 @@ def facts(store: Store) -> dict[str, Any]:
     return manifest | {"bad_rows": sorted(manifest["bad_rows"].values())}
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(_logs)
 def test_a_store_depends_on_what_the_rows_say_only(drawn: dict[str, Any]) -> None:
     tables, draw = tables_of(drawn), random.Random(drawn["seed"])

@@ -61,7 +61,7 @@ NOTHING = (
     "?",
     "undefined",
 )
-NULLS_IN_LISTS = ("null", "None")
+NULLS_IN_LISTS = ("", "null", "None")
 TEXTS_IN_JSON = r'\["(VARCHAR|BOOLEAN|NULL)"\]'
 
 
