@@ -20,6 +20,7 @@ from infnet_rec.data.recipe import Recipe
 from infnet_rec.data.spool import ColumnSpool
 from infnet_rec.data.store import SPLITS, count_dtype, id_dtype
 from infnet_rec.data.threads import in_order
+from infnet_rec.data.values import known_sql
 from infnet_rec.data.vocab import (
     Vocabulary,
     clock,
@@ -28,7 +29,6 @@ from infnet_rec.data.vocab import (
     hash_id_sql,
     hashed,
     index_id_sql,
-    value_sql,
 )
 
 BYTES_A_ROW = 400  # of a bucket in memory: DuckDB's sort, the columns as they come and as they go
@@ -48,7 +48,7 @@ def fit_context(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[s
             continue
         for name in feature.named_columns:
             if feature.encoding == "index":
-                value = value_sql(quoted("context_" + name), feature.null_values)
+                value = known_sql(quoted("context_" + name), feature.null_values)
                 rows = f"SELECT {value} AS value, 1 AS weight FROM rows WHERE example_ AND split = {TRAIN}"
                 found[name] = fit_index(connection, rows, feature, name)
             elif feature.encoding == "hash":
@@ -128,7 +128,7 @@ class Bucketing:
         for k, (name, feature) in enumerate((n, f) for f in context for n in f.named_columns):
             if feature.encoding not in ("index", "hash"):
                 continue
-            value = value_sql(f"r.{quoted('context_' + name)}", feature.null_values)
+            value = known_sql(f"r.{quoted('context_' + name)}", feature.null_values)
             if feature.encoding == "index":
                 joins.append(f"LEFT JOIN {quoted('vocab_' + name)} AS v{k} ON v{k}.value = {value}")
             sql = index_id_sql(value, f"v{k}") if feature.encoding == "index" else hash_id_sql(value, feature)
