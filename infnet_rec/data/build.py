@@ -15,6 +15,15 @@ from typing import Any
 
 import duckdb
 
+from infnet_rec.data.build_summary import (
+    Join,
+    as_json,
+    flat_features,
+    measure_history,
+    measure_joins,
+    measure_log,
+    warnings_of,
+)
 from infnet_rec.data.generate.files import NOTES
 from infnet_rec.data.log import join_numbers, number, read_log, weigh
 from infnet_rec.data.manifest import make_manifest
@@ -116,14 +125,19 @@ class _Construction:
         """Writes everything but the manifest, and returns that."""
         store = self.work / "store"
         sides: dict[Side, SideTables] = {side: SideTables(self.recipe, side, files.sides[side]) for side in SIDES}
-        num_rows, counts = self._read(files, sides, quarantine)
+        num_rows, counts, joins = self._read(files, sides, quarantine)
         spools: dict[Side, ColumnSpool] = {side: self._encode(table, counts[side]) for side, table in sides.items()}
         vocabularies = sides["user"].vocabularies | sides["item"].vocabularies
         vocabularies |= fit_context(self.connection, self.recipe)
         timeline = self._sort(vocabularies, counts["user"], num_rows)
+        log = measure_log(self.connection, self.recipe, quarantine)
         self.progress.stage("writing the store", 0, "")
         release(self.connection)
         keys = {side: sorted_keys(self.connection, side) for side in SIDES}
+        manifest = make_manifest(self.recipe, vocabularies, timeline, counts, quarantine)
+        flat = flat_features(spools, timeline.examples["train"], manifest["columns"])
+        manifest |= {"log": log, "joins": as_json(joins), "flat_features": flat}
+        manifest["warnings"] = warnings_of(manifest)
         spools["user"].finish(store / "users.arrow", key=keys["user"], starts=to_arrow(timeline.starts_UV))
         spools["item"].finish(store / "items.arrow", key=keys["item"])
         for name, spool in timeline.events.items():
@@ -134,27 +148,28 @@ class _Construction:
             write_arrow(store / "vocab" / f"{name}.arrow", vocabulary_columns(self.connection, vocabulary))
         if quarantine.rows:
             quarantine.write(store / "quarantine.csv")
-        manifest = make_manifest(self.recipe, vocabularies, timeline, counts, quarantine)
         names = [str(path.relative_to(store)) for path in store.rglob("*.arrow")]
         self.progress.stage("hashing", sum((store / name).stat().st_size for name in names), "B")
         return manifest | {"files": hash_files(store, names, self._adding(), num_threads=self.num_threads)}
 
     def _read(
         self, files: RawFiles, sides: dict[Side, SideTables], quarantine: Quarantine
-    ) -> tuple[int, dict[Side, int]]:
-        """Reads every raw file, numbers users and items; returns the rows of the log and of each side."""
+    ) -> tuple[int, dict[Side, int], list[Join]]:
+        """Reads every raw file, numbers users and items; returns the rows of the log and of each side, and the joins."""
         with self._watched("reading the log", files.log.num_bytes):
             num_rows = read_log(self.connection, self.recipe, files.log, files.histories, quarantine)
         weigh(self.connection, self.recipe)
         counts: dict[Side, int] = {}
+        joins = measure_history(self.connection, self.recipe)
         for side, table in sides.items():
             with self._watched(f"reading the {side}s", sum(source.num_bytes for source in table.sources)):
                 table.read(self.connection, quarantine)
-            sources = [f"SELECT {side}_key AS key FROM log"]
+            joins += measure_joins(self.connection, self.recipe, side)
+            sources = [f"SELECT key FROM {side}_weight"]
             sources += [f"SELECT key FROM side_{side}_{k}" for k in range(len(table.sources))]
             counts[side] = number(self.connection, f"{side}s", sources)
         join_numbers(self.connection)
-        return num_rows, counts
+        return num_rows, counts, joins
 
     def _encode(self, table: SideTables, num_rows: int) -> ColumnSpool:
         self.progress.stage(f"fitting the {table.side}s' features", len(table.features), " features")

@@ -180,16 +180,17 @@ def number(connection: duckdb.DuckDBPyConnection, name: str, sources: list[str])
 
 
 def weigh(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
-    """Creates `user_weight` and `item_weight` (key, weight): how often training looks a row up.
+    """Creates `user_weight` and `item_weight` (key, weight, rows, examples), of every key of the log.
 
-    That is a user once a training example, an item once a training example or training event.
+    The weight is how often training looks a row up: a user once a training example, an item once a training example or
+    training event. Rows are all of the log, events from before it among them; examples are those without them.
     """
     example = f"(example_ AND split = {TRAIN})"
     events = [f"(split <= {TRAIN} AND {quoted('is_' + b.name)})" for b in recipe.behaviours]
     for side, looked_up in (("user", example), ("item", " OR ".join([example, *events]))):
         connection.execute(
-            f"""CREATE TABLE {side}_weight AS SELECT {side}_key AS key, count(*) AS weight FROM log
-            WHERE {looked_up} GROUP BY 1"""
+            f"""CREATE TABLE {side}_weight AS SELECT {side}_key AS key, count(*) FILTER ({looked_up}) AS weight,
+            count(*) AS rows, count(*) FILTER (example_) AS examples FROM log GROUP BY 1"""
         )
 
 
