@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 underst
 75 stopped by a signal with its work saved: run it again.
 """
 
+import io
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
 from infnet_rec.faults import TRY_AGAIN, CommonFault, Failure, Fault, Interrupted, Refusal
+from infnet_rec.files import is_full
 from infnet_rec.shard.last_words import ERROR_FILE, as_a_rank, left_to_launcher
 
 OTHER_RANKS_WAIT_S = 2.0
@@ -177,9 +179,34 @@ def _complain(code: int, text: str, error: Exception) -> None:
     sys.exit(code)
 
 
-def _answer() -> None:
+def _escape_what_the_terminal_lacks() -> None:
+    """Writes letters that the terminal's encoding does not have as escapes: a name in a log ends no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _app() -> None:
+    """The verb, with what it printed: a full disk or a closed pipe speaks up at the last flush only."""
     try:
         app()
+    finally:
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Python would write what is left in the buffer once more when it ends, and complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _answer() -> None:
+    _escape_what_the_terminal_lacks()
+    try:
+        _app()
+    except BrokenPipeError:
+        # Whoever read the output has enough of it.
+        _drop_output()
+        sys.exit(1)
     except Fault as fault:
         _complain(2, f"fault: {fault}", fault)
     except Failure as failure:
@@ -188,6 +215,12 @@ def _answer() -> None:
         _complain(3, f"no: {refusal}", refusal)
     except Interrupted as stopped:
         _complain(TRY_AGAIN, str(stopped), stopped)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(1, f"failed: {where}the disk is full; free some space and run it again", error)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from infnet_rec.commands.run_dir import default_run_dir, num_cores
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
+from infnet_rec.files import try_folder
 from infnet_rec.shard.world import place
 
 
@@ -21,6 +22,7 @@ def check_before_launch(config_path: Path, overrides: Sequence[str], run_dir: Pa
     run_dir = run_dir or default_run_dir(config_path)
     config, data = check_ranks(config_path, overrides, num_ranks)
     look(run_dir, config, data)
+    try_folder("--run-dir", run_dir)
     return run_dir
 
 

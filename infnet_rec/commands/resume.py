@@ -12,6 +12,7 @@ from infnet_rec.commands.assemble import Data
 from infnet_rec.commands.shelves import shelf_of
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
+from infnet_rec.files import named_faults, try_folder
 from infnet_rec.strict import check, read_json
 from infnet_rec.train.checkpoint.shelf import name_of
 
@@ -105,11 +106,10 @@ def claimed(run_dir: Path) -> Iterator[None]:
     Raises:
         Fault: the folder cannot be made, or another process trains in it.
     """
-    try:
+    try_folder("--run-dir", run_dir)
+    with named_faults(f"--run-dir {run_dir}"):
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / ".lock").open("w")
-    except OSError as error:
-        raise Fault(f"--run-dir {run_dir}: cannot be made: {error.strerror}") from error
+        file = (run_dir / ".lock").open("w", encoding="utf-8")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -83,10 +83,10 @@ def train_in_a_process(job: Job, wants_stop: Callable[[], bool], is_hopeless: Ju
     """
     job.log.parent.mkdir(parents=True, exist_ok=True)
     # The run has this lock from its first moment, long before its ranks have come so far as to lock their folder.
-    with job.log.with_suffix(".lock").open("a") as lock:
+    with job.log.with_suffix(".lock").open("a", encoding="utf-8") as lock:
         wait_until_free(lock, job.run_dir, wants_stop)
         if (ranks := job.run_dir / ".lock").exists():
-            with ranks.open("a") as file:
+            with ranks.open("a", encoding="utf-8") as file:
                 wait_until_free(file, job.run_dir, wants_stop)
         if wants_stop():
             return Ended("stopped")

@@ -155,7 +155,7 @@ class _Construction:
     def _read(
         self, files: RawFiles, sides: dict[Side, SideTables], quarantine: Quarantine
     ) -> tuple[int, dict[Side, int], list[Join]]:
-        """Reads every raw file, numbers users and items; returns the rows of the log and of each side, and the joins."""
+        """Reads every raw file, numbers users and items; returns the rows of the log and each side, and the joins."""
         with self._watched("reading the log", files.log.num_bytes):
             num_rows = read_log(self.connection, self.recipe, files.log, files.histories, quarantine)
         weigh(self.connection, self.recipe)

@@ -9,7 +9,7 @@ U keys of a side, W columns of its ids.
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -34,8 +34,9 @@ class Join:
     """How the keys of one table meet those of the log.
 
     Attributes:
-        table: its files, and the side it is of.
-        side: user or item.
+        kind: a side table, or events from before the log.
+        side: of the keys.
+        files: of the table.
         key: the table's column.
         num_log_keys: distinct keys of that side in the log, events from before the log included.
         num_log_keys_matched: those of them that the table has.
@@ -45,8 +46,9 @@ class Join:
         num_log_rows_matched: those of them whose key the table has.
     """
 
-    table: str
+    kind: Literal["side", "history"]
     side: Side
+    files: tuple[str, ...]
     key: str
     num_log_keys: int
     num_log_keys_matched: int
@@ -70,7 +72,7 @@ def measure_joins(connection: duckdb.DuckDBPyConnection, recipe: Recipe, side: S
     num_log_keys, num_log_rows = connection.execute(
         f"SELECT count(*), coalesce(sum(rows), 0)::BIGINT FROM {side}_weight"
     ).fetchall()[0]
-    joins = []
+    joins: list[Join] = []
     for k, source in enumerate(getattr(recipe.sides, side)):
         table = f"side_{side}_{k}"
         matched, rows = connection.execute(
@@ -78,11 +80,12 @@ def measure_joins(connection: duckdb.DuckDBPyConnection, recipe: Recipe, side: S
         ).fetchall()[0]
         num_keys = first_value(connection, f"SELECT count(*) FROM {table}")
         name = f"{', '.join(source.files)} ({side} side)"
-        if not matched:
+        if not matched and num_log_keys:
             column = recipe.log.user if side == "user" else recipe.log.item
             raise Fault(_nothing_matched(connection, table, side, name, (source.key, column), num_log_keys))
         # A key stands once in a table, so as many of the table's keys are matched as of the log's.
-        joins.append(Join(name, side, source.key, num_log_keys, matched, num_keys, matched, num_log_rows, rows))
+        numbers = num_log_keys, matched, num_keys, matched, num_log_rows, rows
+        joins.append(Join("side", side, source.files, source.key, *numbers))
     return joins
 
 
@@ -100,7 +103,7 @@ def measure_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> li
         coalesce(sum(examples) FILTER (rows > examples), 0)::BIGINT FROM user_weight"""
     ).fetchall()[0]
     num_log_keys, matched, num_table_keys, num_log_rows, rows = found
-    files = ", ".join(dict.fromkeys(history.file for history in recipe.history))
+    files = tuple(dict.fromkeys(history.file for history in recipe.history))
     key = recipe.history[0].user
     if num_table_keys and not matched:
         theirs, ours = (
@@ -108,11 +111,12 @@ def measure_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> li
             for which in ("examples = 0", "examples > 0")
         )
         raise Fault(
-            f"history {files}: none of its {num_table_keys:,} users ({key}) is in the log, which has {num_log_keys:,} "
-            f"({recipe.log.user}): {key} is {theirs!r}, {recipe.log.user} is {ours!r}; write them alike, or name the "
-            "column that has the log's ids, user ="
+            f"history {', '.join(files)}: none of its {num_table_keys:,} users is in the log, which has "
+            f"{num_log_keys:,}: {key} is {theirs!r} there, {recipe.log.user} is {ours!r} in the log; write them alike, "
+            "or name the column that has the log's ids, user ="
         )
-    return [Join(f"{files} (history)", "user", key, num_log_keys, matched, num_table_keys, matched, num_log_rows, rows)]
+    numbers = num_log_keys, matched, num_table_keys, matched, num_log_rows, rows
+    return [Join("history", "user", files, key, *numbers)]
 
 
 def _nothing_matched(
@@ -265,11 +269,11 @@ def _log_warnings(log: JSON) -> Iterator[str]:
 def _join_warnings(joins: list[JSON]) -> Iterator[str]:
     for join in joins:
         share = join["num_log_keys_matched"] / max(1, join["num_log_keys"])
-        if share < FEW_MATCHED and "(history)" not in join["table"]:
+        if share < FEW_MATCHED and join["kind"] == "side":
             missing = join["num_log_keys"] - join["num_log_keys_matched"]
             yield (
-                f"{join['table']} lacks {missing:,} of the log's {join['num_log_keys']:,} {join['side']}s; "
-                "its features are null for them"
+                f"{', '.join(join['files'])} ({join['side']} side) lacks {missing:,} of the log's "
+                f"{join['num_log_keys']:,} {join['side']}s; its features are null for them"
             )
 
 
@@ -324,9 +328,11 @@ def log_lines(manifest: Mapping[str, Any]) -> list[str]:
     span = f"; {log['first']} to {log['last']}, local time" if log["first"] else ""
     lines = [f"log: {', '.join(parts)}{span}"]
     for join in manifest["joins"]:
+        first, *others = join["files"]
+        name = first + (f" and {len(others)} more" if others else "")
         lines.append(
-            f"{join['table']}: has {_of(join, 'log_keys')} {join['side']}s of the log, in {_of(join, 'log_rows')} rows; "
-            f"{_of(join, 'table_keys')} of its own keys are in the log"
+            f"{name}: {_of(join, 'log_keys')} {join['side']}s and {_of(join, 'log_rows')} rows of the log; "
+            f"{_of(join, 'table_keys')} of its own keys"
         )
     return lines
 

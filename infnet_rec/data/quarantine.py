@@ -170,7 +170,8 @@ class Intake:
         """SQL of all rows; those that are good and not wanted are marked, so that they can be counted."""
         if self.keep == "TRUE":
             return rows
-        return f"SELECT * REPLACE (CASE WHEN bad_ > 0 OR ({self.keep}) THEN bad_ ELSE {UNWANTED} END AS bad_) FROM ({rows})"
+        marked = f"CASE WHEN bad_ > 0 OR ({self.keep}) THEN bad_ ELSE {UNWANTED} END AS bad_"
+        return f"SELECT * REPLACE ({marked}) FROM ({rows})"
 
     def _leave_out(self, connection: duckdb.DuckDBPyConnection) -> int:
         """Removes the good rows that are not wanted, and returns their number."""

@@ -4,7 +4,6 @@ DuckDB scans, joins and sorts out of core; this file turns its errors into fault
 types, first rows) is told instead.
 """
 
-import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from typing import Any
 import duckdb
 
 from infnet_rec.faults import Failure, Fault
+from infnet_rec.files import is_full
 
 # What DuckDB raises for data or predicates that do not fit; anything else is a bug or a failure of the machine.
 COMPLAINTS = (
@@ -25,7 +25,6 @@ COMPLAINTS = (
     duckdb.CatalogException,
 )
 NO_SPACE = re.compile(r"no space left|disk quota|file too large", re.IGNORECASE)
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN_GZIP = re.compile(r"gzip", re.IGNORECASE)
 WHOLE_NUMBER = r"\s*[+-]?[0-9]+(\.0*)?\s*"
 CSV_FORMAT = "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', comment = ''"
@@ -94,7 +93,7 @@ def faults_of(where: str) -> Iterator[None]:
             raise Failure(f"{where}: needs more memory ({detail[:200]}); give more with --memory-gib") from error
         raise
     except OSError as error:
-        if error.errno in FULL_DISK:
+        if is_full(error):
             raise Failure(f"{where}: the disk is full ({error.strerror}); free some space and run it again") from error
         raise
 
