@@ -15,7 +15,7 @@ from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.order import check_divides
 from infnet_rec.faults import Fault, did_you_mean
-from infnet_rec.files import not_written
+from infnet_rec.files import not_written, try_file
 from infnet_rec.shard.hardware import Size, parse_size
 from launch.k8s import as_k8s
 from launch.scripts import as_sbatch, as_torchrun

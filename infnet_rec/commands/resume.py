@@ -11,6 +11,7 @@ from typing import Any
 from infnet_rec.commands.assemble import Data
 from infnet_rec.commands.shelves import shelf_of
 from infnet_rec.config.run import RunConfig
+from infnet_rec.data.cache import is_url
 from infnet_rec.faults import Fault
 from infnet_rec.files import named_faults, try_folder
 from infnet_rec.strict import check, read_json
@@ -99,6 +100,18 @@ def former_config(run_dir: Path) -> RunConfig | None:
     return None
 
 
+def try_destinations(config: RunConfig, run_dir: Path) -> None:
+    """Finds out whether a run could be written where it is to be, and leaves nothing behind.
+
+    Raises:
+        Fault: the run directory, or the folder of its checkpoints, cannot be written.
+        Failure: the disk is full.
+    """
+    try_folder("--run-dir", run_dir)
+    if config.checkpoint.folder and not is_url(config.checkpoint.folder):
+        try_folder("checkpoint.folder", Path(config.checkpoint.folder))
+
+
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
     """Makes the folder if it is not there, and keeps other processes from training in it; a lock dies with its process.
@@ -106,7 +119,6 @@ def claimed(run_dir: Path) -> Iterator[None]:
     Raises:
         Fault: the folder cannot be made, or another process trains in it.
     """
-    try_folder("--run-dir", run_dir)
     with named_faults(f"--run-dir {run_dir}"):
         run_dir.mkdir(parents=True, exist_ok=True)
         file = (run_dir / ".lock").open("w", encoding="utf-8")

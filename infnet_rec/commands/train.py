@@ -29,7 +29,7 @@ from infnet_rec.commands.assemble import (
 from infnet_rec.commands.attend import Attendants, attended, make_guard
 from infnet_rec.commands.continue_run import go_on, make_saver, start_from
 from infnet_rec.commands.preflight import Preflight
-from infnet_rec.commands.resume import Standing, claimed, look
+from infnet_rec.commands.resume import Standing, claimed, look, try_destinations
 from infnet_rec.commands.run_dir import default_run_dir, environment, num_cores, start_anew
 from infnet_rec.commands.towers import describe_tower, table_width
 from infnet_rec.config.load import load_config
@@ -81,6 +81,8 @@ def train(
         if world.is_first:
             print(f"{run_dir} is finished; nothing is left to train, so here are its results again", file=sys.stderr)
         return standing.result if world.is_first else None
+    if world.is_first:
+        try_destinations(config, run_dir)
     rank_log = RankLog(run_dir, world.rank, say if world.is_first else lambda _: None)
     # Nobody writes to the folder before all ranks have looked at it, and the group is joined by all of them.
     with claimed(run_dir) if world.is_first else nullcontext(), attended(config, world, rank_log) as attendants:
