@@ -21,7 +21,7 @@ from infnet_rec.data.store import Store
 
 def build_store(
     recipe_path: Path,
-    raw: Path,
+    raw: str,
     out: Path,
     *,
     memory_gib: float,

@@ -13,7 +13,7 @@ from signal import SIGTERM
 from typing import IO
 
 from infnet_rec.faults import Fault
-from infnet_rec.files import not_written, parents_of, try_folder
+from infnet_rec.files import not_written, parents_of
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
@@ -28,8 +28,7 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
     Raises:
         Fault: `out` exists (and is not a store to be replaced), cannot be made, or is being built elsewhere.
     """
-    _refuse_what_exists(out, replace=replace)
-    try_folder("--out", out)
+    refuse_what_exists(out, replace=replace)
     parent = out.absolute().parent
     work, lock = parent / f".{out.name}.building", parent / f".{out.name}.lock"
     with ExitStack() as stack:
@@ -42,7 +41,7 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
             raise not_written(f"--out {out}", error) from error
         stack.enter_context(_stopped_in_order())
         try:
-            _refuse_what_exists(out, replace=replace)  # it may have been finished just now
+            refuse_what_exists(out, replace=replace)  # it may have been finished just now
             shutil.rmtree(work, ignore_errors=True)
             (work / "store").mkdir(parents=True)
             yield work
@@ -53,7 +52,8 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
             lock.unlink(missing_ok=True)
 
 
-def _refuse_what_exists(out: Path, *, replace: bool) -> None:
+def refuse_what_exists(out: Path, *, replace: bool) -> None:
+    """Raises a Fault if something stands at `out` that may not be replaced."""
     is_store = (out / "manifest.json").is_file()
     if (out.exists() or out.is_symlink()) and not (replace and is_store):
         remedy = "use --replace to build it anew" if is_store else "it is not a store; name another folder"
