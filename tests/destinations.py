@@ -66,7 +66,9 @@ MINE = "written by a person"
 def make(folder: Path) -> None:
     """A log, its store, a finished run and a finished experiment."""
     draw = random.Random(5)
-    rows = [(f"{u},{draw.randrange(30)},{1_700_000_000 + 60 * k},{draw.randrange(2)}") for u in range(20) for k in range(20)]
+    rows = [
+        (f"{u},{draw.randrange(30)},{1_700_000_000 + 60 * k},{draw.randrange(2)}") for u in range(20) for k in range(20)
+    ]
     (folder / "log.csv").write_text("\n".join(["user_id,item_id,ts,click", *rows]) + "\n", encoding="utf-8")
     for name, text in (("recipe", RECIPE), ("run", RUN), ("experiment", EXPERIMENT)):
         (folder / f"{name}.toml").write_text(text, encoding="utf-8")
@@ -93,7 +95,7 @@ def call(folder: Path, words: list[str]) -> tuple[int, str]:
             except BaseException:
                 traceback.print_exc()
                 code = -1
-        return code, log.read_text(encoding="utf-8", errors="replace")
+    return code, log.read_text(encoding="utf-8", errors="replace")
 
 
 def places(folder: Path, kind: str, *, mounts: bool) -> Iterator[tuple[str, Path]]:
