@@ -77,7 +77,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
         temporary.write_text("second", encoding="utf-8")
         raise ZeroDivisionError
-    with pytest.raises(Failure, match="a.txt: the disk is full"), whole_file(path) as temporary:
+    with pytest.raises(Failure, match=r"a\.txt: the disk is full"), whole_file(path) as temporary:
         temporary.write_text("third", encoding="utf-8")
         raise OSError(errno.ENOSPC, "no space left on device")
     assert path.read_text(encoding="utf-8") == "first" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]

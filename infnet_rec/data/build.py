@@ -174,13 +174,14 @@ class _Construction:
         self, files: RawFiles, sides: dict[Side, SideTables], quarantine: Quarantine
     ) -> tuple[int, dict[Side, int], list[Join]]:
         """Reads every raw file, numbers users and items; returns the rows of the log and each side, and the joins."""
-        with self._watched("reading the log", files.log.num_bytes):
+        with watched(self.connection, self.progress, "reading the log", files.log.num_bytes):
             num_rows = read_log(self.connection, self.recipe, files.log, files.histories, quarantine)
         weigh(self.connection, self.recipe)
         counts: dict[Side, int] = {}
         joins = measure_history(self.connection, self.recipe)
         for side, table in sides.items():
-            with self._watched(f"reading the {side}s", sum(source.num_bytes for source in table.sources)):
+            num_bytes = sum(source.num_bytes for source in table.sources)
+            with watched(self.connection, self.progress, f"reading the {side}s", num_bytes):
                 table.read(self.connection, quarantine)
             joins += measure_joins(self.connection, self.recipe, side)
             sources = [f"SELECT key FROM {side}_weight"]
@@ -233,20 +234,21 @@ class _Construction:
 
         return add
 
-    @contextmanager
-    def _watched(self, text: str, num_bytes: int) -> Iterator[None]:
-        """A stage of DuckDB's own, whose share of the work it is asked for now and then."""
-        self.progress.stage(text, num_bytes, "B")
-        over = threading.Event()
 
-        def watch() -> None:
-            while not over.wait(POLL_S):
-                self.progress.done(max(0, int(num_bytes * self.connection.query_progress() / 100)))
+@contextmanager
+def watched(connection: duckdb.DuckDBPyConnection, progress: Progress, text: str, num_bytes: int) -> Iterator[None]:
+    """A stage of DuckDB's own, whose share of the work it is asked for now and then."""
+    progress.stage(text, num_bytes, "B")
+    over = threading.Event()
 
-        watcher = threading.Thread(target=watch, name="progress", daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            watcher.join()
+    def watch() -> None:
+        while not over.wait(POLL_S):
+            progress.done(max(0, int(num_bytes * connection.query_progress() / 100)))
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
