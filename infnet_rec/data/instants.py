@@ -106,7 +106,8 @@ class Clock:
         whole, digits = f"TRY_CAST({seconds} AS BIGINT)", f"'1' || {fraction}"
         plain = (
             f"CAST({whole} AS VARCHAR) = {seconds} AND {whole} BETWEEN 0 AND {MAX_DECIMAL_S} AND "
-            f"CAST(TRY_CAST({digits} AS BIGINT) AS VARCHAR) = {digits} AND {text} IN ({seconds}, {seconds} || '.' || {fraction})"
+            f"CAST(TRY_CAST({digits} AS BIGINT) AS VARCHAR) = {digits} AND "
+            f"{text} IN ({seconds}, {seconds} || '.' || {fraction})"
         )
         soon = f"{whole} * 1000 + CAST(rpad(({fraction})[1:3], 3, '0') AS BIGINT)"
         return (
