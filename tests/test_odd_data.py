@@ -40,9 +40,6 @@ def in_parquet(columns: dict[str, Column], second: dict[str, Column] | None = No
 
     def edit(raw: Path, recipe: dict[str, Any]) -> None:
         recipe["log"]["files"] = ["log_1.parquet", "log_2.parquet"]
-        # A column of text compares with a number only when the predicate says so.
-        recipe["behaviours"][0]["where"] = "CAST(click AS DOUBLE) = 1"
-        recipe["behaviours"][1]["where"] = "CAST(time AS DOUBLE) < 0"
         for k, lines in enumerate((LOG[:20], LOG[20:]), start=1):
             cells = dict(zip(NAMES, map(list, zip(*(line.split(",") for line in lines), strict=True)), strict=True))
             chosen = columns if second is None or k == 1 else second
@@ -81,11 +78,6 @@ WRONG_TYPES: dict[str, tuple[Column, str, str]] = {
         lambda cells: pa.array([datetime.datetime.fromtimestamp(int(c), datetime.UTC) for c in cells]),
         "time",
         "30 rows: time is empty or not a whole number",
-    ),
-    "lists": (
-        lambda cells: pa.array([[int(c), 1] for c in cells]),
-        "user",
-        "rows: user is empty or not a whole number",
     ),
     "fractions": (lambda cells: pa.array([int(c) + 0.5 for c in cells]), "item", "item is empty or not a whole number"),
     "64 bits and more": (lambda cells: pa.array([2**63 + int(c) for c in cells], pa.uint64()), "item", "item is empty"),

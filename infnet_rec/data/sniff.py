@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from infnet_rec.data.build import Progress, watched
 from infnet_rec.data.headers import open_table
 from infnet_rec.data.instants import DATE_AND_CLOCK
-from infnet_rec.data.quarantine import NULL_TEXTS
 from infnet_rec.data.raw import RawTable, faults_of, first_value, literal
 from infnet_rec.data.raw_folder import RawFile, find_raw
 from infnet_rec.data.text_format import TextEncoding, TextFormat, is_parquet, open_bytes, refuse_damage
+from infnet_rec.data.values import NOTHING
 from infnet_rec.faults import Fault
 
 HEAD_LINES, MAX_LINE_BYTES = 1_000, 1 << 20
@@ -34,7 +35,7 @@ CLOCK = r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?"
 RECBOLE = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 NAME = re.compile(r"[A-Za-z_À-￿][\w .:/()#-]*")
 TRUE_FALSE = frozenset(["true", "false"])
-NULLS = sorted({text.lower() for text in NULL_TEXTS})
+NULLS = sorted({text.lower() for text in (*NOTHING, "nan")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +275,7 @@ def _profile(
     rejects = f"rejects_sniffed_{first_value(connection, 'SELECT count(*) FROM duckdb_tables()')}"
     scan = table.scan({}, rejects=rejects)
     plain = [column for column in table.columns if not _is_nested(table, column)]
-    counts = ", ".join(_counts_sql(table.text(column)) for column in plain)
+    counts = ", ".join(_counts_sql(table.column(column).raw) for column in plain)
     with watched(connection, progress, f"reading {names[0]}", table.num_bytes), faults_of(", ".join(names)):
         row = connection.execute(f"SELECT count(*){', ' + counts if counts else ''} FROM {scan}").fetchall()[0]
         num_broken = _broken(connection, rejects)
@@ -288,24 +289,34 @@ def _profile(
             columns.append(Column(name, place, num_rows, 0, 0, 0, 0, 0, None, None, 0, 0.0, is_list=True))
             continue
         at = plain.index(name) * width
-        *numbers, nulls = found[at : at + width]
-        columns.append(
-            Column(
-                name,
-                place,
-                *numbers[:-1],
-                numbers[-1] or 0.0,
-                tuple(sorted(nulls or ())),
-                is_instant=name in table.instants,
-            )
-        )
+        columns.append(_column(name, place, found[at : at + width], is_instant=name in table.instants))
     few = _few(connection, table, [c.name for c in columns if not c.is_list and 0 < c.distinct <= 2 * FEW])
     columns = [replace(c, few=few[c.name], distinct=len(few[c.name])) if c.name in few else c for c in columns]
     return Table(names, table, num_rows, num_broken, form.has_header or table.is_parquet, tuple(columns))
 
 
+def _column(name: str, place: int, counts: Sequence[Any], *, is_instant: bool) -> Column:
+    filled, integers, numbers, padded, dates, clocks, low, high, distinct, mean_length, nulls = counts
+    return Column(
+        name,
+        place,
+        filled,
+        integers,
+        numbers,
+        padded,
+        dates,
+        clocks,
+        low,
+        high,
+        distinct,
+        mean_length or 0.0,
+        nulls=tuple(sorted(nulls or ())),
+        is_instant=is_instant,
+    )
+
+
 def _is_nested(table: RawTable, column: str) -> bool:
-    return column in table.lists
+    return table.column(column).kind in ("list", "nested")
 
 
 def _counts_sql(text: str) -> str:
@@ -332,7 +343,8 @@ def _few(connection: duckdb.DuckDBPyConnection, table: RawTable, names: list[str
     nulls = ", ".join(literal(value) for value in NULLS)
     is_value = "{0} IS NOT NULL AND trim({0}) != '' AND lower(trim({0})) NOT IN ({1})"
     lists = ", ".join(
-        f"list_sort(list(DISTINCT {text}) FILTER ({is_value.format(text, nulls)}))" for text in map(table.text, names)
+        f"list_sort(list(DISTINCT {text}) FILTER ({is_value.format(text, nulls)}))"
+        for text in (table.column(name).raw for name in names)
     )
     row = connection.execute(f"SELECT {lists} FROM {table.scan({}, skip_bad=True)}").fetchall()[0]
     return {name: tuple(values or ()) for name, values in zip(names, row, strict=True) if len(values or ()) <= FEW}
@@ -349,7 +361,7 @@ def matched_share(
 ) -> tuple[int, int, int]:
     """Distinct values of a column of the log, of another table's, and those that both have; as numbers if both are."""
     whole = log.column(column).is_whole and other.column(key).is_whole
-    texts = (f"trim({log.raw.text(column)})", f"trim({other.raw.text(key)})")
+    texts = (f"trim({log.raw.column(column).raw})", f"trim({other.raw.column(key).raw})")
     left, right = (f"TRY_CAST({text} AS BIGINT)" if whole else text for text in texts)
     a = f"SELECT DISTINCT {left} AS k FROM {log.raw.scan({}, skip_bad=True)}"
     b = f"SELECT DISTINCT {right} AS k FROM {other.raw.scan({}, skip_bad=True)}"
@@ -362,7 +374,7 @@ def is_unique(connection: duckdb.DuckDBPyConnection, table: Table, column: str) 
     """Whether a column is never empty and no value of it stands in two rows."""
     if table.column(column).filled < table.num_rows:
         return False
-    text = table.raw.text(column)
+    text = table.raw.column(column).raw
     scan = table.raw.scan({}, skip_bad=True)
     return first_value(connection, f"SELECT count(DISTINCT {text}) = count(*) FROM {scan}")
 
@@ -371,12 +383,12 @@ def fixed_by(connection: duckdb.DuckDBPyConnection, table: Table, key: str, colu
     """The columns that have one value only for each value of `key`: they say something of it, not of the row."""
     if not columns:
         return []
-    texts = {name: f"coalesce({table.raw.text(name)}, '')" for name in columns}
+    texts = {name: f"coalesce({table.raw.column(name).raw}, '')" for name in columns}
     ends = ", ".join(f"min({t}) != max({t}) AS c{k}" for k, t in enumerate(texts.values()))
     varied = ", ".join(f"coalesce(bool_or(c{k}), FALSE)" for k in range(len(texts)))
     scan = table.raw.scan({}, skip_bad=True)
     row = connection.execute(
-        f"SELECT {varied} FROM (SELECT {ends} FROM {scan} GROUP BY {table.raw.text(key)})"
+        f"SELECT {varied} FROM (SELECT {ends} FROM {scan} GROUP BY {table.raw.column(key).raw})"
     ).fetchall()[0]
     return [name for name, differs in zip(columns, row, strict=True) if not differs]
 
@@ -393,7 +405,7 @@ def quantiles_of(connection: duckdb.DuckDBPyConnection, table: Table, ticks: str
 
 def parts_of(connection: duckdb.DuckDBPyConnection, table: Table, column: str, separator: str) -> tuple[int, int, int]:
     """Rows with the separator, distinct values between separators, and the most values of a row."""
-    text = table.raw.text(column)
+    text = table.raw.column(column).raw
     split = f"string_split({text}, {literal(separator)})"
     scan = table.raw.scan({}, skip_bad=True)
     query = f"""SELECT (SELECT count(*) FROM {scan} WHERE contains({text}, {literal(separator)})),

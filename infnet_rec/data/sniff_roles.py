@@ -157,12 +157,11 @@ def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[Table], progre
     if not labels:
         raise Fault(
             f"{log.title}: no column that could be a label: none holds zeros and ones, ratings or kinds of events "
-            f"(columns: {', '.join(c.name for c in log.columns)}); a log that has only what was taken needs rows of what "
-            "was shown and left, or write a recipe whose task has a where"
+            f"(columns: {', '.join(c.name for c in log.columns)}); a log that has only what was taken needs rows of "
+            "what was shown and left, or write a recipe whose task has a where"
         )
     id_type, id_reason = _id_type(log, user[0], item[0], joins)
-    sided = [side for side in ("user", "item") if side in own.values()]
-    joins += [Join(log, side, (user if side == "user" else item)[0], "", of_log=True) for side in sided]
+    joins += [Join(log, side, key, "", of_log=True) for side, key in _sides(user[0], item[0]) if side in own.values()]
     features, more = _features(
         connection, log, joins, own, (user[0], item[0]), {*taken, *(b.column or "" for b in labels)}
     )
@@ -343,11 +342,15 @@ def _is_event(column: Column, *, named: bool) -> bool:
     return known or (named and bool(EVENT_WORDS & set(words_of(column.name))))
 
 
+def _sides(user: str, item: str) -> tuple[tuple[Side, str], tuple[Side, str]]:
+    """Each side with its column of the log."""
+    return ("user", user), ("item", item)
+
+
 def _joins(
     connection: duckdb.DuckDBPyConnection, log: Table, user: str, item: str, others: Sequence[Table]
 ) -> tuple[list[Join], list[str]]:
     """The tables of users and items, and why others are none."""
-    sides: tuple[tuple[Side, str], ...] = (("user", user), ("item", item))
     joins: list[Join] = []
     unused: list[str] = []
     for table in others:
@@ -355,7 +358,7 @@ def _joins(
         for column in table.columns:
             if column.is_list or not is_unique(connection, table, column.name):
                 continue
-            for side, mine in sides:
+            for side, mine in _sides(user, item):
                 of_log, of_table, both = matched_share(connection, log, mine, table, column.name)
                 words = USER_WORDS if side == "user" else ITEM_WORDS
                 named = 0.5 if table.has_header and _best([column], words) else 0.0
@@ -379,8 +382,7 @@ def _fixed(
 ) -> dict[str, Side]:
     """Columns of the log that say something of the user or the item, and not of the row."""
     found: dict[str, Side] = {}
-    sides: tuple[tuple[Side, str], ...] = (("user", user), ("item", item))
-    for side, key in sides:
+    for side, key in _sides(user, item):
         if log.column(key).distinct * 2 > log.num_rows:
             continue  # too few rows of each to say so
         left = [name for name in rest if name not in found]

@@ -20,6 +20,7 @@ from infnet_rec.data.recipe import Recipe
 from infnet_rec.data.spool import ColumnSpool
 from infnet_rec.data.store import SPLITS
 from infnet_rec.data.threads import in_order
+from infnet_rec.data.values import value_sql
 from infnet_rec.data.vocab import (
     Vocabulary,
     clock,
@@ -28,7 +29,6 @@ from infnet_rec.data.vocab import (
     hash_id_sql,
     hashed,
     index_id_sql,
-    value_sql,
 )
 
 BYTES_A_ROW = 400  # of a bucket in memory: DuckDB's sort, the columns as they come and as they go
