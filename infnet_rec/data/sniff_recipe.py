@@ -157,7 +157,7 @@ def _name_of(guess: Guess, feature: Feature) -> str:
 
 def _tasks(guess: Guess) -> Iterator[list[str]]:
     for label in guess.labels:
-        what = f"label = {toml_text(label.column)}" if label.column else f"where = {toml_text(label.where)}"
+        what = f"label = {toml_text(label.column)}" if label.is_flag else f"where = {toml_text(label.where)}"
         yield ["[[tasks]]", f"name = {toml_text(label.name)}", f"{what} # {label.reason}"]
 
 

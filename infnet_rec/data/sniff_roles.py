@@ -65,10 +65,11 @@ Reason = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A task: a column of zeros and ones, or a predicate; and the events that count as having happened."""
+    """A task: a column of zeros and ones, or a predicate on one; and the events that count as having happened."""
 
     name: str
-    column: str | None
+    column: str
+    is_flag: bool
     where: str
     reason: str
 
@@ -163,7 +164,7 @@ def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[Table], progre
     id_type, id_reason = _id_type(log, user[0], item[0], joins)
     joins += [Join(log, side, key, "", of_log=True) for side, key in _sides(user[0], item[0]) if side in own.values()]
     features, more = _features(
-        connection, log, joins, own, (user[0], item[0]), {*taken, *(b.column or "" for b in labels)}
+        connection, log, joins, own, (user[0], item[0]), {*taken, *(label.column for label in labels)}
     )
     unused += more
     return Guess(
@@ -210,7 +211,7 @@ def _log_of(tables: Sequence[Table]) -> tuple[Table, Reason, Reason]:
         ids = [column for column in table.columns if _is_id(table, column)]
         if table.has_header:
             user, item = _best(ids, USER_WORDS), _best(ids, ITEM_WORDS)
-            reasons = [f"its name says so; {c.distinct:,} values" for c in (user, item) if c]
+            reasons = [f"its name says so; about {c.distinct:,} values" for c in (user, item) if c]
         else:
             times = [c for c in table.columns if _unit(c) is not None]
             plain = [
@@ -219,7 +220,7 @@ def _log_of(tables: Sequence[Table]) -> tuple[Table, Reason, Reason]:
             user, item = (plain[0], plain[1]) if len(plain) > 1 and (times or len(plain) == 2) else (None, None)
             order = ("the first", "the second")
             reasons = [
-                f"{w} column that may hold ids; {c.distinct:,} values" for w, c in zip(order, plain, strict=False)
+                f"{w} column that may hold ids; about {c.distinct:,} values" for w, c in zip(order, plain, strict=False)
             ]
         if user and item and user != item:
             found.append((table.num_rows, table, (user.name, reasons[0]), (item.name, reasons[1])))
@@ -394,10 +395,10 @@ def _labels(log: Table, columns: Sequence[Column]) -> list[Label]:
     """Tasks: zeros and ones, else ratings, else kinds of events."""
     flags = [c for c in columns if c.is_flag and not NO_LABEL_WORDS & set(words_of(c.name))]
     if flags:
-        truth = {c.name: "1" if c.is_number else "TRUE" for c in flags}
+        # True and false are 1 and 0 in predicates.
+        wheres = {c.name: f"{sql_name(c.name)} = 1" for c in flags}
         return [
-            Label(small_name(c.name), c.name, f"{sql_name(c.name)} = {truth[c.name]}", "two values, no and yes")
-            for c in flags
+            Label(small_name(c), c, is_flag=True, where=w, reason="two values, no and yes") for c, w in wheres.items()
         ]
     for column in columns:
         if _is_rating(column, named=log.has_header):
@@ -405,12 +406,14 @@ def _labels(log: Table, columns: Sequence[Column]) -> list[Label]:
             values = sorted(float(v) for v in column.few) or [low + RATING_SHARE * (high - low)]
             good = next((v for v in values if v >= low + RATING_SHARE * (high - low)), high)
             where = f"{sql_name(column.name)} >= {good:g}"
-            return [Label("liked", None, where, f"values from {low:g} to {high:g}: the upper quarter counts as liked")]
+            reason = f"values from {low:g} to {high:g}: the upper quarter counts as liked"
+            return [Label("liked", column.name, is_flag=False, where=where, reason=reason)]
     for column in columns:
         if _is_event(column, named=log.has_header):
+            wheres = {value: f"{sql_name(column.name)} = {_sql_text(value)}" for value in column.few}
             return [
-                Label(small_name(value), None, f"{sql_name(column.name)} = {_sql_text(value)}", "a kind of event")
-                for value in column.few
+                Label(small_name(value), column.name, is_flag=False, where=where, reason="a kind of event")
+                for value, where in wheres.items()
             ]
     return []
 
