@@ -94,8 +94,9 @@ def lines(result: dict[str, Any]) -> list[str]:
         low, high = m["gauc_interval"]
         interval = "-" if low is None else f"{low:.4f} to {high:.4f}"
         auc, gauc = ("-" if m[name] is None else f"{m[name]:.4f}" for name in ("auc", "gauc"))
+        log_loss = "-" if m["log_loss"] is None else f"{m['log_loss']:.4f}"
         ne, calibration = ("-" if m[name] is None else f"{m[name]:.3f}" for name in ("ne", "calibration"))
         text.append(
-            f"{task:<12}{auc:>9}{gauc:>9}{interval:>18}{m['num_users']:>9,}{m['log_loss']:>10.4f}{ne:>8}{calibration:>8}"
+            f"{task:<12}{auc:>9}{gauc:>9}{interval:>18}{m['num_users']:>9,}{log_loss:>10}{ne:>8}{calibration:>8}"
         )
     return text

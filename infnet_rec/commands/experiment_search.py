@@ -18,6 +18,8 @@ from infnet_rec.commands.training_run import Ended, Job, train_in_a_process
 from infnet_rec.config.experiment import SearchConfig, Variant, grid_size, override_of
 from infnet_rec.faults import Failure, Interrupted
 from infnet_rec.strict import read_json
+from infnet_rec.train.checkpoint.progress import metrics_from_json
+from infnet_rec.train.metrics import Metric, mean_over_tasks
 from infnet_rec.train.report import write_json
 
 JSON = dict[str, Any]
@@ -127,7 +129,11 @@ def _try(
     """
 
     def is_hopeless(step: int, metrics: Mapping[str, Mapping[str, Any]]) -> bool:
-        trial.report(mean_over_tasks(metrics, search.metric), step)
+        value = _mean(metrics, search.metric)
+        if math.isnan(value):
+            # Optuna takes what is not known for the worst there is.
+            return False
+        trial.report(value, step)
         return trial.should_prune()
 
     ended = train_in_a_process(job, wants_stop, is_hopeless if search.prune else None)
@@ -147,14 +153,13 @@ def _try(
         study.tell(trial, value)
 
 
-def _value(ended: Ended, metric: str) -> float:
-    return math.nan if ended.result is None else mean_over_tasks(ended.result["metrics"]["valid"], metric)
+def _value(ended: Ended, metric: Metric) -> float:
+    return math.nan if ended.result is None else _mean(ended.result["metrics"]["valid"], metric)
 
 
-def mean_over_tasks(metrics: Mapping[str, Mapping[str, Any]], metric: str) -> float:
-    """What is searched for; NaN where no task has it."""
-    known = [task[metric] for task in metrics.values() if task[metric] is not None]
-    return sum(known) / len(known) if known else math.nan
+def _mean(metrics: Mapping[str, Any], metric: Metric) -> float:
+    """What is searched for; NaN where it cannot be had."""
+    return mean_over_tasks(metrics_from_json(dict(metrics)), metric)
 
 
 def _said(study: optuna.Study, trial: Trial) -> str:

@@ -31,6 +31,7 @@ from infnet_rec.commands.continue_run import go_on, make_saver, start_from
 from infnet_rec.commands.preflight import Preflight
 from infnet_rec.commands.resume import Standing, claimed, look
 from infnet_rec.commands.run_dir import default_run_dir, environment, num_cores, start_anew
+from infnet_rec.commands.run_schema import unjudgeable
 from infnet_rec.commands.towers import describe_tower, table_width
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
@@ -116,8 +117,9 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     size = f"{len(tables)} tables with {num_sparse:,} parameters, {num_dense:,} dense parameters"
     for line in (*preflight.lines(), f"{describe_work(data, pace, world)}; {size}", describe_tower(config, world)):
         report.say(line)
-    if (doubt := hasty_patience(settings, data.store.num_examples("train"))) is not None:
-        report.say(f"warning: {doubt}")
+    for doubt in (hasty_patience(settings, data.store.num_examples("train")), unjudgeable(data.store, data.schema)):
+        if doubt is not None:
+            report.say(f"warning: {doubt}")
     at = go_on(config, world, run_dir, start.standing, sharded, report)
     if start.weights_from is not None and at.step == 0:
         start_from(start.weights_from, sharded, report)
@@ -245,9 +247,10 @@ def table(result: dict[str, Any]) -> str:
         text = ["-" if cell is None else f"{cell:.4f}" for cell in cells]
         lines.append(f"{task:<12}{text[0]:>11}{text[1]:>12}{text[2]:>11}{text[3]:>12}{text[4]:>15}")
     lines.append("")
+    weights = "best" if any(task["auc"] is not None for task in valid.values()) else "last weights,"
     lines.append(
-        f"best at step {result['best_step']} of {result['steps_done']}; {result['examples_per_s']:,.0f} examples/s on "
-        f"{result['num_ranks']} rank{'s' * (result['num_ranks'] > 1)}; {clock(result['wall_s'])} in all"
+        f"{weights} at step {result['best_step']} of {result['steps_done']}; {result['examples_per_s']:,.0f} "
+        f"examples/s on {result['num_ranks']} rank{'s' * (result['num_ranks'] > 1)}; {clock(result['wall_s'])} in all"
     )
     lines.append(f"results: {result['run_dir']}")
     return "\n".join(lines)
