@@ -79,8 +79,8 @@ def table_width(config: RunConfig, schema: Schema) -> int:
         fitting = [w for w in range(4, width, 4) if wider(layout, w) <= MAX_TABLE_WIDTH]
         remedy = f"take at most {fitting[-1]}" if fitting else "train fewer tasks (train.tasks)"
         raise Fault(
-            f"model.width = {width}: {config.model.name} for {layout.num_tasks} tasks makes tables of {found:,} columns "
-            f"of it, and FBGEMM's kernels for GPUs give zeros beyond {MAX_TABLE_WIDTH:,}; {remedy}"
+            f"model.width = {width}: {config.model.name} for {layout.num_tasks} tasks makes tables of {found:,} "
+            f"columns of it, and FBGEMM's kernels for GPUs give zeros beyond {MAX_TABLE_WIDTH:,}; {remedy}"
         )
     return found
 

@@ -7,10 +7,9 @@ from pydantic import Field, model_validator
 from infnet_rec.config.ranges import Count, Dropout, Hidden, Positive
 from infnet_rec.strict import StrictModel
 
-
-# FBGEMM's forward kernels for GPUs have returned zeros for wider rows (https://github.com/pytorch/FBGEMM/pull/5569), and
-# its optimizers apart from the backward pass take none. A run must be able to move from a CPU to a GPU, so it holds on
-# every device.
+# FBGEMM's forward kernels for GPUs have returned zeros for wider rows (https://github.com/pytorch/FBGEMM/pull/5569),
+# and its optimizers apart from the backward pass take none. A run must be able to move from a CPU to a GPU, so the limit
+# holds on every device.
 MAX_TABLE_WIDTH = 1024
 
 
