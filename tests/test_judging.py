@@ -92,6 +92,11 @@ def test_a_mean_over_tasks_is_of_the_same_tasks_at_every_evaluation() -> None:
     assert math.isnan(mean_over_tasks({"c": silent}, "auc")) and math.isnan(mean_over_tasks({}, "auc"))
     assert math.isnan(mean_over_tasks({"a": task_metrics(0.6, 5), "b": task_metrics(NAN, 5)}, "auc"))
     no_user = {"a": task_metrics(0.6, 5), "b": TaskMetrics(10, 5, 0.5, NAN, NAN, 0, 0.5, 1.0, 1.0)}
+    for metric in ("auc", "gauc"):
+        for found in (known, no_user, {"a": task_metrics(NAN, 5)}, {"c": silent}):
+            written_down = {name: task.to_json() for name, task in found.items()}
+            searched = experiment_search.mean_over_tasks(written_down, metric)
+            assert searched == pytest.approx(mean_over_tasks(found, metric), nan_ok=True)
     assert mean_over_tasks(no_user, "gauc") == 0.6 and mean_over_tasks(no_user, "auc") == pytest.approx(0.55)
 
 
@@ -199,7 +204,7 @@ def test_a_task_that_valid_cannot_judge_leaves_the_judging_to_the_others(tmp_pat
 def test_an_experiment_hears_of_it_before_its_first_cell(tmp_path: Path) -> None:
     """A search cannot choose by it at all."""
     store = one_class_kiosk(tmp_path, two_tasks=False)
-    sets = [f'data.store="{store}"', *SETTINGS]
+    sets = [f'data.store="{store}"', "data.profile=all", *SETTINGS]
     path = written(tmp_path, TWO)
     doubts = check_against_store(load_experiment(path, sets), path, 1)
     assert len(doubts) == 2

@@ -18,8 +18,6 @@ from infnet_rec.commands.training_run import Ended, Job, train_in_a_process
 from infnet_rec.config.experiment import SearchConfig, Variant, grid_size, override_of
 from infnet_rec.faults import Failure, Interrupted
 from infnet_rec.strict import read_json
-from infnet_rec.train.checkpoint.progress import metrics_from_json
-from infnet_rec.train.metrics import Metric, mean_over_tasks
 from infnet_rec.train.report import write_json
 
 JSON = dict[str, Any]
@@ -129,7 +127,7 @@ def _try(
     """
 
     def is_hopeless(step: int, metrics: Mapping[str, Mapping[str, Any]]) -> bool:
-        value = _mean(metrics, search.metric)
+        value = mean_over_tasks(metrics, search.metric)
         if math.isnan(value):
             # Optuna takes what is not known for the worst there is.
             return False
@@ -153,13 +151,19 @@ def _try(
         study.tell(trial, value)
 
 
-def _value(ended: Ended, metric: Metric) -> float:
-    return math.nan if ended.result is None else _mean(ended.result["metrics"]["valid"], metric)
+def _value(ended: Ended, metric: str) -> float:
+    return math.nan if ended.result is None else mean_over_tasks(ended.result["metrics"]["valid"], metric)
 
 
-def _mean(metrics: Mapping[str, Any], metric: Metric) -> float:
-    """What is searched for; NaN where it cannot be had."""
-    return mean_over_tasks(metrics_from_json(dict(metrics)), metric)
+def mean_over_tasks(metrics: Mapping[str, Mapping[str, Any]], metric: str) -> float:
+    """What is searched for: see `train.metrics.mean_over_tasks`, of metrics as a run writes them down."""
+    values = [task[metric] for task in metrics.values() if task[metric] is not None or _is_answerable(task, metric)]
+    return math.nan if None in values or not values else sum(values) / len(values)
+
+
+def _is_answerable(task: Mapping[str, Any], metric: str) -> bool:
+    has_both_classes = 0 < task.get("num_positives", 0) < task.get("num_examples", 0)
+    return has_both_classes and (metric == "auc" or task.get("num_users", 0) > 0)
 
 
 def _said(study: optuna.Study, trial: Trial) -> str:

@@ -8,8 +8,8 @@ from infnet_rec.config.ranges import Count, Dropout, Hidden, Positive
 from infnet_rec.strict import StrictModel
 
 # FBGEMM's forward kernels for GPUs have returned zeros for wider rows (https://github.com/pytorch/FBGEMM/pull/5569),
-# and its optimizers apart from the backward pass take none. A run must be able to move from a CPU to a GPU, so the limit
-# holds on every device.
+# and its optimizers apart from the backward pass take none. A run must be able to move from a CPU to a GPU, so the
+# limit holds on every device.
 MAX_TABLE_WIDTH = 1024
 
 
