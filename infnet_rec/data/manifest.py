@@ -9,7 +9,7 @@ import pyarrow as pa
 
 import infnet_rec
 from infnet_rec.data.quarantine import Quarantine
-from infnet_rec.data.recipe import Recipe
+from infnet_rec.data.recipe import Recipe, sequence_name, sequence_table
 from infnet_rec.data.store import STORE_VERSION
 from infnet_rec.data.timeline import Timeline
 from infnet_rec.data.vocab import Vocabulary
@@ -24,15 +24,14 @@ def schema_of(recipe: Recipe, vocabularies: dict[str, Vocabulary]) -> Schema:
     if recipe.sequences:
         for behaviour in recipe.behaviours:
             for attribute in recipe.sequences.attributes:
-                table = attribute if recipe.sequences.share_tables else f"seq_{attribute}"
-                sequences.append(
-                    Sequence(f"seq_{behaviour.name}_{attribute}", behaviour.name, attribute, table, behaviour.name)
-                )
+                table = attribute if recipe.sequences.share_tables else sequence_table(attribute)
+                name = sequence_name(behaviour.name, attribute)
+                sequences.append(Sequence(name, behaviour.name, attribute, table, behaviour.name))
         if not recipe.sequences.share_tables:
-            tables += [Table(f"seq_{a}", vocabularies[a].num_rows) for a in recipe.sequences.attributes]
+            tables += [Table(sequence_table(a), vocabularies[a].num_rows) for a in recipe.sequences.attributes]
     tasks = tuple(Task(t.name, t.label) for t in recipe.tasks)
     features = tuple(Feature(n, n, side, vocabularies[n].max_values) for n, side in names)
-    return Schema(tuple(tables), features, tuple(sequences), tasks)
+    return Schema(tuple(tables), features, tuple(sequences), tasks).with_free_table_names()
 
 
 def make_manifest(

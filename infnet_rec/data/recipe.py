@@ -18,6 +18,7 @@ from infnet_rec.strict import StrictModel, check, read_toml
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Files = Annotated[tuple[str, ...], Field(min_length=1)]
 DEFAULT_RANGES, MAX_RANGES = 64, 10_000
+MAX_NAME = 100  # with what is put around it, in bytes of a file's name
 Encoding = Literal["index", "hash", "multi", "quantile", "hour_of_day", "day_of_week"]
 
 
@@ -75,8 +76,9 @@ class FeatureRecipe(StrictModel):
             without a vocabulary; "multi" splits a text at `separator` (or takes a list) and gives each of its first
             `max_values` values an id as "index" does; "quantile" cuts a number into `buckets` equally frequent ranges
             (exact zero is an id of its own); "hour_of_day" and "day_of_week" read the log's time.
-        columns: the columns; a feature is named after its column.
-        name: the feature's name, where it must differ from its only column.
+        columns: the columns; a feature is named after its column, with "_" for every character that is no letter a-z,
+            A-Z, no digit, no "_" and no "-": "user_id:token" makes "user_id_token".
+        name: the feature's name, where it must differ from that of its only column.
         buckets: number of quantile ranges or of hashed ids; 64 ranges by default, hashes need a number.
         min_count: index and multi: values with fewer training rows are treated as never seen.
         separator: multi: what stands between the values of a text.
@@ -104,6 +106,15 @@ class FeatureRecipe(StrictModel):
             raise ValueError(
                 f"encoding {self.encoding!r} needs side 'user' or 'item'; use 'index' or 'hash' for a column of the log"
             )
+        columns_of: dict[str, list[str]] = {}
+        for column in self.columns:
+            columns_of.setdefault(safe_name(column), []).append(column)
+        for name, columns in columns_of.items():
+            if len(columns) > 1:
+                raise ValueError(
+                    f"columns {' and '.join(map(repr, columns))} would both be feature {name!r}; list one of them in a "
+                    "[[features]] of its own, with a name"
+                )
         if self.encoding == "hash" and self.buckets is None:
             raise ValueError("encoding 'hash' needs buckets, the number of ids; twice the number of values is usual")
         if self.encoding == "quantile" and (self.buckets or 0) > MAX_RANGES:
@@ -118,7 +129,7 @@ class FeatureRecipe(StrictModel):
     @property
     def named_columns(self) -> dict[str, str]:
         """Feature name -> column."""
-        return {self.name or column: column for column in self.columns}
+        return {self.name or safe_name(column): column for column in self.columns}
 
 
 class BehaviourRecipe(StrictModel):
@@ -190,9 +201,13 @@ class Recipe(StrictModel):
     def _parts_agree(self) -> Self:
         features = [name for f in self.features for name in f.named_columns]
         behaviours = [b.name for b in self.behaviours]
-        faults = [f"feature {n!r} is declared {k} times" for n, k in Counter(features).items() if k > 1]
+        faults = [
+            f"feature {n!r} is declared {k} times; give one of them another name, in a [[features]] of its own"
+            for n, k in Counter(features).items()
+            if k > 1
+        ]
         faults += [f"behaviour {n!r} is declared {k} times" for n, k in Counter(behaviours).items() if k > 1]
-        faults += self._time_faults() + self._name_faults(features)
+        faults += self._time_faults() + self._name_faults(features) + self._sequence_faults(features)
         readable = {name: f for f in self.features if _readable(f) for name in f.named_columns}
         if (self.sequences is None) == bool(self.behaviours):
             faults.append("behaviours and sequences go together: declare both or neither")
@@ -225,15 +240,44 @@ class Recipe(StrictModel):
         return self
 
     def _name_faults(self, features: list[str]) -> list[str]:
-        """Features are named after any column; their names become names of files and of parts of the model."""
-        odd = [name for name in features if not re.fullmatch(r"[\w-]+", name)]
+        """Names become names of files, of columns in SQL, which has no case, and of parts of the model."""
         faults = [
-            f"column {n!r} cannot be a feature's name (letters, digits, _ and -); give it one, name = " for n in odd
+            f"{what} {name[:40]!r}: its name has {len(name)} characters, and a file's name fits {MAX_NAME}; {remedy}"
+            for what, names, remedy in (
+                ("feature", features, 'give it a shorter one, name = "..."'),
+                ("behaviour", [b.name for b in self.behaviours], "shorten it"),
+                ("task", [t.name for t in self.tasks], "shorten it"),
+            )
+            for name in names
+            if len(name) > MAX_NAME
         ]
+        faults += ["a feature's column has an empty name; name the column" for name in features if not name]
         tasks, lower = [t.name for t in self.tasks], {name.lower(): name for name in features}
         twins = [(n, lower[n.lower()]) for n in features if lower[n.lower()] != n]
         faults += [f"features {a!r} and {b!r} differ by case only; give one of them another name" for a, b in twins]
         return faults + [f"task {n!r} is declared {k} times" for n, k in Counter(tasks).items() if k > 1]
+
+    def _sequence_faults(self, features: list[str]) -> list[str]:
+        """A sequence is named after its behaviour and its attribute, and must be told from all else that has a name."""
+        if self.sequences is None:
+            return []
+        made: dict[str, str] = dict.fromkeys(features, "a feature")
+        faults = []
+        for behaviour in self.behaviours:
+            for attribute in self.sequences.attributes:
+                name, what = sequence_name(behaviour.name, attribute), f"{attribute!r} of behaviour {behaviour.name!r}"
+                if name in made:
+                    faults.append(
+                        f"sequence attribute {what} would be {name!r}, as {made[name]} is; rename one of them"
+                    )
+                made[name] = what
+        if not self.sequences.share_tables:
+            faults += [
+                f"feature {table!r} has the name of the table of sequence attribute {attribute!r}; rename one of them"
+                for attribute in self.sequences.attributes
+                if (table := sequence_table(attribute)) in features
+            ]
+        return faults
 
     def _time_faults(self) -> list[str]:
         faults = [
@@ -274,6 +318,21 @@ class Recipe(StrictModel):
             }
             for name, profile in profiles.items()
         }
+
+
+def safe_name(column: str) -> str:
+    """What a feature is called after its column: letters, digits, "_" and "-" of ASCII, and "_" for all else."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", column)
+
+
+def sequence_name(behaviour: str, attribute: str) -> str:
+    """The name of the sequence of one attribute of a behaviour's events."""
+    return f"seq_{behaviour}_{attribute}"
+
+
+def sequence_table(attribute: str) -> str:
+    """The table of a sequence attribute that shares none with its feature."""
+    return f"seq_{attribute}"
 
 
 def _readable(feature: FeatureRecipe) -> bool:
