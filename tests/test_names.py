@@ -200,7 +200,7 @@ def test_sequences_of_one_name_are_refused_by_the_recipe() -> None:
     recipe["behaviours"] = [{"name": name, "where": "clicked = 1"} for name in ("a", "a_b")]
     recipe["features"] += [{"side": "item", "encoding": "index", "columns": ["iid"], "name": "b_shelf"}]
     recipe["sequences"]["attributes"] = ["shelf", "b_shelf"]
-    with pytest.raises(Fault, match="'b_shelf' of behaviour 'a'|'shelf' of behaviour 'a_b'"):
+    with pytest.raises(Fault, match=r"'b_shelf' of behaviour 'a'|'shelf' of behaviour 'a_b'"):
         check(Recipe, recipe, "named.toml")
     recipe = recipe_of(PLAIN)
     recipe["features"] += [{"side": "user", "encoding": "index", "columns": ["uid"], "name": "seq_shelf"}]
