@@ -33,10 +33,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         Fault: the file is missing or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Windows editors begin a file with a byte order mark.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise Fault(f"{path}: {str(error.strerror).lower()}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise Fault(f"{path}: not a TOML file: {error}; TOML is UTF-8 text, save it as such") from error
+    except tomllib.TOMLDecodeError as error:
         raise Fault(f"{path}: not a TOML file: {error}") from error
 
 
@@ -47,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
         Fault: the file is missing or is not a JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise Fault(f"{path}: {str(error.strerror).lower()}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -21,7 +21,8 @@ from kiosk import FILES, KIOSK, LOG, add, hashes, kiosk
 
 HEADER = FILES["log_1.csv"][0]
 USER, ITEM, TIME = (f"{name} is empty or not a whole number" for name in ("user", "item", "time"))
-TIME += " from 0"
+TIME += " of s since 1970"
+EARLY = "time is before 1970-01-01 (earliest), or not before 2100-01-01 (latest)"
 LABEL = "click is not 0 or 1"
 
 
@@ -50,7 +51,7 @@ BAD_LINES = [
     ('"1"2,1,5,1,1,a', "Value with unterminated quote found."),
     ("1,,5,1,1,a", ITEM),
     None,
-    ("1,1,-5,1,1,", TIME),
+    ("1,1,-5,1,1,", EARLY),
     ("99999999999999999999,1,5,1,1,a", USER),
     ("1,1,5,0.5,1,a", LABEL),
 ]
@@ -120,7 +121,7 @@ def test_bad_rows_of_a_parquet_log_have_the_number_of_the_row(tmp_path: Path, cl
     assert quarantined(tmp_path / "store") == [
         ("log_1.parquet", 1, USER, "item=1 time=5 click=0 page=1 mark=a"),
         ("log_1.parquet", 9, ITEM, "user=1 time=5 click=0 page=1 mark=a"),
-        ("log_1.parquet", 10, TIME, "user=1 item=1 time=-5 click=0 page=1 mark=a"),
+        ("log_1.parquet", 10, EARLY, "user=1 item=1 time=-5 click=0 page=1 mark=a"),
         ("log_2.parquet", 11, LABEL, "user=1 item=1 time=5 click=2 page=1"),
     ]
     assert manifest["bad_rows"] == {"the log": 4} and hashes(tmp_path / "store") == clean

@@ -54,7 +54,7 @@ Example:
 )
 def build(
     recipe: Annotated[Path, typer.Argument(help="What the raw files mean (TOML).")],
-    raw: Annotated[Path, typer.Option(help="Folder of the raw files.")],
+    raw: Annotated[str, typer.Option(help="Folder of the raw files, or its URL.")],
     out: Annotated[Path, typer.Option(help="The store to make.")],
     memory_gib: Annotated[
         float, typer.Option(min=0.5, help="Memory to use, however long the log; the rest spills to disk.")

@@ -20,7 +20,7 @@ from infnet_rec.data.store import Store
 
 def build_store(
     recipe_path: Path,
-    raw: Path,
+    raw: str,
     out: Path,
     *,
     memory_gib: float,

@@ -15,16 +15,18 @@ from typing import Any
 
 import duckdb
 
+from infnet_rec.data.cache import is_url
 from infnet_rec.data.generate.files import NOTES
 from infnet_rec.data.log import join_numbers, number, read_log, weigh
 from infnet_rec.data.manifest import make_manifest
-from infnet_rec.data.publish import new_store
+from infnet_rec.data.publish import new_store, refuse_what_exists
 from infnet_rec.data.quarantine import Quarantine
 from infnet_rec.data.raw import connect, faults_of, release
+from infnet_rec.data.raw_folder import RawFolder, find_raw
 from infnet_rec.data.recipe import Recipe
 from infnet_rec.data.repeats import measure_repeats
 from infnet_rec.data.sides import SideTables, sorted_keys
-from infnet_rec.data.sources import SIDES, RawFiles, open_raw
+from infnet_rec.data.sources import SIDES, RawFiles, names_of_files, open_raw
 from infnet_rec.data.spool import ColumnSpool
 from infnet_rec.data.store import SPLITS, Store, hash_files, to_arrow, write_arrow
 from infnet_rec.data.timeline import Bucketing, Timeline, count_users, fit_context, run_timeline
@@ -53,7 +55,7 @@ class Progress:
 
 def build(
     recipe: Recipe,
-    raw: Path,
+    raw: Path | str,
     out: Path,
     progress: Progress,
     *,
@@ -66,7 +68,7 @@ def build(
 
     Args:
         recipe: what the raw files mean.
-        raw: folder of the raw files.
+        raw: folder of the raw files, or a URL of one that fsspec reads.
         out: the store to make.
         progress: whom to tell.
         memory_gib: what the process may use, whatever the number of rows; the rest spills to disk.
@@ -80,14 +82,17 @@ def build(
     """
     if "?" in str(out.absolute()):
         raise Fault(f"--out {out}: its path has a '?', which DuckDB cuts a path at; name another folder")
-    files = open_raw(recipe, raw)
-    with faults_of(f"building {out}"), new_store(out, replace=replace) as work:
+    refuse_what_exists(out, replace=replace)
+    folder = find_raw(raw, names_of_files(recipe), progress.stage, progress.done)
+    with _in_words(folder):
+        files = open_raw(recipe, folder)
+    with _in_words(folder), faults_of(f"building {out}"), new_store(out, replace=replace) as work:
         connection = connect(work, memory_gib=memory_gib * DUCKDB_SHARE, num_threads=num_threads)
         with connection:
             memory = memory_gib * PARTS_SHARE / (num_threads + 1)
             construction = _Construction(connection, recipe, work, num_threads, memory, progress)
-            manifest = construction.run(files, Quarantine(max_bad_fraction))
-        if (raw / NOTES).is_file():
+            manifest = construction.run(files, Quarantine(max_bad_fraction, shown=folder.shown))
+        if not is_url(str(raw)) and (Path(raw) / NOTES).is_file():
             manifest["generated"] = True
         _write_manifest(work / "store", manifest)
         progress.stage("counting repeated ids", 0, "")
@@ -95,6 +100,17 @@ def build(
             manifest["repeats"] = repeats
             _write_manifest(work / "store", manifest)
     return manifest
+
+
+@contextmanager
+def _in_words(folder: RawFolder) -> Iterator[None]:
+    """Names fetched files by their URLs in what goes wrong."""
+    try:
+        yield
+    except Fault as fault:
+        if (text := folder.in_words(str(fault))) == str(fault):
+            raise
+        raise Fault(text) from fault
 
 
 def _write_manifest(store: Path, manifest: dict[str, Any]) -> None:

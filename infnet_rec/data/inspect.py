@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from infnet_rec.data.instants import ticks_per_second
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault
 from infnet_rec.schema import EMPTY_SLOT, FIRST_VALUE_ID, NULL_ID, UNSEEN_ID
@@ -114,9 +115,9 @@ def local_time(store: Store, instant: int) -> str:
     if store.manifest["order"] == "file":
         return f"row {instant}"
     log = store.manifest["recipe"]["log"]
-    seconds = instant / (1000 if log["time_unit"] == "ms" else 1)
+    seconds = instant // ticks_per_second(log["time_unit"])
     try:
         local = datetime.fromtimestamp(seconds, UTC) + timedelta(hours=log["utc_offset_hours"])
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return f"instant {instant}"
-    return local.strftime("%Y-%m-%d %H:%M:%S")
+    return local.isoformat(" ")  # with four digits of the year, which strftime does not give

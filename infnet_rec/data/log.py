@@ -7,10 +7,11 @@ underscore where a recipe could give the same.
 """
 
 import re
+from collections.abc import Callable
 
 import duckdb
 
-from infnet_rec.data.quarantine import Intake, Quarantine
+from infnet_rec.data.quarantine import Intake, Quarantine, Remedy
 from infnet_rec.data.raw import RawTable, faults_of, first_value, quoted, sniffed
 from infnet_rec.data.recipe import Recipe
 from infnet_rec.data.splits import ShareSplits, TimeSplits
@@ -34,12 +35,13 @@ def log_intake(
         Fault: a behaviour's predicate does not fit the columns.
     """
     log = recipe.log
-    as_text = {log.user, log.item, log.time, *(c for f in recipe.features if f.side == "context" for c in f.columns)}
+    as_text = {log.user, log.item, *log.time_columns}
+    as_text |= {c for f in recipe.features if f.side == "context" for c in f.columns}
     # An integer type would round 0.5.
     types = {task.label: "DOUBLE" for task in recipe.tasks if task.label not in as_text}
     mentioned = {c for b in recipe.behaviours for c in table.columns if _mentions(b.where, c)}
     kinds = sniffed(connection, table, sorted(mentioned - types.keys()), max_bad_fraction)
-    whole = {log.time, *((log.user, log.item) if log.id_type == "int64" else ())}
+    whole = {*log.time_columns, *((log.user, log.item) if log.id_type == "int64" else ())}
     kinds |= {column: "BIGINT" for column in mentioned & whole if not table.is_parquet}
     types |= {column: kind for column, kind in kinds.items() if column not in as_text}
     # A column that is read as text and stands in a predicate too is there under two names.
@@ -53,8 +55,9 @@ def log_intake(
         return _text_name(column) if column in twofold else column
 
     columns = {"user_key": key_sql(recipe, table, name(log.user)), "item_key": key_sql(recipe, table, name(log.item))}
-    if log.time is not None:
-        columns["time"] = table.integer(name(log.time))
+    times = [name(column) for column in log.time_columns]
+    if times:
+        columns["time"] = log.clock.sql(table, times)
     columns |= {"position": "0", "example_": "TRUE"}
     for behaviour in recipe.behaviours:
         predicate = f"({behaviour.where}\n)"  # a comment must not go on
@@ -65,8 +68,12 @@ def log_intake(
         f"{log.user} is empty{or_fractional(recipe)}": "user_key IS NULL",
         f"{log.item} is empty{or_fractional(recipe)}": "item_key IS NULL",
     }
-    if log.time is not None:
-        checks[f"{log.time} is empty or not a whole number from 0"] = "time IS NULL OR time < 0"
+    ids = zip(checks, (log.user, log.item), strict=True)
+    remedies = {reason: Remedy((name(column),), _id_advice(recipe)) for reason, column in ids}
+    if times:
+        of_time = log.clock.checks(log.time_columns, table)
+        checks |= of_time
+        remedies |= {reason: Remedy(tuple(times), log.clock.advice) for reason in of_time}
     for task in recipe.tasks:
         number = f"TRY_CAST({quoted(name(task.label))} AS DOUBLE)"
         columns[f"label_{task.name}"] = f"CASE WHEN {number} IN (0, 1) THEN CAST({number} AS TINYINT) END"
@@ -80,8 +87,23 @@ def log_intake(
         keep = f"time < {end}"
         derived["split"] = f"""CAST(CASE WHEN time < {train} THEN {HISTORY_ONLY} WHEN time < {valid} THEN {TRAIN}
             WHEN time < {test} THEN {VALID} ELSE {TEST} END AS TINYINT)"""
-    ordered = log.time is None
-    return Intake("log", "the log", table, types, columns, checks, view, derived=derived, keep=keep, ordered=ordered)
+    return Intake(
+        "log",
+        "the log",
+        table,
+        types,
+        columns,
+        checks,
+        view,
+        derived=derived,
+        keep=keep,
+        ordered=not times,
+        remedies=remedies,
+    )
+
+
+def _id_advice(recipe: Recipe) -> Callable[[str], str]:
+    return lambda value: 'write id_type = "string" in [log]' if recipe.log.id_type == "int64" and value.strip() else ""
 
 
 def _text_name(column: str) -> str:
@@ -111,7 +133,10 @@ def read_log(
     Raises:
         Fault: no usable row, too many bad rows, or a history that does not fit.
     """
-    log_intake(connection, recipe, table, quarantine.max_fraction).run(connection, quarantine)
+    num_rows = log_intake(connection, recipe, table, quarantine.max_fraction).run(connection, quarantine)
+    if not num_rows and not first_value(connection, f"SELECT 1 FROM {table.scan({}, skip_bad=True)} LIMIT 1"):
+        header = "a header and no rows" if table.form.has_header and not table.is_parquet else "no rows"
+        raise Fault(f"{', '.join(map(str, table.paths))}: the log holds {header}; name files with rows in [log] files")
     if isinstance(recipe.splits, ShareSplits):
         _share_out(connection, recipe, recipe.splits)
     for k, history in enumerate(histories):
@@ -158,7 +183,7 @@ def _seed_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int,
         # No example; but training must not count what came after its end.
         split = f"CASE WHEN time < {recipe.instant(recipe.splits.valid)} THEN {HISTORY_ONLY} ELSE {VALID} END"
     item = f"CAST(unnest({items}) AS {'BIGINT' if recipe.log.id_type == 'int64' else 'VARCHAR'})"
-    user, time = key_sql(recipe, table, history.user), table.integer(history.time)
+    user, time = key_sql(recipe, table, history.user), recipe.log.clock.sql(table, [history.time])
     with faults_of(f"history {history.file}"):
         connection.execute(
             f"""INSERT INTO log BY NAME SELECT *, {split} AS split FROM (SELECT {user} AS user_key, {time} AS time,
@@ -168,6 +193,13 @@ def _seed_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int,
     for column, name in (("time", history.time), ("user_key", history.user)):
         if first_value(connection, f"SELECT 1 FROM log WHERE {column} IS NULL LIMIT 1"):
             raise Fault(f"history {history.file}: {name} is empty for a user with events; mend or remove the row")
+    low, high = recipe.instant(recipe.log.earliest), recipe.instant(recipe.log.latest)
+    odd = f"FROM log WHERE NOT example_ AND (time < {low} OR time >= {high})"
+    if (found := connection.execute(f"SELECT user_key, time {odd} ORDER BY ALL LIMIT 1").fetchone()) is not None:
+        raise Fault(
+            f"history {history.file}: {history.time} of user {found[0]} is {recipe.log.clock.range_text} "
+            f"({found[1]:,} ticks); mend or remove the row, or mend time_unit in [log]"
+        )
 
 
 def number(connection: duckdb.DuckDBPyConnection, name: str, sources: list[str]) -> int:

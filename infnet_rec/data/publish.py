@@ -27,7 +27,7 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
     Raises:
         Fault: `out` exists (and is not a store to be replaced), cannot be made, or is being built elsewhere.
     """
-    _refuse_what_exists(out, replace=replace)
+    refuse_what_exists(out, replace=replace)
     parent = out.absolute().parent
     work, lock = parent / f".{out.name}.building", parent / f".{out.name}.lock"
     try:
@@ -39,7 +39,7 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
         raise Fault(f"--out {out}: cannot be made ({error.strerror}); name another folder") from error
     with locked, _stopped_in_order():
         try:
-            _refuse_what_exists(out, replace=replace)  # it may have been finished just now
+            refuse_what_exists(out, replace=replace)  # it may have been finished just now
             shutil.rmtree(work, ignore_errors=True)
             (work / "store").mkdir(parents=True)
             yield work
@@ -50,7 +50,8 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
             lock.unlink(missing_ok=True)
 
 
-def _refuse_what_exists(out: Path, *, replace: bool) -> None:
+def refuse_what_exists(out: Path, *, replace: bool) -> None:
+    """Raises a Fault if something stands at `out` that may not be replaced."""
     is_store = (out / "manifest.json").is_file()
     if (out.exists() or out.is_symlink()) and not (replace and is_store):
         remedy = "use --replace to build it anew" if is_store else "it is not a store; name another folder"

@@ -6,9 +6,10 @@ the second, the files that have any are read once more, in order. The line of a 
 """
 
 import csv
+import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,20 +17,40 @@ import duckdb
 
 from infnet_rec.data.places import find_rows
 from infnet_rec.data.raw import MAX_REJECTS, RawTable, faults_of, first_value, literal, quoted
+from infnet_rec.data.text_format import toml_text
 from infnet_rec.faults import Fault
 
 SHOWN, FEW = 3, 1_000
 MAX_TEXT = 4_096  # of a row that is written down
+MAX_SHOWN = 60  # characters of a value in a message
+# What programs write for a missing value.
+NULL_TEXTS = frozenset(["\\N", "\\\\N", "-", "?", "null", "na", "n/a", "#n/a", "none", "nan"])
+UNREAD_CELL = re.compile(r'Could not convert string "(.*)" to ')
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class BadRow:
-    """Where a bad row stands, what is wrong, and its text."""
+    """Where a bad row stands, what is wrong, and its text; for a message also the value and what to do about it."""
 
     file: str
     line: int
     reason: str
     row: str
+    value: str = field(default="", compare=False)
+    advice: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What a message says besides a reason.
+
+    Attributes:
+        columns: raw columns whose values are shown.
+        advice: from such a value to what a person can write in the recipe; "" if nothing helps.
+    """
+
+    columns: tuple[str, ...]
+    advice: Callable[[str], str]
 
 
 @dataclass(slots=True)
@@ -40,11 +61,13 @@ class Quarantine:
         max_fraction: of the rows of one table (the log, the parts of one side table) that may be bad.
         rows: the bad rows so far.
         counts: table -> number of bad rows.
+        shown: path of a file that was fetched -> what a person calls it.
     """
 
     max_fraction: float
     rows: list[BadRow] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    shown: Mapping[str, str] = field(default_factory=dict)
 
     def add(self, table: str, bad: list[BadRow], num_rows: int) -> None:
         """Takes the bad rows of one table.
@@ -52,9 +75,9 @@ class Quarantine:
         Raises:
             Fault: they are too many.
         """
-        bad = sorted(bad)
+        bad = sorted(replace(row, file=self.shown.get(row.file, row.file)) for row in bad)
         if len(bad) > self.max_fraction * num_rows:
-            first = "".join(f"\n  {b.file}, line {b.line}: {b.reason}" for b in islice(bad, SHOWN))
+            first = _first_lines(bad)
             # DuckDB's reasons quote the value that does not fit.
             reasons = Counter(b.reason.partition(". Could not")[0] for b in bad)
             raise self.too_many(table, len(bad), num_rows, reasons, first)
@@ -93,6 +116,7 @@ class Intake:
         checks: reason -> SQL condition over the new columns; a row that meets one is bad.
         view: SQL that goes before the scan of the files, to give their columns other types and names.
         derived: more columns of the new table: name -> SQL over the columns above (of `r`) and those of `join`.
+        remedies: reason -> what a message says besides; by default the value of the column that the reason begins with.
         join: SQL that joins other tables to the rows, which are named `r`.
         keep: SQL condition over the new columns; other good rows are left out.
         ordered: whether the table has a column `time` with the row's number among the good rows of all the files.
@@ -106,6 +130,7 @@ class Intake:
     checks: Mapping[str, str]
     view: str = "SELECT *, file_index FROM"
     derived: Mapping[str, str] = field(default_factory=dict)
+    remedies: Mapping[str, Remedy] = field(default_factory=dict)
     join: str = ""
     keep: str = "TRUE"
     ordered: bool = False
@@ -122,6 +147,8 @@ class Intake:
         columns.append("file_index AS file_")
         number = "0" if part is None else "row_number() OVER ()"
         columns.append(f"{'file_row_number + 1' if self.source.is_parquet else number} AS line_")
+        if part is not None:
+            columns += [f"{self.source.text(c)} AS {quoted(_shown_name(c))}" for c in self._shown_columns()]
         cases = "".join(f" WHEN {sql} THEN {k}" for k, sql in enumerate(self.checks.values(), start=1))
         bad = f"CASE{cases} ELSE 0 END" if cases else "0"
         derived = "".join(f", {sql} AS {quoted(name)}" for name, sql in self.derived.items())
@@ -146,11 +173,12 @@ class Intake:
             broken = self._broken(connection, rejects)
             total = first_value(connection, f"SELECT count(*) FROM {self.name} WHERE bad_ > 0")
             if total > max(quarantine.max_fraction * num_rows, FEW):
-                # Too many to be worth the search for their lines.
+                # Too many to be worth the search for all their lines.
                 counts = connection.execute(f"SELECT bad_, count(*) FROM {self.name} GROUP BY 1 HAVING bad_ > 0")
                 reasons = list(self.checks)
                 counted = Counter({reasons[k - 1]: count for k, count in counts.fetchall()})
-                raise quarantine.too_many(self.what, total, num_rows, counted)
+                first = _first_lines(sorted(self._bad_rows(connection, broken, most=SHOWN)))
+                raise quarantine.too_many(self.what, total, num_rows, counted, first)
             bad = self._bad_rows(connection, broken)
             if total:
                 connection.execute(f"DELETE FROM {self.name} WHERE bad_ > 0")
@@ -185,35 +213,81 @@ class Intake:
             found[path][offset] = (" ".join(reason.split()), text.rstrip("\r\n"))
         return found
 
+    def _remedy(self, reason: str) -> Remedy | None:
+        """What a message says besides a reason."""
+        if reason in self.remedies:
+            return self.remedies[reason]
+        named = [column for column in self.source.columns if reason.startswith(f"{column} is ")]
+        return Remedy((max(named, key=len),), self._null_advice) if named else None
+
+    def _shown_columns(self) -> list[str]:
+        """Raw columns that messages show the values of."""
+        remedies = [remedy for reason in self.checks if (remedy := self._remedy(reason)) is not None]
+        return list(dict.fromkeys(column for remedy in remedies for column in remedy.columns))
+
+    def _null_advice(self, value: str) -> str:
+        if value.strip() not in NULL_TEXTS and value.strip().lower() not in NULL_TEXTS:
+            return ""
+        section = "[log]" if self.name == "log" else f"[[sides.{self.name.split('_')[1]}]]"
+        return f"write null_values = [{toml_text(value)}] in {section} if it means missing"
+
+    def _told(self, reason: str, values: Mapping[str, str | None]) -> tuple[str, str]:
+        """The offending value of a row, and what to write in the recipe."""
+        if (unread := UNREAD_CELL.search(reason)) is not None:
+            return "", self._null_advice(unread[1])  # DuckDB's reason quotes the value
+        if (remedy := self._remedy(reason)) is None:
+            return "", ""
+        shown = [values.get(column) for column in remedy.columns]
+        advice = next(filter(None, (remedy.advice(value) for value in shown if value)), "")
+        return " and ".join("nothing" if value is None else f"'{_short(value)}'" for value in shown), advice
+
     def _bad_rows(
-        self, connection: duckdb.DuckDBPyConnection, broken: dict[str, dict[int, tuple[str, str]]]
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        broken: dict[str, dict[int, tuple[str, str]]],
+        most: int | None = None,
     ) -> list[BadRow]:
-        """The rows that do not parse, and those that parse to something impossible, with their lines."""
-        reasons, bad = list(self.checks), []
-        impossible = connection.execute(f"SELECT DISTINCT file_ FROM {self.name} WHERE bad_ > 0").fetchall()
+        """The rows that do not parse, and those that parse to something impossible, with their lines.
+
+        With `most`, about the first so many of the first file that has any of the second kind.
+        """
+        reasons, bad, shown = list(self.checks), [], self._shown_columns()
+        impossible = connection.execute(f"SELECT DISTINCT file_ FROM {self.name} WHERE bad_ > 0 ORDER BY 1").fetchall()
         parts = {str(self.source.paths[part]): part for (part,) in impossible}
+        if most is not None:
+            parts = dict(list(parts.items())[:1])
+            broken = {path: rows for path, rows in broken.items() if path in parts}
         for path in dict.fromkeys([*broken, *parts]):
-            numbers: dict[int, int] = {}
+            numbers: dict[int, tuple[int, dict[str, str | None]]] = {}
             if path in parts:
                 connection.execute("SET preserve_insertion_order = true")
                 rejects = f"rejects_{self.name}_{parts[path]}"
-                again = f"SELECT line_, bad_ FROM ({self.query(parts[path], rejects)}) WHERE bad_ > 0"
-                numbers = dict(connection.execute(again).fetchall())
+                values = "".join(f", {quoted(_shown_name(column))}" for column in shown)
+                again = f"SELECT line_, bad_{values} FROM ({self.query(parts[path], rejects)}) WHERE bad_ > 0"
+                rows = connection.execute(again + (f" LIMIT {most}" if most else "")).fetchall()
+                numbers = {row[0]: (row[1], dict(zip(shown, row[2:], strict=True))) for row in rows}
                 connection.execute("SET preserve_insertion_order = false")
-            if self.source.is_parquet:
-                lines, found = {}, self._parquet_rows(connection, parts[path], numbers)
-            else:
-                num_columns = len(self.source.columns)
-                lines, found = find_rows(Path(path), broken.get(path, ()), numbers, num_columns=num_columns)
+            lines, found = self._lines(connection, path, broken.get(path, {}), numbers)
             for offset, (reason, text) in broken.get(path, {}).items():
-                bad.append(BadRow(path, lines.get(offset, 0), reason, text[:MAX_TEXT]))
-            for number, check in numbers.items():
+                bad.append(BadRow(path, lines.get(offset, 0), reason, text[:MAX_TEXT], *self._told(reason, {})))
+            for number, (check, cells) in numbers.items():
                 line, text = found.get(number, (0, ""))
-                bad.append(BadRow(path, line, reasons[check - 1], text[:MAX_TEXT]))
+                reason = reasons[check - 1]
+                bad.append(BadRow(path, line, reason, text[:MAX_TEXT], *self._told(reason, cells)))
         return bad
 
+    def _lines(
+        self, connection: duckdb.DuckDBPyConnection, path: str, broken: Iterable[int], numbers: Collection[int]
+    ) -> tuple[dict[int, int], dict[int, tuple[int, str]]]:
+        """The line of each byte offset, and line and text of each row, of one file; see `find_rows`."""
+        if self.source.is_parquet:
+            paths = list(map(str, self.source.paths))
+            return {}, self._parquet_rows(connection, paths.index(path), numbers)
+        source = self.source
+        return find_rows(Path(path), source.form, broken, numbers, num_columns=len(source.file_columns))
+
     def _parquet_rows(
-        self, connection: duckdb.DuckDBPyConnection, part: int, numbers: Mapping[int, int]
+        self, connection: duckdb.DuckDBPyConnection, part: int, numbers: Collection[int]
     ) -> dict[int, tuple[int, str]]:
         """Number and text of some rows, by their number from 1."""
         wanted = ", ".join(str(number - 1) for number in numbers)
@@ -227,3 +301,24 @@ class Intake:
             for n, cells in rows
         }
         return {number: (number, text) for number, text in texts.items()}
+
+
+def _first_lines(bad: list[BadRow]) -> str:
+    """Lines about the first rows; what to do is said once for each reason."""
+    lines, told = [], set()
+    for row in islice(bad, SHOWN):
+        value = f": {row.value}" if row.value else ""
+        advice = f"; {row.advice}" if row.advice and row.reason not in told else ""
+        lines.append(f"\n  {row.file}, line {row.line}: {row.reason}{value}{advice}")
+        told.add(row.reason)
+    return "".join(lines)
+
+
+def _shown_name(column: str) -> str:
+    return f"{column} as shown"
+
+
+def _short(value: str) -> str:
+    """A value on one line of a message."""
+    value = "".join(c if c.isprintable() else " " for c in value)
+    return value if len(value) <= MAX_SHOWN else value[: MAX_SHOWN - 3] + "..."

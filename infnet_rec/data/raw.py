@@ -6,14 +6,15 @@ types, first rows) is told instead.
 
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 
+from infnet_rec.data.text_format import CSV_FORMAT, TextFormat, is_parquet
 from infnet_rec.faults import Failure, Fault
 
 # What DuckDB raises for data or predicates that do not fit; anything else is a bug or a failure of the machine.
@@ -28,7 +29,6 @@ NO_SPACE = re.compile(r"no space left|disk quota|file too large", re.IGNORECASE)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN_GZIP = re.compile(r"gzip", re.IGNORECASE)
 WHOLE_NUMBER = r"\s*[+-]?[0-9]+(\.0*)?\s*"
-CSV_FORMAT = "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', comment = ''"
 MAX_REJECTS = 1_000_000
 KEPT_MIB = 64
 SNIFFED_ROWS, MAX_BAD_SNIFFED = 20_480, 0.1
@@ -100,15 +100,32 @@ def faults_of(where: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
+class ParquetTime:
+    """What a Parquet column of times holds.
+
+    Attributes:
+        kind: "instant" on the world's clock, "local" date and time of day, "date", or "clock", a time of day.
+        nanoseconds: whether it counts nanoseconds.
+    """
+
+    kind: Literal["instant", "local", "date", "clock"]
+    nanoseconds: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RawTable:
     """Files that are parts of one table; all have the same columns.
 
     Attributes:
-        paths: the files, all CSV (perhaps .gz) or all Parquet.
-        columns: column names, in the order of the files.
+        paths: the files, all text (perhaps .gz or .zst) or all Parquet.
+        columns: column names, in the order of the files; those of the partitions last.
         lists: Parquet columns that hold lists.
         numbers: Parquet columns that hold numbers.
         integers: those of them that hold whole numbers.
+        form: how text files are written.
+        null_values: texts that mean "missing" in any column, besides the empty field.
+        partitions: columns that the names of folders give: name -> the text of each file, None where it is missing.
+        instants: Parquet columns that hold times.
     """
 
     paths: tuple[Path, ...]
@@ -116,10 +133,19 @@ class RawTable:
     lists: frozenset[str] = frozenset()
     numbers: frozenset[str] = frozenset()
     integers: frozenset[str] = frozenset()
+    form: TextFormat = CSV_FORMAT
+    null_values: tuple[str, ...] = ()
+    partitions: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    instants: Mapping[str, ParquetTime] = field(default_factory=dict)
 
     @property
     def is_parquet(self) -> bool:
-        return self.paths[0].suffix == ".parquet"
+        return is_parquet(self.paths[0])
+
+    @property
+    def file_columns(self) -> tuple[str, ...]:
+        """Columns that stand in the files themselves."""
+        return tuple(column for column in self.columns if column not in self.partitions)
 
     @property
     def num_bytes(self) -> int:
@@ -142,8 +168,9 @@ class RawTable:
         names = "[" + ", ".join(literal(re.sub(r"([\[*?])", r"[\1]", str(path))) for path in paths) + "]"
         if self.is_parquet:
             # By name, so that a column may be empty, and then of no type, in one of the parts.
-            return f"read_parquet({names}, file_row_number = true, union_by_name = true, hive_partitioning = false)"
-        columns = ", ".join(f"{literal(c)}: {literal(types.get(c, 'VARCHAR'))}" for c in self.columns)
+            options = "file_row_number = true, union_by_name = true, hive_partitioning = false"
+            return self._with_partitions(f"read_parquet({names}, {options})", part)
+        columns = ", ".join(f"{literal(c)}: {literal(types.get(c, 'VARCHAR'))}" for c in self.file_columns)
         options = f"columns = {{{columns}}}, nullstr = [''], hive_partitioning = false"
         if rejects:
             options += (
@@ -152,7 +179,18 @@ class RawTable:
             )
         elif skip_bad:
             options += ", ignore_errors = true"
-        return f"read_csv({names}, {CSV_FORMAT}, {options})"
+        return self._with_partitions(f"read_csv({names}, {self.form.sql_options}, {options})", part)
+
+    def _with_partitions(self, files: str, part: int | None) -> str:
+        """A FROM clause that gives the files' rows what the names of their folders say."""
+        if not self.partitions:
+            return files
+        added = []
+        for column, texts in self.partitions.items():
+            texts = texts if part is None else texts[part : part + 1]
+            values = ", ".join("NULL" if text is None else literal(text) for text in texts)
+            added.append(f"CAST([{values}] AS VARCHAR[])[CAST(file_index AS BIGINT) + 1] AS {quoted(column)}")
+        return f"(SELECT *, file_index, {', '.join(added)} FROM {files})"
 
     def text(self, column: str) -> str:
         """SQL for a column as text, null where missing; commas stand between a list's values."""

@@ -5,59 +5,151 @@
 
 import re
 from collections import Counter
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, NaiveDatetime, model_validator
 
+from infnet_rec.data.instants import EARLIEST, LATEST, Clock, TimeUnit
 from infnet_rec.data.splits import SplitsRecipe
+from infnet_rec.data.text_format import MAX_DELIMITER_BYTES, TextEncoding, TextFormat
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.strict import StrictModel, check, read_toml
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Files = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def _fits_duckdb(delimiter: str) -> str:
+    if len(delimiter.encode()) > MAX_DELIMITER_BYTES:
+        raise ValueError(f"a delimiter has at most {MAX_DELIMITER_BYTES} bytes")
+    if set(delimiter) & set('"\r\n\0'):
+        raise ValueError("a delimiter holds no double quote and no end of a line")
+    return delimiter
+
+
+Delimiter = Annotated[str, Field(min_length=1), AfterValidator(_fits_duckdb)]
+Quote = Literal['"', "'", ""]
 DEFAULT_RANGES, MAX_RANGES = 64, 10_000
 MAX_NAME = 100  # with what is put around it, in bytes of a file's name
 Encoding = Literal["index", "hash", "multi", "quantile", "hour_of_day", "day_of_week"]
+
+
+def _check_columns(columns: tuple[str, ...], *, has_header: bool) -> None:
+    if not has_header and not columns:
+        raise ValueError('header = false needs columns, the names in order, such as columns = ["user", "item", "time"]')
+    if has_header and columns:
+        raise ValueError("columns names what the first line names already; write header = false if it does not")
+    if empty := [k for k, name in enumerate(columns, start=1) if not name]:
+        raise ValueError(f"columns: name {empty[0]} is empty")
 
 
 class LogRecipe(StrictModel):
     """The behaviour log: one row an impression.
 
     Attributes:
-        files: CSV (also .csv.gz) or Parquet files relative to the raw folder; together they are the log.
+        files: text or Parquet files relative to the raw folder, also patterns (`log_*.csv.gz`) and folders, whose parts
+            of the form `name=value` are columns; together they are the log. Those of a pattern or a folder are taken in
+            the order of their names.
+        delimiter: of text files, 1 to 4 bytes.
+        header: whether the first line of a text file names its columns.
+        columns: the names, where it does not.
+        quote: of text files, around cells that hold a delimiter; "" where a quote is a character like others.
+        encoding: of text files.
+        null_values: texts that mean "missing" in any column, besides the empty field.
         user: column of the user's id.
         item: column of the item's id.
-        time: integer column of the instant, in `time_unit`s since 1970 UTC. Leave it out if the log has none and each
+        time: column of the instant, or two columns: a date and a time of day. Leave it out if the log has none and each
             user's rows stand in the order in which they happened; the row's number is then its time.
-        time_unit: unit of `time`.
-        utc_offset_hours: local clock, for split dates, hours and days of the week.
+        time_unit: how `time` is written: integers since 1970 UTC in s, ms, us or ns, "decimal_s" for seconds with a
+            fraction, "text" for a date and a time of day. Times of a Parquet type are read by their type. A store
+            counts in seconds for "s" and in milliseconds for all others.
+        earliest: rows before it are bad rows; on the local clock.
+        latest: rows from it on are bad rows; on the local clock.
+        utc_offset_hours: local clock, for split dates, hours and days of the week, and for times without an offset.
         id_type: type of the user and item ids.
     """
 
     files: Files
+    delimiter: Delimiter = ","
+    header: bool = True
+    columns: tuple[str, ...] = ()
+    quote: Quote = '"'
+    encoding: TextEncoding = "utf-8"
+    null_values: tuple[str, ...] = ()
     user: str
     item: str
-    time: str | None = None
-    time_unit: Literal["s", "ms"] = "ms"
+    time: str | tuple[str, str] | None = None
+    time_unit: TimeUnit = "ms"
+    earliest: NaiveDatetime = EARLIEST
+    latest: NaiveDatetime = LATEST
     utc_offset_hours: int = Field(0, ge=-12, le=14)
     id_type: Literal["int64", "string"] = "int64"
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        _check_columns(self.columns, has_header=self.header)
+        if isinstance(self.time, tuple):
+            if self.time_unit not in ("ms", "text"):
+                raise ValueError(f'time_unit = {self.time_unit!r}: a date and a time of day are of time_unit "text"')
+            if self.time[0] == self.time[1]:
+                raise ValueError(f"time: {self.time[0]!r} stands there twice; name a date and a time of day")
+        if not self.earliest < self.latest:
+            raise ValueError(f"earliest = {self.earliest} must be before latest = {self.latest}")
+        return self
+
+    @property
+    def form(self) -> TextFormat:
+        """How the text files are written."""
+        return TextFormat(self.delimiter, self.quote, self.columns, self.encoding)
+
+    @property
+    def time_columns(self) -> tuple[str, ...]:
+        """None, one, or two: a date and a time of day."""
+        return (self.time,) if isinstance(self.time, str) else self.time or ()
+
+    @property
+    def clock(self) -> Clock:
+        """How times are read."""
+        return Clock(self.time_unit, self.utc_offset_hours, self.earliest, self.latest)
 
 
 class SourceRecipe(StrictModel):
     """Files with one row per user or item; several files are parts of one table.
 
     Attributes:
-        files: CSV or Parquet files relative to the raw folder.
+        files: text or Parquet files relative to the raw folder, patterns or folders, as of the log.
+        delimiter: as of the log; so are header, columns, quote, encoding and null_values.
+        header: whether the first line of a text file names its columns.
+        columns: the names, where it does not.
+        quote: of text files.
+        encoding: of text files.
+        null_values: texts that mean "missing" in any column, besides the empty field.
         key: column of the user's or item's id.
         first_row_of_each: whether a key may stand in several rows, of which the first counts; such as the log itself,
             where it says something of the user or the item in every row.
     """
 
     files: Files
+    delimiter: Delimiter = ","
+    header: bool = True
+    columns: tuple[str, ...] = ()
+    quote: Quote = '"'
+    encoding: TextEncoding = "utf-8"
+    null_values: tuple[str, ...] = ()
     key: str
     first_row_of_each: bool = False
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        _check_columns(self.columns, has_header=self.header)
+        return self
+
+    @property
+    def form(self) -> TextFormat:
+        """How the text files are written."""
+        return TextFormat(self.delimiter, self.quote, self.columns, self.encoding)
 
 
 class SidesRecipe(StrictModel):
@@ -281,11 +373,12 @@ class Recipe(StrictModel):
 
     def _time_faults(self) -> list[str]:
         faults = [
-            f"feature {n!r}: encoding {f.encoding!r} reads the log's time, so its column must be {self.log.time!r}"
+            f"feature {n!r}: encoding {f.encoding!r} reads the log's time, so its column must be "
+            f"{' or '.join(map(repr, self.log.time_columns)) or 'log.time, which this recipe leaves out'}"
             for f in self.features
             if f.encoding in ("hour_of_day", "day_of_week")
             for n, column in f.named_columns.items()
-            if column != self.log.time
+            if column not in self.log.time_columns
         ]
         if self.log.time is None and self.splits.by == "time":
             faults.append("splits: by = 'time' needs log.time; without one use by = 'rows_of_each_user'")
@@ -295,13 +388,12 @@ class Recipe(StrictModel):
 
     @property
     def ticks_per_second(self) -> int:
-        """Of the log's time."""
-        return 1000 if self.log.time_unit == "ms" else 1
+        """Of the store's times."""
+        return self.log.clock.ticks_per_second
 
     def instant(self, local: datetime) -> int:
-        """A local date of `splits` in the log's time unit."""
-        zone = timezone(timedelta(hours=self.log.utc_offset_hours))
-        return round(local.replace(tzinfo=zone).timestamp() * self.ticks_per_second)
+        """A local date of `splits` in the store's ticks."""
+        return self.log.clock.ticks(local)
 
     def profile_choices(self) -> dict[str, dict[str, list[str]]]:
         """Profile -> its `features` and `behaviours` in declaration order; "all" is always there.

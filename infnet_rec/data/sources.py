@@ -1,10 +1,10 @@
 """The raw files of a recipe, found and opened before anything is read."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from infnet_rec.data.headers import missing_columns, open_table
 from infnet_rec.data.raw import RawTable
+from infnet_rec.data.raw_folder import RawFolder
 from infnet_rec.data.recipe import Recipe
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.schema import Side
@@ -21,27 +21,30 @@ class RawFiles:
     histories: list[RawTable]
 
 
-def open_raw(recipe: Recipe, raw: Path) -> RawFiles:
+def names_of_files(recipe: Recipe) -> list[str]:
+    """All files, patterns and folders that a recipe names."""
+    sources = [source for side in SIDES for source in getattr(recipe.sides, side)]
+    names = [*recipe.log.files, *(file for source in sources for file in source.files)]
+    return [*names, *(history.file for history in recipe.history)]
+
+
+def open_raw(recipe: Recipe, raw: RawFolder) -> RawFiles:
     """Opens all raw files.
 
     Raises:
-        Fault: files or columns are missing; all of them are named.
+        Fault: files do not fit or columns are missing; all of them are named.
     """
-    if not raw.is_dir():
-        raise Fault(
-            f"--raw {raw}: no such folder; it must hold the files that the recipe names, such as {recipe.log.files[0]}"
-        )
     faults: list[str] = []
-    log = open_table(raw, recipe.log.files, faults)
+    log = open_table(raw.of(recipe.log.files), faults, recipe.log.form, recipe.log.null_values)
     if log is not None:
-        wanted = [recipe.log.user, recipe.log.item, *([recipe.log.time] if recipe.log.time else [])]
+        wanted = [recipe.log.user, recipe.log.item, *recipe.log.time_columns]
         wanted += [task.label for task in recipe.tasks]
         wanted += [c for f in recipe.features if f.side == "context" for c in f.columns]
         faults += missing_columns(log, dict.fromkeys(wanted))
     sides: dict[Side, list[RawTable]] = {side: _open_side(recipe, raw, side, faults) for side in SIDES}
     histories = []
     for history in recipe.history:
-        table = open_table(raw, [history.file], faults)
+        table = open_table(raw.of([history.file]), faults)
         if table is not None:
             faults += missing_columns(table, [history.user, history.time, history.items])
             histories.append(table)
@@ -50,12 +53,12 @@ def open_raw(recipe: Recipe, raw: Path) -> RawFiles:
     return RawFiles(log, sides, histories)
 
 
-def _open_side(recipe: Recipe, raw: Path, side: Side, faults: list[str]) -> list[RawTable]:
+def _open_side(recipe: Recipe, raw: RawFolder, side: Side, faults: list[str]) -> list[RawTable]:
     tables = []
     found = {recipe.log.user if side == "user" else recipe.log.item}
     all_opened = True
     for source in getattr(recipe.sides, side):
-        table = open_table(raw, source.files, faults)
+        table = open_table(raw.of(source.files), faults, source.form, source.null_values)
         all_opened &= table is not None
         if table is not None:
             faults += missing_columns(table, [source.key])
