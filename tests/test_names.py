@@ -241,7 +241,7 @@ COMMANDS: dict[str, list[str]] = {
     "train": ["train", "{run}", "--run-dir", "{dir}/run"],
     "resume": ["train", "{run}", "--run-dir", "{dir}/run", "--set=train.num_epochs=2"],
     "eval": ["eval", "{dir}/run"],
-    "attention": ["attention", "{dir}/run", "--out", "{dir}/attention"],
+    "attention": ["attention", "{run}", "--checkpoint", "{dir}/run", "--out", "{dir}/attention"],
     "experiment": ["experiment", "{experiment}", "--out", "{dir}/experiment"],
 }
 

@@ -1,20 +1,22 @@
 """The behaviour log, read once into a table of typed rows.
 
 Table made here (DuckDB): `log`, one row an impression or a seeded event: user_key, item_key, time, position (order
-under one instant), example_ (whether it is an impression), one flag `is_<behaviour>`, one `label_<task>`, the raw text
-of each context column, and `split` (-1 history only, 0 train, 1 valid, 2 test). Names of the build's own end in an
-underscore where a recipe could give the same.
+under one instant), example_ (whether it is an impression), one flag `is_<behaviour>`, one `label_<task>`, `weight_`,
+what is raw of each context column (a text, a list of texts or a number), and `split` (-1 history only, 0 train, 1
+valid, 2 test, 3.. further tests). Names of the build's own end in an underscore where a recipe could give the same.
 """
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import duckdb
 
 from infnet_rec.data.quarantine import Intake, Quarantine, Remedy
 from infnet_rec.data.raw import RawTable, faults_of, first_value, quoted, sniffed
-from infnet_rec.data.recipe import Recipe
+from infnet_rec.data.recipe import FeatureRecipe, Recipe
 from infnet_rec.data.splits import ShareSplits, TimeSplits
+from infnet_rec.data.vocab import value_sql, values_sql
 from infnet_rec.faults import Fault
 
 HISTORY_ONLY, TRAIN, VALID, TEST = -1, 0, 1, 2
@@ -37,6 +39,7 @@ def log_intake(
     log = recipe.log
     as_text = {log.user, log.item, *log.time_columns}
     as_text |= {c for f in recipe.features if f.side == "context" for c in f.columns}
+    as_text |= {log.weight} if log.weight else set()
     # An integer type would round 0.5.
     types = {task.label: "DOUBLE" for task in recipe.tasks if task.label not in as_text}
     mentioned = {c for b in recipe.behaviours for c in table.columns if _mentions(b.where, c)}
@@ -78,9 +81,23 @@ def log_intake(
         number = f"TRY_CAST({quoted(name(task.label))} AS DOUBLE)"
         columns[f"label_{task.name}"] = f"CASE WHEN {number} IN (0, 1) THEN CAST({number} AS TINYINT) END"
         checks[f"{task.label} is not 0 or 1"] = f"{quoted(f'label_{task.name}')} IS NULL"
-    for feature in recipe.features:
-        if feature.side == "context" and feature.encoding in ("index", "hash"):
-            columns |= {f"context_{n}": table.text(name(c)) for n, c in feature.named_columns.items()}
+    if log.weight is not None:
+        columns["weight_"] = f"TRY_CAST({table.text(name(log.weight))} AS DOUBLE)"
+        checks[f"{log.weight} is not a finite number from 0"] = (
+            "weight_ IS NULL OR NOT isfinite(weight_) OR weight_ < 0"
+        )
+    for feature_name, feature in recipe.raw_context.items():
+        column, key = feature.named_columns[feature_name], f"context_{feature_name}"
+        match feature.encoding:
+            case "multi":
+                columns[key] = table.values(name(column), feature.separator)
+            case "quantile":
+                value = value_sql(table.text(name(column)), feature.null_values)
+                columns[key] = f"TRY_CAST({value} AS DOUBLE)"
+                columns[f"odd_{feature_name}"] = f"{value} IS NOT NULL AND TRY_CAST({value} AS DOUBLE) IS NULL"
+                checks[f"{column} is not a number"] = quoted(f"odd_{feature_name}")
+            case _:
+                columns[key] = table.text(name(column))
     keep, derived = "TRUE", {}
     if isinstance(splits := recipe.splits, TimeSplits):
         train, valid, test, end = map(recipe.instant, (splits.train, splits.valid, splits.test, splits.end))
@@ -125,10 +142,17 @@ def read_log(
     connection: duckdb.DuckDBPyConnection,
     recipe: Recipe,
     table: RawTable,
-    histories: list[RawTable],
+    besides: tuple[list[RawTable], list[RawTable]],
     quarantine: Quarantine,
 ) -> int:
     """Creates `log` and returns its number of rows.
+
+    Args:
+        connection: where to.
+        recipe: what the files mean.
+        table: the log itself.
+        besides: the files of the recipe's histories and of its further tests.
+        quarantine: for bad rows.
 
     Raises:
         Fault: no usable row, too many bad rows, or a history that does not fit.
@@ -139,8 +163,11 @@ def read_log(
         raise Fault(f"{', '.join(map(str, table.paths))}: the log holds {header}; name files with rows in [log] files")
     if isinstance(recipe.splits, ShareSplits):
         _share_out(connection, recipe, recipe.splits)
+    histories, further_tests = besides
     for k, history in enumerate(histories):
         _seed_history(connection, recipe, k, history)
+    for k, further in enumerate(further_tests):
+        _add_further_test(connection, recipe, k, further, quarantine)
     return first_value(connection, "SELECT count(*) FROM log")
 
 
@@ -153,9 +180,9 @@ def _share_out(connection: duckdb.DuckDBPyConnection, recipe: Recipe, splits: Sh
     else:
         # All that a row has, so that the order of the raw rows does not show.
         ties = [f"label_{t.name}" for t in recipe.tasks] + [f"is_{b.name}" for b in recipe.behaviours]
-        context = [f for f in recipe.features if f.side == "context" and f.encoding in ("index", "hash")]
         order = ", ".join(["time", "item_key", *map(quoted, ties)])
-        order += "".join(f", NULLIF({quoted('context_' + name)}, '')" for f in context for name in f.named_columns)
+        order += "".join(f", {_tie(name, feature)}" for name, feature in recipe.raw_context.items())
+        order += ", weight_" if recipe.log.weight else ""
         source = f"""(SELECT *, count(*) OVER (PARTITION BY user_key) AS n,
             row_number() OVER (PARTITION BY user_key ORDER BY {order}) AS k FROM log)"""
         num_test = f"floor(n * {splits.test} + {SHARE_SLACK})"
@@ -169,6 +196,36 @@ def _share_out(connection: duckdb.DuckDBPyConnection, recipe: Recipe, splits: Sh
     )
     connection.execute("DROP TABLE log")
     connection.execute("ALTER TABLE shared_out RENAME TO log")
+
+
+def _tie(name: str, feature: FeatureRecipe) -> str:
+    """SQL of what a context feature adds to the order of a user's rows."""
+    column = quoted(f"context_{name}")
+    if feature.encoding == "quantile":
+        return column
+    return values_sql(column, feature) if feature.encoding == "multi" else f"NULLIF({column}, '')"
+
+
+def _add_further_test(
+    connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int, table: RawTable, quarantine: Quarantine
+) -> None:
+    """Adds the rows of one of the recipe's further tests: examples whose events are nobody's history."""
+    test = recipe.further_tests[k]
+    keep = "TRUE"
+    if test.within_test and isinstance(recipe.splits, TimeSplits):
+        keep = f"time >= {recipe.instant(recipe.splits.test)} AND time < {recipe.instant(recipe.splits.end)}"
+    intake = replace(
+        log_intake(connection, recipe, table, quarantine.max_fraction),
+        name=f"further_{k}",
+        what=f"the rows of {test.name}",
+        derived={"split": f"CAST({TEST + 1 + k} AS TINYINT)"},
+        keep=keep,
+    )
+    intake.run(connection, quarantine)
+    never = [f"FALSE AS {quoted(f'is_{b.name}')}" for b in recipe.behaviours]
+    columns = f"* REPLACE ({', '.join(never)})" if never else "*"
+    connection.execute(f"INSERT INTO log BY NAME SELECT {columns} FROM {intake.name}")
+    connection.execute(f"DROP TABLE {intake.name}")
 
 
 def _seed_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int, table: RawTable) -> None:

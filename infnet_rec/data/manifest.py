@@ -46,6 +46,10 @@ def make_manifest(
     for split, spool in timeline.examples.items():
         rates = {task: n / spool.num_rows for task, n in timeline.positives[split].items()}
         splits[split] = {"num_examples": spool.num_rows, "label_rates": rates}
+    weight = {}
+    if recipe.log.weight:
+        mean = timeline.weight / splits["train"]["num_examples"]
+        weight = {"weight": {"column": recipe.log.weight, "train_mean": mean}}
     columns: dict[str, list[str]] = {"user": [], "item": [], "context": []}
     for feature in recipe.features:
         for name in feature.named_columns:
@@ -59,6 +63,7 @@ def make_manifest(
         "num_users": counts["user"],
         "num_items": counts["item"],
         "splits": splits,
+        **weight,
         "behaviours": {b.name: {"num_events": timeline.events[b.name].num_rows} for b in recipe.behaviours},
         "history_lengths": timeline.history_lengths(),
         "bad_rows": quarantine.counts,

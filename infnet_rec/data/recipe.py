@@ -69,6 +69,8 @@ class LogRecipe(StrictModel):
         latest: rows from it on are bad rows; on the local clock.
         utc_offset_hours: local clock, for split dates, hours and days of the week, and for times without an offset.
         id_type: type of the user and item ids.
+        weight: column of the example's weight in the training loss, a finite number from 0; metrics do not weigh. A
+            weight counts in proportion to the mean over the training examples.
     """
 
     files: Files
@@ -86,6 +88,7 @@ class LogRecipe(StrictModel):
     latest: NaiveDatetime = LATEST
     utc_offset_hours: int = Field(0, ge=-12, le=14)
     id_type: Literal["int64", "string"] = "int64"
+    weight: str | None = None
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Self:
@@ -166,8 +169,9 @@ class FeatureRecipe(StrictModel):
         side: where the columns stand: user or item side table, or the log (context).
         encoding: "index" gives every distinct training value an id; "hash" gives any value one of `buckets` ids,
             without a vocabulary; "multi" splits a text at `separator` (or takes a list) and gives each of its first
-            `max_values` values an id as "index" does; "quantile" cuts a number into `buckets` equally frequent ranges
-            (exact zero is an id of its own); "hour_of_day" and "day_of_week" read the log's time.
+            `max_values` values an id as "index" does, whose embeddings are averaged; "quantile" cuts a number into
+            `buckets` equally frequent ranges (exact zero is an id of its own); "hour_of_day" and "day_of_week" read
+            the log's time.
         columns: the columns; a feature is named after its column, with "_" for every character that is no letter a-z,
             A-Z, no digit, no "_" and no "-": "user_id:token" makes "user_id_token".
         name: the feature's name, where it must differ from that of its only column.
@@ -192,12 +196,8 @@ class FeatureRecipe(StrictModel):
     def _names_and_sides(self) -> Self:
         if self.name is not None and len(self.columns) != 1:
             raise ValueError(f"name = {self.name!r} needs exactly one column, got {len(self.columns)}")
-        if self.encoding in ("hour_of_day", "day_of_week") and self.side != "context":
+        if self.is_clock and self.side != "context":
             raise ValueError(f"encoding {self.encoding!r} reads the log's time, so side must be 'context'")
-        if self.encoding in ("quantile", "multi") and self.side == "context":
-            raise ValueError(
-                f"encoding {self.encoding!r} needs side 'user' or 'item'; use 'index' or 'hash' for a column of the log"
-            )
         columns_of: dict[str, list[str]] = {}
         for column in self.columns:
             columns_of.setdefault(safe_name(column), []).append(column)
@@ -212,6 +212,11 @@ class FeatureRecipe(StrictModel):
         if self.encoding == "quantile" and (self.buckets or 0) > MAX_RANGES:
             raise ValueError(f"buckets = {self.buckets}: encoding 'quantile' has at most {MAX_RANGES:,}")
         return self
+
+    @property
+    def is_clock(self) -> bool:
+        """Whether it is read from the log's time."""
+        return self.encoding in ("hour_of_day", "day_of_week")
 
     @property
     def num_ranges(self) -> int:
@@ -248,7 +253,8 @@ class HistoryRecipe(StrictModel):
 class SequencesRecipe(StrictModel):
     """What is read for each past event: item features, and features of the log's own row (context).
 
-    With `share_tables` they use the table of the feature itself.
+    The embeddings of an attribute of several values ("multi") are averaged, for each event by itself. With
+    `share_tables` attributes use the table of the feature itself.
     """
 
     attributes: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -260,6 +266,24 @@ class TaskRecipe(StrictModel):
 
     name: Name
     label: str
+
+
+class FurtherTestRecipe(StrictModel):
+    """Rows that are only ever tested on, such as a log of items that were shown at random.
+
+    They are no part of the log: their events are in no history, and vocabularies are fitted without them. Each sees
+    the log's events strictly before it. So the log needs a time.
+
+    Attributes:
+        name: of the split, beginning with "test_".
+        files: with the columns and the format of the log.
+        within_test: whether only rows from the beginning of [splits] test to `end` count, which training has seen
+            nothing of the time of; by = "time" only.
+    """
+
+    name: Annotated[str, Field(pattern=r"^test_[a-z0-9_]+$")]
+    files: Files
+    within_test: bool = False
 
 
 class ProfileRecipe(StrictModel):
@@ -287,6 +311,7 @@ class Recipe(StrictModel):
     sequences: SequencesRecipe | None = None
     tasks: Annotated[tuple[TaskRecipe, ...], Field(min_length=1)]
     splits: SplitsRecipe
+    further_tests: tuple[FurtherTestRecipe, ...] = ()
     profiles: dict[Name, ProfileRecipe] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -309,8 +334,6 @@ class Recipe(StrictModel):
                     f"sequence attribute {attribute!r} is neither an item feature nor one of the log's own"
                     f"{did_you_mean(attribute, readable)}"
                 )
-            elif readable[attribute].encoding == "multi":
-                faults.append(f"sequence attribute {attribute!r} has several values an item; encode it with 'index'")
         for history in self.history:
             if history.behaviour not in behaviours:
                 faults.append(
@@ -384,7 +407,19 @@ class Recipe(StrictModel):
             faults.append("splits: by = 'time' needs log.time; without one use by = 'rows_of_each_user'")
         if self.log.time is None and self.history:
             faults.append("history: its events have instants, so the log needs log.time")
+        names = [test.name for test in self.further_tests]
+        faults += [f"further test {n!r} is declared {k} times" for n, k in Counter(names).items() if k > 1]
+        if self.log.time is None and names:
+            faults.append("further_tests: their rows see the events before them, so the log needs log.time")
+        if self.splits.by != "time" and any(test.within_test for test in self.further_tests):
+            faults.append("further_tests: within_test needs [splits] by = 'time'")
         return faults
+
+    @property
+    def raw_context(self) -> dict[str, FeatureRecipe]:
+        """The features that are read from columns of the log's own, by name: those of its time aside."""
+        own = [f for f in self.features if f.side == "context" and not f.is_clock]
+        return {name: feature for feature in own for name in feature.named_columns}
 
     @property
     def ticks_per_second(self) -> int:
@@ -429,7 +464,7 @@ def sequence_table(attribute: str) -> str:
 
 def _readable(feature: FeatureRecipe) -> bool:
     """Whether an event has the feature: of its item, or of its own row of the log."""
-    return feature.side == "item" or (feature.side == "context" and feature.encoding in ("index", "hash"))
+    return feature.side == "item" or (feature.side == "context" and not feature.is_clock)
 
 
 def load_recipe(path: Path) -> Recipe:
