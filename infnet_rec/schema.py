@@ -74,7 +74,7 @@ class Feature:
 
     `max_values` is the number of ids an example may have: 1, or more for a multi-valued feature such as tags, whose
     embeddings are averaged. In the store such a feature is as many columns of the same name; ids stand at the left,
-    `EMPTY_SLOT` fills up, and a null has the one id 1.
+    `EMPTY_SLOT` fills up, and a null has the one id 1: there is always one.
     """
 
     name: str
@@ -87,7 +87,8 @@ class Feature:
 class Sequence:
     """One attribute of a user's past events of one behaviour, such as the authors of the videos they liked.
 
-    `attribute` names the item feature that is read for each event; `group` names the proxy token that pools it.
+    `attribute` names the feature that is read for each event, of its item or of its own row of the log; `group` names
+    the proxy token that pools it. `max_values` is that of the feature: the embeddings of an event's ids are averaged.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Sequence:
     attribute: str
     table: str
     group: str
+    max_values: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,24 +137,21 @@ class Schema:
         self._check_multi_valued()
 
     def _check_multi_valued(self) -> None:
-        """A sequence's table has no pooling, and an event's attribute is one id."""
-        multi = {f.name: f for f in self.features if f.max_values != 1}
-        for feature in multi.values():
-            if feature.max_values < 1:
-                raise Fault(f"schema: {feature.name} has max_values {feature.max_values}; it must be 1 or more")
+        sizes = {f.name: f.max_values for f in self.features}
+        for part in (*self.features, *self.sequences):
+            if part.max_values < 1:
+                raise Fault(f"schema: {part.name} has max_values {part.max_values}; it must be 1 or more")
         for s in self.sequences:
-            if s.attribute in multi:
+            if s.max_values != sizes.get(s.attribute, s.max_values):
                 raise Fault(
-                    f"schema: {s.name} reads {s.attribute}, which has up to {multi[s.attribute].max_values} values; "
-                    "an attribute of a sequence must have one"
+                    f"schema: {s.name} has up to {s.max_values} values an event and reads {s.attribute}, which has up "
+                    f"to {sizes[s.attribute]}; they must be equal"
                 )
-        for feature in self.shared_features:
-            if feature.name in multi:
-                reader = next(s.name for s in self.sequences if s.table == feature.table)
-                raise Fault(
-                    f"schema: {feature.name} has up to {feature.max_values} values and shares table "
-                    f"{feature.table!r} with {reader}; a feature of several values needs a table that no sequence reads"
-                )
+
+    @property
+    def averages_tokens(self) -> bool:
+        """Whether any unpooled token is the mean of several rows of its table; see `Batch.mean_row_Q`."""
+        return any(part.max_values > 1 for part in (*self.shared_features, *self.sequences))
 
     @property
     def sequence_tables(self) -> tuple[Table, ...]:

@@ -26,7 +26,8 @@ def schema_of(recipe: Recipe, vocabularies: dict[str, Vocabulary]) -> Schema:
             for attribute in recipe.sequences.attributes:
                 table = attribute if recipe.sequences.share_tables else sequence_table(attribute)
                 name = sequence_name(behaviour.name, attribute)
-                sequences.append(Sequence(name, behaviour.name, attribute, table, behaviour.name))
+                most = vocabularies[attribute].max_values
+                sequences.append(Sequence(name, behaviour.name, attribute, table, behaviour.name, most))
         if not recipe.sequences.share_tables:
             tables += [Table(sequence_table(a), vocabularies[a].num_rows) for a in recipe.sequences.attributes]
     tasks = tuple(Task(t.name, t.label) for t in recipe.tasks)
