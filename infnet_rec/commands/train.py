@@ -169,20 +169,32 @@ def describe_work(data: Data, pace: Pace, world: World) -> str:
 
 
 def test_at_end(config: RunConfig, data: Data, world: World, sharded: Sharded, run_dir: Path) -> dict[str, Any]:
-    """Metrics on test and how fast it was scored, on rank 0; neither where `train.test` leaves the split unread."""
+    """Metrics on test and how fast it was scored, and metrics on the store's further tests, on rank 0.
+
+    Nothing where `train.test` leaves them unread.
+    """
     nothing: dict[str, Any] = {"metrics": {}, "scoring": None}
     if config.train.test == "skip":
         return nothing
     started_at, batch_size = time.perf_counter(), config.train.eval_batch_size
     predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
     elapsed_s = time.perf_counter() - started_at
+    further = {
+        split: evaluation(config, data, world, split).predictions(sharded.model, sharded.pipeline)
+        for split in data.store.further_tests
+    }
     if predictions is None:
         return nothing
-    if config.train.test == "keep":
-        keep_predictions(predictions, data.task_names, run_dir / "predictions.npz")
+    metrics = {}
+    for split, found in {"test": predictions, **further}.items():
+        assert found is not None
+        if config.train.test == "keep":
+            name = "predictions.npz" if split == "test" else f"predictions-{split}.npz"
+            keep_predictions(found, data.task_names, run_dir / name)
+        metrics[split] = final_metrics(found, data.task_names)
     num_batches = math.ceil(data.store.num_examples("test") / batch_size)
     return {
-        "metrics": {"test": final_metrics(predictions, data.task_names)},
+        "metrics": metrics,
         "scoring": {"batch_size": batch_size, "ms_per_batch": 1000 * elapsed_s / max(1, num_batches)},
     }
 
@@ -246,6 +258,12 @@ def table(result: dict[str, Any]) -> str:
         ]
         text = ["-" if cell is None else f"{cell:.4f}" for cell in cells]
         lines.append(f"{task:<12}{text[0]:>11}{text[1]:>12}{text[2]:>11}{text[3]:>12}{text[4]:>15}")
+    for split, metrics in result["metrics"].items():
+        if split not in ("valid", "test"):
+            lines += ["", f"{split:<35}{'AUC':>11}{'gAUC':>12}{'log loss':>15}"]
+            for task, m in metrics.items():
+                text = ["-" if m[name] is None else f"{m[name]:.4f}" for name in ("auc", "gauc", "log_loss")]
+                lines.append(f"{task:<35}{text[0]:>11}{text[1]:>12}{text[2]:>15}")
     lines.append("")
     weights = "best" if any(task["auc"] is not None for task in valid.values()) else "last weights,"
     lines.append(
