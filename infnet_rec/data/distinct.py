@@ -167,7 +167,7 @@ class UnpooledTokens:
             for name, table in family.context.items():
                 given_of = np.split(events.context[name], cuts)
                 ids_Ek = np.concatenate([given_of[v] for v in family.behaviours])
-                parts[table].append(_given(ids_Ek.reshape(len(ids_Ek), -1), name, counts))
+                parts[table].append(_given(ids_Ek if ids_Ek.ndim == 2 else ids_Ek[:, None], name, counts))
             row_of_event.append(row_E.astype(np.int64))
             counts_of.append(counts)
         ids, rows = self._rows(parts)
