@@ -22,7 +22,7 @@ from kiosk import FILES, KIOSK, LOG, add, hashes, kiosk
 HEADER = FILES["log_1.csv"][0]
 USER, ITEM, TIME = (f"{name} is empty or not a whole number" for name in ("user", "item", "time"))
 TIME += " of s since 1970"
-EARLY = "time is before 1970-01-01 (earliest), or not before 2100-01-01 (latest)"
+EARLY = "time is not between 1970-01-01 (earliest) and 2100-01-01 (latest)"
 LABEL = "click is not 0 or 1"
 
 

@@ -44,7 +44,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "a label in words": (add("log_2.csv", "0,0,5,yes,1,a"), r'log_2\.csv, line 12: .*column "click".*"yes"'),
     "a time in words": (
         add("log_2.csv", "0,0,noon,1,1,a"),
-        r"log_2\.csv, line 12: time is empty or not a whole number from 0",
+        r"log_2\.csv, line 12: time is empty or not a whole number of s since 1970",
     ),
     "a fractional time": (
         add("log_2.csv", "0,0,5.5,1,1,a"),
@@ -52,7 +52,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     ),
     "a time before 1970": (
         add("log_2.csv", "0,0,-5,1,1,a"),
-        r"log_2\.csv, line 12: time is empty or not a whole number",
+        r"log_2\.csv, line 12: time is not between 1970-01-01",
     ),
     "an empty time": (add("log_2.csv", "0,0,,1,1,a"), r"log_2\.csv, line 12: time is empty"),
     "an empty user": (add("log_2.csv", ",0,5,1,1,a"), r"log_2\.csv, line 12: user is empty or not a whole number"),
@@ -83,7 +83,10 @@ FAULTS: dict[str, tuple[Edit, str]] = {
         lambda raw, recipe: recipe["splits"].update(test="1970-02-01T00:00:00", end="1970-02-02T00:00:00"),
         r"no row of the log falls into test; move the boundaries",
     ),
-    "no rows": (rewrite(lambda text: text.split(b"\n")[0] + b"\n", "log*"), r"falls into train, valid, test"),
+    "no rows": (
+        rewrite(lambda text: text.split(b"\n")[0] + b"\n", "log*"),
+        r"log_2\.csv: the log holds a header and no rows",
+    ),
     "no folder": (lambda raw, recipe: shutil.rmtree(raw), r"raw: no such folder.*such as log_1\.csv"),
 }
 

@@ -229,7 +229,7 @@ RECIPE_FAULTS = {
         'columns = ["at"]\nname = "day"',
         'columns = ["at", "on"]\nname = "day"',
     ): "name = 'day' needs exactly one column, got 2",
-    ('time_unit = "s"', 'time_unit = "min"'): "log.time_unit = 'min': Input should be 's' or 'ms'",
+    ('time_unit = "s"', 'time_unit = "min"'): "log.time_unit = 'min': Input should be 's', 'ms'",
     ("utc_offset_hours = -3", "utc_offset_hours = 20"): "log.utc_offset_hours = 20: Input should be less than or equal",
     # Dates.
     ("train = 2023-11-16", "train = 2023-11-25"): "splits: the boundaries must increase: train < valid < test < end",

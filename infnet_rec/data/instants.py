@@ -101,9 +101,18 @@ class Clock:
         kept = rf"regexp_replace({text}, {literal(LONG_FRACTION)}, '\1')"
         number = f"TRY_CAST({kept} AS DECIMAL(38, 12))"
         ticks = f"CAST(floor({number} * {self.ticks_per_second}) AS BIGINT)"
+        # Most are digits, a point and a few digits, and read sooner so.
+        seconds, fraction = (f"split_part({text}, '.', {k})" for k in (1, 2))
+        whole, digits = f"TRY_CAST({seconds} AS BIGINT)", f"'1' || {fraction}"
+        plain = (
+            f"CAST({whole} AS VARCHAR) = {seconds} AND {whole} BETWEEN 0 AND {MAX_DECIMAL_S} AND "
+            f"CAST(TRY_CAST({digits} AS BIGINT) AS VARCHAR) = {digits} AND "
+            f"{text} IN ({seconds}, {seconds} || '.' || {fraction})"
+        )
+        soon = f"{whole} * 1000 + CAST(rpad(({fraction})[1:3], 3, '0') AS BIGINT)"
         return (
-            f"CASE WHEN regexp_full_match({text}, {literal(DECIMAL)}) AND abs({number}) < {MAX_DECIMAL_S} "
-            f"THEN {ticks} END"
+            f"CASE WHEN {plain} THEN {soon} "
+            f"WHEN regexp_full_match({text}, {literal(DECIMAL)}) AND abs({number}) < {MAX_DECIMAL_S} THEN {ticks} END"
         )
 
     def _text_sql(self, text: str) -> str:
@@ -125,8 +134,13 @@ class Clock:
         )
         ms = f"epoch_ms({date}) + (({hour} * 60 + {minute}) * 60 + {second} - ({ahead_s})) * 1000 + {thousandths}"
         valid = f"p.date != '' AND {hour} < 24 AND {minute} < 60 AND {second} < 60"
-        ticks = _floor(f"({ms})", 1000 // self.ticks_per_second)
-        return f"list_transform([{parts}], lambda p: CASE WHEN {valid} THEN {ticks} END)[1]"
+        slow = f"list_transform([{parts}], lambda p: CASE WHEN {valid} THEN {ms} END)[1]"
+        # Most are written as DuckDB prints a timestamp, but for the T and Z of ISO 8601, and read sooner so.
+        plain = f"({text})[1:10] || ' ' || ({text})[12:19]"
+        instant, rest = f"TRY_CAST({plain} AS TIMESTAMP)", f"({text})[20:]"
+        is_plain = f"CAST({instant} AS VARCHAR) = {plain} AND ({text})[11:11] IN (' ', 'T') AND {rest} IN ('', 'Z')"
+        soon = f"epoch_ms({instant}) - CASE WHEN {rest} = '' THEN {self.utc_offset_hours * 3_600_000} ELSE 0 END"
+        return _floor(f"(CASE WHEN {is_plain} THEN {soon} ELSE {slow} END)", 1000 // self.ticks_per_second)
 
     def checks(self, columns: Sequence[str], table: RawTable) -> dict[str, str]:
         """Reason -> SQL condition over the ticks `time`, of rows whose time cannot be true."""
@@ -142,7 +156,7 @@ class Clock:
     @property
     def range_text(self) -> str:
         """What is wrong with an instant that cannot be true."""
-        return f"before {_date(self.earliest)} (earliest), or not before {_date(self.latest)} (latest)"
+        return f"not between {_date(self.earliest)} (earliest) and {_date(self.latest)} (latest)"
 
     def advice(self, value: str) -> str:
         """What to write in the recipe for a time that was not understood or cannot be true; "" if that is unknown."""

@@ -4,6 +4,7 @@ DuckDB numbers rows, not lines. Its byte offsets are exact, and so is the number
 the file is read once more here, for the few rows whose lines a person wants to know.
 """
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import IO
 
 from infnet_rec.data.text_format import TextFormat, open_bytes
 
+BOM = codecs.BOM_UTF8
 MAX_ROW_BYTES = 2_000_000  # as DuckDB has it: an unclosed quote ends there
 
 
@@ -55,12 +57,15 @@ def find_rows(
         if form.has_header:
             next(of_rows, None)
         for offset, line, text in of_rows:
+            if line == 1 and text.startswith(BOM):
+                # DuckDB says either of a row that begins there.
+                offset, text = offset if offset in broken else len(BOM), text.removeprefix(BOM)
             if offset in broken:
                 lines[offset] = line
             elif text or num_columns == 1:
                 number += 1
                 if number in wanted:
-                    found[number] = (line, text.decode("utf-8", "replace").removeprefix("\ufeff"))
+                    found[number] = (line, text.decode("utf-8", "replace"))
             if len(lines) == len(broken) and len(found) == len(wanted):
                 break
     return lines, found

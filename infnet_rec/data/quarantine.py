@@ -148,7 +148,9 @@ class Intake:
         number = "0" if part is None else "row_number() OVER ()"
         columns.append(f"{'file_row_number + 1' if self.source.is_parquet else number} AS line_")
         if part is not None:
-            columns += [f"{self.source.text(c)} AS {quoted(_shown_name(c))}" for c in self._shown_columns()]
+            columns += [
+                f"CAST({self.source.text(c)} AS VARCHAR) AS {quoted(_shown_name(c))}" for c in self._shown_columns()
+            ]
         cases = "".join(f" WHEN {sql} THEN {k}" for k, sql in enumerate(self.checks.values(), start=1))
         bad = f"CASE{cases} ELSE 0 END" if cases else "0"
         derived = "".join(f", {sql} AS {quoted(name)}" for name, sql in self.derived.items())

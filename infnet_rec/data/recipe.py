@@ -23,9 +23,9 @@ Files = Annotated[tuple[str, ...], Field(min_length=1)]
 
 def _fits_duckdb(delimiter: str) -> str:
     if len(delimiter.encode()) > MAX_DELIMITER_BYTES:
-        raise ValueError(f"a delimiter has at most {MAX_DELIMITER_BYTES} bytes")
+        raise ValueError(f"{delimiter!r}: a delimiter has at most {MAX_DELIMITER_BYTES} bytes")
     if set(delimiter) & set('"\r\n\0'):
-        raise ValueError("a delimiter holds no double quote and no end of a line")
+        raise ValueError(f"{delimiter!r}: a delimiter holds no double quote and no end of a line")
     return delimiter
 
 

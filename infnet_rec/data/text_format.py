@@ -23,6 +23,7 @@ PARQUET_ENDINGS = (".parquet", ".parq", ".pq")
 UNREAD_PACKINGS = (".zip", ".bz2", ".xz", ".7z", ".lz4", ".snappy", ".tar", ".tgz")
 MAX_DELIMITER_BYTES = 4  # what DuckDB takes
 MAX_HEADER_BYTES = 1 << 20
+LOOKED_AT = 3  # lines
 USUAL_DELIMITERS = ("\t", "::", ";", "|", ",", " ", "\x01")
 CHUNK_BYTES = 1 << 20
 
@@ -127,24 +128,29 @@ def refuse_damage(path: Path) -> None:
 
 
 def first_line(path: Path, encoding: TextEncoding) -> str:
-    """The first line of a text file, without a byte order mark.
+    """The first line of a text file; see `first_lines`."""
+    return (first_lines(path, encoding, 1) or [""])[0]
+
+
+def first_lines(path: Path, encoding: TextEncoding, num_lines: int) -> list[str]:
+    """The first lines of a text file, without a byte order mark.
 
     Raises:
         Fault: the file cannot be read, or is no such text.
     """
     try:
         with open_bytes(path, encoding) as file:
-            text = file.readline(MAX_HEADER_BYTES)
+            lines = [line for _ in range(num_lines) if (line := file.readline(MAX_HEADER_BYTES))]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Fault(f"{path}: cut off or not gzip ({error}); fetch the file again") from error
     except OSError as error:
         raise Fault(f"{path}: cannot be read ({error.strerror}); mend its permissions") from error
-    if text.startswith(b"PAR1"):
+    if lines and lines[0].startswith(b"PAR1"):
         raise Fault(f"{path}: is a Parquet file; its name must end in .parquet")
     try:
-        return text.decode("utf-8-sig")
+        return [lines[0].decode("utf-8-sig"), *(line.decode("utf-8", "replace") for line in lines[1:])] if lines else []
     except UnicodeDecodeError as error:
-        is_utf16 = text[:2] in (b"\xff\xfe", b"\xfe\xff")
+        is_utf16 = lines[0][:2] in (b"\xff\xfe", b"\xfe\xff")
         remedy = "convert the file" if is_utf16 else 'convert it, or write encoding = "latin-1"'
         raise Fault(f"{path}: its first line is not UTF-8 text; {remedy}") from error
 
@@ -155,18 +161,13 @@ def column_names(path: Path, form: TextFormat) -> list[str]:
     Raises:
         Fault: the file cannot be read, has no header, or is not written as the recipe says.
     """
-    line = first_line(path, form.encoding)
+    if not form.has_header:
+        _refuse_another_delimiter(path, form)
+        return list(form.columns)
     try:
-        cells = form.cells(line)
+        cells = form.cells(first_line(path, form.encoding))
     except csv.Error as error:
         raise Fault(f"{path}: the header is not a line of CSV ({error}); lines must end in LF or CRLF") from error
-    if not form.has_header:
-        if len(cells) != len(form.columns) and (better := _delimiter_for(line, form, len(form.columns))):
-            raise Fault(
-                f"{path}, line 1: {_shown(line)!r} is one cell where columns names {len(form.columns)}; "
-                f"write delimiter = {toml_text(better)}"
-            )
-        return list(form.columns)
     if not any(cells):
         raise Fault(f"{path}: has no header; the first line must hold the column names, or write header = false")
     # The index of a pandas table has no name.
@@ -216,9 +217,17 @@ def no_header(line: str, num_cells: int) -> str:
     )
 
 
-def _delimiter_for(line: str, form: TextFormat, num_cells: int) -> str | None:
-    """The usual delimiter that cuts a line into so many cells."""
-    return next((d for d in USUAL_DELIMITERS if num_cells > 1 and len(_cells_with(line, form, d)) == num_cells), None)
+def _refuse_another_delimiter(path: Path, form: TextFormat) -> None:
+    """Raises a Fault if each of the first lines is one cell, but with another delimiter one cell a column."""
+    lines, num_columns = first_lines(path, form.encoding, LOOKED_AT), len(form.columns)
+    if num_columns == 1 or any(len(_cells_with(line, form, form.delimiter)) != 1 for line in lines):
+        return
+    for delimiter in USUAL_DELIMITERS:
+        if lines and all(len(_cells_with(line, form, delimiter)) == num_columns for line in lines):
+            raise Fault(
+                f"{path}, line 1: {_shown(lines[0])!r} is one cell where columns names {num_columns}; "
+                f"write delimiter = {toml_text(delimiter)}"
+            )
 
 
 def _cells_with(line: str, form: TextFormat, delimiter: str) -> list[str]:
