@@ -110,7 +110,7 @@ Example:
 )
 def eval(
     run_dir: Annotated[Path, typer.Argument(help="A run directory that 'infnet-rec train' made.")],
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, valid, test or a further test.")] = "test",
     store: Annotated[str | None, typer.Option(help="Where the run's store is now, if it was moved.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -183,7 +183,7 @@ Example:
 )
 def show(
     store: StorePath,
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",
+    split: Annotated[str, typer.Option(help="train, valid, test or a further test.")] = "train",
     row: Annotated[int, typer.Option(help="Number of the example within its split, from 0.")] = 0,
     sequence_length: Annotated[int, typer.Option(min=1, help="Newest events shown of each behaviour.")] = 10,
     as_json: AsJson = False,

@@ -20,7 +20,6 @@ from infnet_rec.strict import read_json
 POLL_S = 0.5
 # The last: how the launcher begins what it says of a rank.
 OUR_WORDS = ("infnet-rec: fault:", "infnet-rec: failed:", "infnet-rec: rank ")
-# A run whose whole validation has one class has no AUC to stop by.
 Judge = Callable[[int, Mapping[str, Mapping[str, Any]]], bool]
 
 

@@ -37,7 +37,7 @@ from infnet_rec.data.repeats import measure_repeats
 from infnet_rec.data.sides import SideTables, sorted_keys
 from infnet_rec.data.sources import SIDES, RawFiles, names_of_files, open_raw
 from infnet_rec.data.spool import ColumnSpool
-from infnet_rec.data.store import SPLITS, Store, hash_files, to_arrow, write_arrow
+from infnet_rec.data.store import Store, hash_files, to_arrow, write_arrow
 from infnet_rec.data.timeline import Bucketing, Timeline, count_users, fit_context, run_timeline
 from infnet_rec.data.vocab import Vocabulary, vocabulary_columns
 from infnet_rec.faults import Fault
@@ -175,7 +175,8 @@ class _Construction:
     ) -> tuple[int, dict[Side, int], list[Join]]:
         """Reads every raw file, numbers users and items; returns the rows of the log and each side, and the joins."""
         with watched(self.connection, self.progress, "reading the log", files.log.num_bytes):
-            num_rows = read_log(self.connection, self.recipe, files.log, files.histories, quarantine)
+            besides = files.histories, files.further_tests
+            num_rows = read_log(self.connection, self.recipe, files.log, besides, quarantine)
         weigh(self.connection, self.recipe)
         counts: dict[Side, int] = {}
         joins = measure_history(self.connection, self.recipe)
@@ -215,11 +216,16 @@ class _Construction:
             num_threads=self.num_threads,
             progress=self._adding(),
         )
-        empty = [split for split in SPLITS if not timeline.examples[split].num_rows]
+        empty = [split for split, spool in timeline.examples.items() if not spool.num_rows]
         if empty:
             raise Fault(
                 f"recipe {self.recipe.name}: no row of the log falls into {', '.join(empty)}; move the boundaries of "
                 "[splits]"
+            )
+        if self.recipe.log.weight and not timeline.weight > 0:
+            raise Fault(
+                f"recipe {self.recipe.name}: log.weight = {self.recipe.log.weight!r}: is 0 for every training example, "
+                "so nothing would be learned; leave it out"
             )
         return timeline
 

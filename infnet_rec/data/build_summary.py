@@ -14,6 +14,7 @@ from typing import Any, Literal
 import duckdb
 import numpy as np
 
+from infnet_rec.data.log import TEST
 from infnet_rec.data.quarantine import Quarantine
 from infnet_rec.data.raw import first_value
 from infnet_rec.data.recipe import Recipe
@@ -177,7 +178,7 @@ def measure_log(connection: duckdb.DuckDBPyConnection, recipe: Recipe, quarantin
         f"""SELECT count(*), count(*) FILTER (split < 0), min(time), max(time),
         bool_and((time + {recipe.log.utc_offset_hours * 3600 * recipe.ticks_per_second})
             % {DAY_S * recipe.ticks_per_second} = 0)
-        FROM rows WHERE example_"""
+        FROM rows WHERE example_ AND split <= {TEST}"""
     ).fetchall()[0]
     has_time = recipe.log.time is not None
     return {

@@ -219,7 +219,7 @@ def drop_lines_after(step: int, path: Path) -> None:
 def _stays(line: str, step: int) -> bool:
     try:
         record = json.loads(line)
-        return record["step"] <= step and record.get("split") != "test"
+        return record["step"] <= step and record.get("split") in (None, "valid")
     except (ValueError, KeyError, TypeError):
         return False
 

@@ -142,7 +142,8 @@ class _Trial:
             batch = self._batch(fake.from_tensor(lengths_FB) if fake else lengths_FB, num_tokens)
             bags, distinct = self._lookups(batch)
             with Ledger() as ledger:
-                tokens = model.assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
+                means = batch.mean_row_Q, batch.mean_start_P
+                tokens = model.assembly(bags, distinct, batch.spread_K, batch.lengths_FB, None, *means)
                 loss, _ = criterion(tower(tokens), tokens, batch)
                 loss.backward()
         return ledger
@@ -155,6 +156,7 @@ class _Trial:
     def _batch(self, lengths_FB: Tensor, num_tokens: int) -> Batch:
         num_examples, num_shared = lengths_FB.shape[1], len(self.schema.shared_features)
         whole = torch.int64
+        row_Q, start_P = self._means(lengths_FB)
         empty = KeyedJaggedTensor(keys=[], values=torch.empty(0), lengths=torch.empty(0, dtype=whole))
         return Batch(
             categorical=empty,
@@ -165,7 +167,20 @@ class _Trial:
             user_B=torch.zeros(num_examples, dtype=whole),
             rarity_BM=torch.zeros(num_examples, len(self.schema.features)),
             weight_B=torch.ones(num_examples),
+            mean_row_Q=row_Q,
+            mean_start_P=start_P,
         )
+
+    def _means(self, lengths_FB: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """`Batch.mean_row_Q` and `mean_start_P`: each distinct item has a mean, of as many rows as there may be."""
+        if not self.schema.averages_tokens:
+            return None, None
+        parts = (*self.schema.shared_features, *self.schema.sequences)
+        most = max(part.max_values for part in parts)
+        events = sum(float(self.events_F[f]) for f, s in enumerate(self.schema.sequences) if s.max_values > 1)
+        shared = sum(feature.max_values > 1 for feature in self.schema.shared_features)
+        number = math.ceil(lengths_FB.shape[1] * (shared + min(1.0, self.ratio) * events))
+        return torch.zeros(number * most, dtype=torch.int64), torch.arange(number) * most
 
     def _lookups(self, batch: Batch) -> tuple[KeyedTensor, dict[str, JaggedTensor]]:
         """What the collections would return; features in another order than the model's, as sharding leaves them."""

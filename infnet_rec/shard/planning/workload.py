@@ -30,7 +30,8 @@ class BatchShape:
         ids_M: ids an example and bag feature; of a feature of several values the most it may have.
         events_F: mean events an example and sequence, of the newest `sequence_length`.
         p95_events_F: the same in a batch that one in twenty exceeds.
-        tokens: unpooled tokens of each table that sequences read, those of shared features among them.
+        tokens: ids of the unpooled tokens of each table that sequences read, those of shared features among them; of a
+            feature of several values as many as it may have.
         distinct: distinct ids among them; each is looked up once.
         p95_distinct: likewise, in a batch that one in twenty exceeds.
         repeats_are_measured: whether the manifest knew how often ids repeat; if not, nothing but the size of a table
@@ -161,7 +162,7 @@ def _p95_of_batch(mean: float, most: int, batch_size: int) -> float:
 def _tokens(schema: Schema, events_of: Mapping[str, float], batch_size: int) -> dict[str, float]:
     tokens = {table.name: 0.0 for table in schema.sequence_tables}
     for feature in schema.shared_features:
-        tokens[feature.table] += batch_size
+        tokens[feature.table] += batch_size * feature.max_values
     for sequence in schema.sequences:
-        tokens[sequence.table] += batch_size * events_of[sequence.behaviour]
+        tokens[sequence.table] += batch_size * events_of[sequence.behaviour] * sequence.max_values
     return tokens

@@ -28,10 +28,10 @@ class Progress:
     Attributes:
         step: updates done.
         best_step: where the mean AUC on valid was best.
-        best_auc: that AUC; -inf when it could not be judged.
-        best_valid: all metrics there; empty before the first evaluation.
-        evaluations_since_best: what early stopping counts.
-        judged: mean AUC and metrics of this very step, if it was evaluated.
+        best_auc: that AUC; -inf while no step could be judged.
+        best_valid: all metrics there; empty while no step could be judged.
+        evaluations_since_best: what early stopping counts: evaluations that could be judged and were no better.
+        judged: mean AUC (NaN if it cannot be judged) and metrics of this very step, if it was evaluated.
         losses: since the last progress line, [T] each, means over all ranks; a line is a mean over them.
         skipped: batches left out because they were not finite.
         owes_evaluation: whether this step is still to be evaluated.
@@ -69,12 +69,15 @@ class Progress:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Progress":
         """What `to_json` wrote."""
+        # Earlier versions kept a best step, and counted on from it, where nothing could be judged.
+        has_best, valid = data["best_auc"] is not None, metrics_from_json(data["valid"])
         return cls(
             step=data["step"],
-            best_step=data["best_step"],
-            best_auc=-math.inf if data["best_auc"] is None else data["best_auc"],
-            best_valid=metrics_from_json(data["best_valid"]),
-            evaluations_since_best=data["evaluations_since_best"],
+            best_step=data["best_step"] if has_best else 0,
+            best_auc=data["best_auc"] if has_best else -math.inf,
+            best_valid=metrics_from_json(data["best_valid"]) if has_best else {},
+            evaluations_since_best=data["evaluations_since_best"] if has_best else 0,
+            judged=(math.nan if data["auc"] is None else data["auc"], valid) if valid else None,
             losses=data["losses"],
             skipped=data["skipped"],
             owes_evaluation=data["owes_evaluation"],
