@@ -21,6 +21,8 @@ from infnet_rec.files import is_full
 
 __all__ = ["literal", "quoted"]
 
+__all__ = ["literal", "quoted"]
+
 # What DuckDB raises for data or predicates that do not fit; anything else is a bug or a failure of the machine.
 COMPLAINTS = (
     duckdb.InvalidInputException,
