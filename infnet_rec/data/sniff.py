@@ -29,7 +29,7 @@ HEAD_LINES, MAX_LINE_BYTES = 1_000, 1 << 20
 DELIMITERS = ("\t", "::", "\x01", "|", ";", ",", " ")
 MOST_AGREE = 0.95
 FEW = 24  # distinct values that are looked at one by one
-INTEGER = r"[+-]?[0-9]{1,18}"
+INTEGER = r"[+-]?[0-9]{1,19}"
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 CLOCK = r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?"
 RECBOLE = re.compile(r"(.+):(token|token_seq|float|float_seq)")
@@ -324,7 +324,7 @@ def _counts_sql(text: str) -> str:
     nulls = ", ".join(literal(value) for value in NULLS)
     is_null = f"lower(trim({text})) IN ({nulls})"
     is_value = f"{text} IS NOT NULL AND trim({text}) != '' AND NOT {is_null}"
-    integer = f"regexp_full_match(trim({text}), {literal(INTEGER)})"
+    integer = f"(regexp_full_match(trim({text}), {literal(INTEGER)}) AND TRY_CAST({text} AS BIGINT) IS NOT NULL)"
     number = f"regexp_full_match(trim({text}), {literal(NUMBER)})"
     return f"""count(*) FILTER ({is_value}), count(*) FILTER ({integer}), count(*) FILTER ({number}),
         count(*) FILTER ({integer} AND regexp_full_match(trim({text}), '0[0-9]+')),

@@ -5,7 +5,7 @@ public files have (user before item) and the values decide.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -58,6 +58,7 @@ MAX_RATINGS, MAX_EVENTS = 101, 12
 MAX_INDEX = 1_000
 LONG_TEXT = 48
 FEW_ROWS_OF_A_USER = 10
+FEW_COLUMNS = 5  # a log without names and times has hardly more than user, item and label
 SEPARATORS = ("|", ",", ";", " ", "/")
 
 Reason = tuple[str, str]
@@ -149,11 +150,13 @@ def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[Table], progre
     progress.stage("guessing what the columns mean", 0, "")
     log, user, item = _log_of(tables)
     time = _time(connection, log, {user[0], item[0]})
-    log, user, item, time = _named(log, user, item, time)
+    others = [c.name for c in log.columns if c.filled and c.distinct > 1 and not c.is_list]
+    taken = {user[0], item[0], *(time.columns if time else ())}
+    own = _fixed(connection, log, user[0], item[0], [name for name in others if name not in taken])
+    log, user, item, time = _named(log, user, item, time, own)
     taken = {user[0], item[0], *(time.columns if time else ())}
     joins, unused = _joins(connection, log, user[0], item[0], [t for t in tables if t.files != log.files])
     rest = [c.name for c in log.columns if c.name not in taken and not c.is_list and c.filled and c.distinct > 1]
-    own = _fixed(connection, log, user[0], item[0], rest)
     labels = _labels(log, [c for c in log.columns if c.name in rest and c.name not in own])
     if not labels:
         raise Fault(
@@ -217,7 +220,11 @@ def _log_of(tables: Sequence[Table]) -> tuple[Table, Reason, Reason]:
             plain = [
                 c for c in ids if c not in times and not _is_rating(c, named=False) and not _is_event(c, named=False)
             ]
-            user, item = (plain[0], plain[1]) if len(plain) > 1 and (times or len(plain) == 2) else (None, None)
+            user, item = (
+                (plain[0], plain[1])
+                if len(plain) > 1 and (times or len(table.columns) <= FEW_COLUMNS)
+                else (None, None)
+            )
             order = ("the first", "the second")
             reasons = [
                 f"{w} column that may hold ids; about {c.distinct:,} values" for w, c in zip(order, plain, strict=False)
@@ -302,7 +309,9 @@ def _boundaries(
     return None
 
 
-def _named(log: Table, user: Reason, item: Reason, time: Time | None) -> tuple[Table, Reason, Reason, Time | None]:
+def _named(
+    log: Table, user: Reason, item: Reason, time: Time | None, own: Collection[str]
+) -> tuple[Table, Reason, Reason, Time | None]:
     """Gives the columns of a log without a header the names of what they are."""
     if log.has_header:
         return log, user, item, time
@@ -310,6 +319,8 @@ def _named(log: Table, user: Reason, item: Reason, time: Time | None) -> tuple[T
     if time is not None:
         names |= dict(zip(time.columns, ("time",) if len(time.columns) == 1 else ("date", "clock"), strict=True))
     for column in log.columns:
+        if column.name in own:
+            continue
         if column.name not in names and _is_rating(column, named=False) and not column.is_flag:
             names[column.name] = "rating" if "rating" not in names.values() else column.name
         elif column.name not in names and _is_event(column, named=False):
