@@ -46,6 +46,7 @@ EXPERIMENT = 'base = "run.toml"\nseeds = [0]\n[[variants]]\nname = "a"\n'
 COMMANDS: dict[str, tuple[str, str]] = {
     "data generate --out": ("data generate --examples 2000 --out", "folder"),
     "data build --out": ("data build recipe.toml --raw . --out", "folder"),
+    "data sniff --out": ("data sniff log.csv --out", "file .toml"),
     "data stats --plot": ("data stats store --plot", "file .png"),
     "train --run-dir": ("train run.toml --run-dir", "folder"),
     "experiment --out": ("experiment experiment.toml --out", "folder"),
@@ -141,7 +142,7 @@ def main() -> None:
     for name in ("plan.md", "report.md", "report.csv"):
         (folder / "somebody" / name).write_text(MINE, encoding="utf-8")
     (folder / "closed").mkdir(mode=0o500)
-    for ending in (".png", ".json", ".sh"):
+    for ending in (".png", ".json", ".sh", ".toml"):
         (folder / f"takennew{ending}").mkdir()
         (folder / f"minenew{ending}").write_text(MINE, encoding="utf-8")
     if mounts:

@@ -180,6 +180,19 @@ def _complain(code: int, text: str, error: Exception) -> None:
     sys.exit(code)
 
 
+def _names_of_files_as_utf8() -> None:
+    """Starts Python again in its UTF-8 mode, where the locale has another encoding.
+
+    Arrow and DuckDB take names of files as UTF-8, so that a folder with other letters than ASCII would not be found. What
+    is printed keeps the terminal's encoding.
+    """
+    if sys.getfilesystemencoding().replace("-", "") == "utf8":
+        return
+    os.environ["PYTHONUTF8"] = "1"  # for processes of ours, too
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def _escape_what_the_terminal_lacks() -> None:
     """Writes letters that the terminal's encoding does not have as escapes: a name in a log ends no command."""
     for stream in (sys.stdout, sys.stderr):
@@ -227,6 +240,7 @@ def _answer() -> None:
 
 def main() -> None:
     """Entry point."""
+    _names_of_files_as_utf8()
     if ERROR_FILE not in os.environ:
         _answer()
         return
