@@ -60,7 +60,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench tower --sweep": ("bench tower run.toml --rounds 1 --sweep", "file .png"),
 }
 # They read, or name a folder for another machine.
-NOT_WRITTEN = {"data build --raw", "launch --run-dir", "submit --run-dir"}
+NOT_WRITTEN = {"launch --run-dir", "submit --run-dir"}
 MINE = "written by a person"
 
 

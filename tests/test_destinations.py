@@ -27,7 +27,7 @@ def options_that_take_a_path(command: Any, words: tuple[str, ...] = ()) -> Itera
         yield from options_that_take_a_path(inner, (*words, name))
     for parameter in command.params:
         option = parameter.opts[0]
-        if option.startswith("-") and parameter.type.name in ("path", "file", "directory"):
+        if option.startswith("-") and parameter.type_descriptor.annotation is Path:
             yield " ".join((*words, option))
 
 

@@ -183,8 +183,8 @@ def _complain(code: int, text: str, error: Exception) -> None:
 def _names_of_files_as_utf8() -> None:
     """Starts Python again in its UTF-8 mode, where the locale has another encoding.
 
-    Arrow and DuckDB take names of files as UTF-8, so that a folder with other letters than ASCII would not be found. What
-    is printed keeps the terminal's encoding.
+    Arrow and DuckDB take names of files as UTF-8, so that a folder with other letters than ASCII would not be found.
+    What is printed keeps the terminal's encoding.
     """
     if sys.getfilesystemencoding().replace("-", "") == "utf8":
         return
