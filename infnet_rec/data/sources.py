@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from infnet_rec.data.headers import missing_columns, open_table
+from infnet_rec.data.headers import misreading, missing_columns, open_table
 from infnet_rec.data.predicates import Condition, columns_of, parse
 from infnet_rec.data.raw import RawTable
 from infnet_rec.data.raw_folder import RawFolder
@@ -37,15 +37,7 @@ def open_raw(recipe: Recipe, raw: RawFolder) -> RawFiles:
         Fault: files do not fit or columns are missing; all of them are named.
     """
     faults: list[str] = []
-    log = open_table(raw.of(recipe.log.files), faults, recipe.log.form, recipe.log.null_values)
-    if log is not None:
-        wanted = [recipe.log.user, recipe.log.item, *recipe.log.time_columns]
-        wanted += [task.label for task in recipe.tasks if task.label is not None]
-        context = [c for f in recipe.features if f.side == "context" for c in f.columns]
-        faults += missing_columns(log, dict.fromkeys([*wanted, *context]))
-        wanted += [c for predicate in predicates_of(recipe, log, faults).values() for c in columns_of(predicate)]
-        faults += log.type_faults(wanted, context)
-        faults += time_faults(log, recipe.log.time_columns)
+    log = _open_log(recipe, raw, faults)
     sides: dict[Side, list[RawTable]] = {side: _open_side(recipe, raw, side, faults) for side in SIDES}
     histories = []
     for history in recipe.history:
@@ -60,6 +52,21 @@ def open_raw(recipe: Recipe, raw: RawFolder) -> RawFiles:
     if faults or log is None:
         raise Fault(f"raw files do not fit recipe {recipe.name}\n" + "\n".join(f"  {fault}" for fault in faults))
     return RawFiles(log, sides, histories)
+
+
+def _open_log(recipe: Recipe, raw: RawFolder, faults: list[str]) -> RawTable | None:
+    log = open_table(raw.of(recipe.log.files), faults, recipe.log.form, recipe.log.null_values)
+    if log is not None:
+        wanted = [recipe.log.user, recipe.log.item, *recipe.log.time_columns]
+        wanted += [task.label for task in recipe.tasks if task.label is not None]
+        context = [c for f in recipe.features if f.side == "context" for c in f.columns]
+        faults += missing_columns(log, dict.fromkeys([*wanted, *context]))
+        if misreading(log, [*wanted, *context]):
+            return log  # its predicates lack the same columns for the same reason
+        wanted += [c for predicate in predicates_of(recipe, log, faults).values() for c in columns_of(predicate)]
+        faults += log.type_faults(wanted, context)
+        faults += time_faults(log, recipe.log.time_columns)
+    return log
 
 
 def time_faults(table: RawTable, columns: Iterable[str]) -> list[str]:
