@@ -151,17 +151,16 @@ PREDICATES = {
 
 @pytest.mark.parametrize("predicate", PREDICATES)
 def test_a_predicate_may_be_written_in_many_ways(predicate: str, tmp_path: Path, clean: dict[str, str]) -> None:
-    """In the kiosk's log the column `page` is a copy of `click`, and text until a predicate names it."""
+    """In the kiosk's log the column `page` is a copy of `click`, and a text in the store."""
     recipe, raw = kiosk(tmp_path, lambda raw, recipe: recipe["behaviours"][0].update(where=predicate))
     build(recipe, raw, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
 def test_a_column_of_a_predicate_is_a_number_though_some_rows_are_bad_or_empty(
-    tmp_path: Path, clean: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clean: dict[str, str]
 ) -> None:
-    """Its type is guessed from the first rows: with a bad one among them, and with nothing but empty ones."""
-    monkeypatch.setattr("infnet_rec.data.raw.SNIFFED_ROWS", 20)
+    """With a bad one among the first, with nothing but empty ones in the first part, and in both."""
 
     def edit(raw: Path, recipe: dict[str, Any]) -> None:
         for name in ("log_1.csv", "log_2.csv"):

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infnet_rec.data.columns import types_of
 from infnet_rec.data.raw import ParquetTime, RawTable
 from infnet_rec.data.raw_folder import RawFile
 from infnet_rec.data.text_format import (
@@ -47,51 +47,49 @@ def open_table(
         faults.append(f"{', '.join(map(str, paths))}: parts of one table must all be CSV or all be Parquet")
     if len(faults) > found or not paths:
         return None
-    tables = []
+    columns: dict[Path, tuple[str, ...]] = {}
+    schemas: dict[Path, pa.Schema] = {}
+    times: dict[Path, dict[str, ParquetTime]] = {}
     for path in paths:
         try:
             refuse_damage(path)
-            tables.append(_parquet(path, form) if is_parquet(path) else RawTable((path,), _columns(path, form)))
+            if is_parquet(path):
+                schemas[path], times[path] = _schema(path, form)
+                columns[path] = _checked_names(path, schemas[path].names)
+            else:
+                columns[path] = _columns(path, form)
         except Fault as fault:
             faults.append(str(fault))
     if len(faults) > found:
         return None
-    faults += _disagreements(tables)
-    partitions = _partitions(files, tables[0].columns, faults)
-    instants = {
-        column: ParquetTime(time.kind, any(t.instants[column].nanoseconds for t in tables if column in t.instants))
-        for column, time in tables[0].instants.items()
-    }
-    return replace(
-        tables[0],
-        paths=paths,
-        columns=_checked_names(paths[0], [*tables[0].columns, *partitions]),
-        numbers=frozenset.intersection(*(table.numbers for table in tables)),
-        integers=frozenset.intersection(*(table.integers for table in tables)),
-        form=form,
-        null_values=null_values,
-        partitions=partitions,
-        instants=instants,
+    first = columns[paths[0]]
+    faults.extend(
+        f"{path}: its columns differ from those of {paths[0]}; parts of one table must agree"
+        for path in paths
+        if columns[path] != first
+    )
+    partitions = _partitions(files, first, faults)
+    if len(faults) > found:
+        return None
+    return RawTable(
+        paths,
+        _checked_names(paths[0], [*first, *partitions]),
+        null_values,
+        types_of(first, schemas) if schemas else {},
+        form,
+        partitions,
+        _instants(list(times.values())),
     )
 
 
-def _disagreements(tables: Sequence[RawTable]) -> list[str]:
-    """Parts of one table that differ from the first in their columns, or in what sort of times a column holds."""
-    first, faults = tables[0], []
-    for table in tables[1:]:
-        if table.columns != first.columns or table.lists != first.lists:
-            faults.append(
-                f"{table.paths[0]}: its columns differ from those of {first.paths[0]}; parts of one table must agree"
-            )
-            continue
-        kinds = ({c: time.kind for c, time in t.instants.items()} for t in (table, first))
-        odd = sorted({column for column, _ in set.symmetric_difference(*(set(k.items()) for k in kinds))})
-        if odd:
-            faults.append(
-                f"{table.paths[0]}: column {odd[0]} holds times of another type than in {first.paths[0]}; parts of one "
-                "table must agree"
-            )
-    return faults
+def _instants(times: Sequence[Mapping[str, ParquetTime]]) -> dict[str, ParquetTime]:
+    """The columns of times of a table, from those of its parts."""
+    found = {}
+    for column in dict.fromkeys(name for part in times for name in part):
+        parts = [part[column] for part in times if column in part]
+        kind = parts[0].kind if len({part.kind for part in parts}) == 1 else "mixed"
+        found[column] = ParquetTime(kind, any(part.nanoseconds for part in parts))
+    return found
 
 
 def _partitions(
@@ -133,7 +131,8 @@ def _checked_names(path: Path, columns: list[str]) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def _parquet(path: Path, form: TextFormat) -> RawTable:
+def _schema(path: Path, form: TextFormat) -> tuple[pa.Schema, dict[str, ParquetTime]]:
+    """The types of a Parquet file's columns, and which of them are times."""
     if form != CSV_FORMAT:
         raise Fault(f"{path}: is Parquet, which has no delimiter, header, quote or encoding; leave those keys out")
     try:
@@ -141,20 +140,10 @@ def _parquet(path: Path, form: TextFormat) -> RawTable:
         schema = file.schema_arrow
     except (OSError, pa.ArrowInvalid) as error:
         raise Fault(f"{path}: not a Parquet file ({error})") from error
-    lists = frozenset(f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type))
-    integers = frozenset(f.name for f in schema if pa.types.is_integer(f.type))
-    fractions = {f.name for f in schema if pa.types.is_floating(f.type) or pa.types.is_decimal(f.type)}
     # An INT96 is an instant by convention, though nothing in the file says so.
     physical = [file.schema.column(k) for k in range(len(file.schema))]
     old = {column.path for column in physical if column.physical_type == "INT96"}
-    return RawTable(
-        (path,),
-        _checked_names(path, schema.names),
-        lists,
-        integers | fractions,
-        integers,
-        instants={f.name: time for f in schema if (time := _time(f.type, is_old=f.name in old)) is not None},
-    )
+    return schema, {f.name: time for f in schema if (time := _time(f.type, is_old=f.name in old)) is not None}
 
 
 def _time(kind: pa.DataType, *, is_old: bool) -> ParquetTime | None:
@@ -167,10 +156,18 @@ def _time(kind: pa.DataType, *, is_old: bool) -> ParquetTime | None:
     return ParquetTime("clock") if pa.types.is_time(kind) else None
 
 
+def misreading(table: RawTable, wanted: Iterable[str]) -> str:
+    """The line that says why text files lack columns, if they are written otherwise than the recipe says; or ""."""
+    wanted = list(wanted)
+    if table.is_parquet or all(name in table.columns for name in wanted):
+        return ""
+    return misread(table.paths[0], table.form, table.file_columns, wanted)
+
+
 def missing_columns(table: RawTable, wanted: Iterable[str]) -> list[str]:
     """One line for each column that the files do not have, or the one line that says why they have none of them."""
     wanted = list(wanted)
-    missing = [name for name in wanted if name not in table.columns]
-    if missing and not table.is_parquet and (why := misread(table.paths[0], table.form, table.file_columns, wanted)):
+    if why := misreading(table, wanted):
         return [why]
+    missing = [name for name in wanted if name not in table.columns]
     return [f"{table.paths[0]}: no column {name!r}{did_you_mean(name, table.columns)}" for name in missing]

@@ -21,7 +21,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from typing import Literal
 
-from infnet_rec.data.raw import RawTable, literal, quoted
+from infnet_rec.data.raw import RawTable
+from infnet_rec.data.values import literal, quoted
 
 TimeUnit = Literal["s", "ms", "us", "ns", "decimal_s", "text"]
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -83,7 +84,7 @@ class Clock:
             columns: one, or a date and a time of day.
         """
         if len(columns) == 2:
-            date, clock = (f"CAST({quoted(column)} AS VARCHAR)" for column in columns)
+            date, clock = (_text(table, column) for column in columns)
             return self._text_sql(f"regexp_replace({date}, {literal(MIDNIGHT)}, '') || 'T' || {clock}")
         (column,) = columns
         if (found := table.instants.get(column)) is not None and found.kind != "clock":
@@ -94,7 +95,7 @@ class Clock:
             return f"({ticks} - {ahead})"
         if self.unit in PER_SECOND:
             return _floor(table.integer(column), PER_SECOND[self.unit] // self.ticks_per_second)
-        text = table.text(column)
+        text = _text(table, column)
         return self._text_sql(text) if self.unit == "text" else self._decimal_sql(text)
 
     def _decimal_sql(self, text: str) -> str:
@@ -180,6 +181,12 @@ class Clock:
         except (ValueError, OverflowError, OSError):
             return None
         return _date(local) if self.earliest <= local < self.latest else None
+
+
+def _text(table: RawTable, column: str) -> str:
+    """SQL of a time as it is written; a text that means missing is none."""
+    read = table.column(column)
+    return read.text if read.null_values else read.raw
 
 
 def _floor(value: str, divisor: int) -> str:

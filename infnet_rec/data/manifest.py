@@ -30,7 +30,7 @@ def schema_of(recipe: Recipe, vocabularies: dict[str, Vocabulary]) -> Schema:
                 sequences.append(Sequence(name, behaviour.name, attribute, table, behaviour.name, most))
         if not recipe.sequences.share_tables:
             tables += [Table(sequence_table(a), vocabularies[a].num_rows) for a in recipe.sequences.attributes]
-    tasks = tuple(Task(t.name, t.label) for t in recipe.tasks)
+    tasks = tuple(Task(t.name, t.source) for t in recipe.tasks)
     features = tuple(Feature(n, n, side, vocabularies[n].max_values) for n, side in names)
     return Schema(tuple(tables), features, tuple(sequences), tasks).with_free_table_names()
 

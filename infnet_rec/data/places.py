@@ -23,6 +23,8 @@ def rows(file: IO[bytes], form: TextFormat) -> Iterator[tuple[int, int, bytes]]:
     opened = re.compile(begins + re.escape(quote))
     offset, line = 0, 1
     for text in file:
+        if not offset and text.startswith(BOM):
+            offset, text = len(BOM), text.removeprefix(BOM)
         num_lines = 1
         if quote and quote in text:
             while len(text) < MAX_ROW_BYTES and opened.search(closed.sub(b"x", text)) and (more := file.readline()):
@@ -57,9 +59,8 @@ def find_rows(
         if form.has_header:
             next(of_rows, None)
         for offset, line, text in of_rows:
-            if line == 1 and text.startswith(BOM):
-                # DuckDB says either of a row that begins there.
-                offset, text = offset if offset in broken else len(BOM), text.removeprefix(BOM)
+            if line == 1 and offset == len(BOM) and 0 in broken:
+                offset = 0  # of a row behind a byte order mark DuckDB says either
             if offset in broken:
                 lines[offset] = line
             elif text or num_columns == 1:

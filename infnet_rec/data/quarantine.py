@@ -6,9 +6,9 @@ the second, the files that have any are read once more, in order. The line of a 
 """
 
 import csv
-import re
+import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -17,40 +17,26 @@ import duckdb
 
 from infnet_rec.data.places import find_rows
 from infnet_rec.data.raw import MAX_REJECTS, RawTable, faults_of, first_value, literal, quoted
-from infnet_rec.data.text_format import toml_text
+from infnet_rec.data.values import remedy
 from infnet_rec.faults import Fault
 
 SHOWN, FEW = 3, 1_000
 MAX_TEXT = 4_096  # of a row that is written down
-MAX_SHOWN = 60  # characters of a value in a message
-# What programs write for a missing value.
-NULL_TEXTS = frozenset(["\\N", "\\\\N", "-", "?", "null", "na", "n/a", "#n/a", "none", "nan"])
-UNREAD_CELL = re.compile(r'Could not convert string "(.*)" to ')
+MAX_CELL = 60  # of a cell that is shown
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class BadRow:
-    """Where a bad row stands, what is wrong, and its text; for a message also the value and what to do about it."""
+    """Where a bad row stands, what is wrong, its text, and the cell that is wrong with what to do about it."""
 
     file: str
     line: int
     reason: str
     row: str
-    value: str = field(default="", compare=False)
-    advice: str = field(default="", compare=False)
+    cell: str = field(default="", compare=False)
 
-
-@dataclass(frozen=True, slots=True)
-class Remedy:
-    """What a message says besides a reason.
-
-    Attributes:
-        columns: raw columns whose values are shown.
-        advice: from such a value to what a person can write in the recipe; "" if nothing helps.
-    """
-
-    columns: tuple[str, ...]
-    advice: Callable[[str], str]
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.reason}{self.cell}"
 
 
 @dataclass(slots=True)
@@ -77,7 +63,7 @@ class Quarantine:
         """
         bad = sorted(replace(row, file=self.shown.get(row.file, row.file)) for row in bad)
         if len(bad) > self.max_fraction * num_rows:
-            first = _first_lines(bad)
+            first = "".join(f"\n  {b}" for b in islice(bad, SHOWN))
             # DuckDB's reasons quote the value that does not fit.
             reasons = Counter(b.reason.partition(". Could not")[0] for b in bad)
             raise self.too_many(table, len(bad), num_rows, reasons, first)
@@ -92,7 +78,7 @@ class Quarantine:
             f"{table}: {num_bad:,} of {num_rows:,} rows are bad ({num_bad / num_rows:.4%}), more than "
             f"--max-bad-fraction {self.max_fraction:g} allows; mend them, or the recipe."
             + (f" The first:{first}" if first else "")
-            + (f"\nAll of them:{counts}" if num_bad > SHOWN or not first else "")
+            + (f"\nAll of them:{counts}" if num_bad > SHOWN else "")
         )
 
     def write(self, path: Path) -> None:
@@ -101,6 +87,36 @@ class Quarantine:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("file", "line", "reason", "row"))
             writer.writerows((b.file, b.line, b.reason, b.row) for b in dict.fromkeys(self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The raw column that a check is about, and what a recipe may say where its values are right.
+
+    Attributes:
+        column: its name.
+        remedy: the end of a message about any of its values.
+        also: another column that is shown with it.
+        advice: from the value to what a person can write in the recipe, or "".
+    """
+
+    column: str
+    remedy: str = ""
+    also: str = ""
+    advice: Callable[[str], str] | None = None
+
+    def raw(self, source: RawTable) -> str:
+        """SQL of the text that is shown."""
+        cell = source.column(self.column).raw
+        return f"concat_ws(' ', {cell}, {source.column(self.also).raw})" if self.also else cell
+
+    def shown(self, value: str | None) -> str:
+        """The end of a message about one value."""
+        if value is None:
+            return ""
+        advice = self.advice(value) if self.advice is not None else ""
+        more = remedy(value) or (f"; {advice}" if advice else self.remedy)
+        return f" (it is {json.dumps(value[:MAX_CELL], ensure_ascii=False)}{more})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +130,9 @@ class Intake:
         types: SQL types of the columns whose type matters.
         columns: of the new table: name -> SQL over the raw columns.
         checks: reason -> SQL condition over the new columns; a row that meets one is bad.
-        view: SQL that goes before the scan of the files, to give their columns other types and names.
+        raw_checks: reason -> SQL condition over the raw columns, likewise.
+        cells: reason -> the raw cell that it is about.
         derived: more columns of the new table: name -> SQL over the columns above (of `r`) and those of `join`.
-        remedies: reason -> what a message says besides; by default the value of the column that the reason begins with.
         join: SQL that joins other tables to the rows, which are named `r`.
         keep: SQL condition over the new columns; other good rows are left out.
         ordered: whether the table has a column `time` with the row's number among the good rows of all the files.
@@ -128,9 +144,9 @@ class Intake:
     types: Mapping[str, str]
     columns: Mapping[str, str]
     checks: Mapping[str, str]
-    view: str = "SELECT *, file_index FROM"
+    raw_checks: Mapping[str, str] = field(default_factory=dict)
+    cells: Mapping[str, Cell] = field(default_factory=dict)
     derived: Mapping[str, str] = field(default_factory=dict)
-    remedies: Mapping[str, Remedy] = field(default_factory=dict)
     join: str = ""
     keep: str = "TRUE"
     ordered: bool = False
@@ -138,7 +154,8 @@ class Intake:
     def query(self, part: int | None, rejects: str | None) -> str:
         """All rows of the files with the new columns, and `bad_`, 0 or the number of a check.
 
-        Of one part only, if `part` is given: then `line_` numbers its rows, from 1.
+        Of one part only, if `part` is given: then `line_` numbers its rows, from 1, and `cell_` is the raw cell that
+        the check of a bad row is about.
         """
         rows = self.source.scan(dict(self.types), rejects=rejects, part=part)
         columns = [f"{sql} AS {quoted(name)}" for name, sql in self.columns.items()]
@@ -147,16 +164,21 @@ class Intake:
         columns.append("file_index AS file_")
         number = "0" if part is None else "row_number() OVER ()"
         columns.append(f"{'file_row_number + 1' if self.source.is_parquet else number} AS line_")
-        if part is not None:
-            columns += [
-                f"CAST({self.source.text(c)} AS VARCHAR) AS {quoted(_shown_name(c))}" for c in self._shown_columns()
-            ]
-        cases = "".join(f" WHEN {sql} THEN {k}" for k, sql in enumerate(self.checks.values(), start=1))
-        bad = f"CASE{cases} ELSE 0 END" if cases else "0"
+        columns.append(f"{_first_of(self.raw_checks, len(self.checks) + 1, '0')} AS odd_")
+        bad = _first_of(self.checks, 1, "odd_")
         derived = "".join(f", {sql} AS {quoted(name)}" for name, sql in self.derived.items())
-        columns = ", ".join(columns)
-        selected = f"(SELECT {columns} FROM ({self.view} {rows})) AS r {self.join}"
-        return f"SELECT r.*{derived}, CAST({bad} AS UTINYINT) AS bad_ FROM {selected}"
+        if part is not None:
+            cells = {k: self.cells[reason] for k, reason in enumerate(self.reasons, start=1) if reason in self.cells}
+            columns += [f"{cell.raw(self.source)} AS cell_{k}" for k, cell in cells.items()]
+            found = "".join(f" WHEN {k} THEN cell_{k}" for k in cells)
+            derived += f", CASE {bad}{found} ELSE NULL END AS cell_" if cells else ", NULL AS cell_"
+        selected = f"(SELECT {', '.join(columns)} FROM (SELECT *, file_index FROM {rows})) AS r {self.join}"
+        return f"SELECT r.* EXCLUDE (odd_){derived}, CAST({bad} AS UTINYINT) AS bad_ FROM {selected}"
+
+    @property
+    def reasons(self) -> list[str]:
+        """What `bad_` numbers, from 1."""
+        return [*self.checks, *self.raw_checks]
 
     def run(self, connection: duckdb.DuckDBPyConnection, quarantine: Quarantine) -> int:
         """Creates the table (with three more columns: file_, line_, bad_) and returns its number of rows.
@@ -175,12 +197,11 @@ class Intake:
             broken = self._broken(connection, rejects)
             total = first_value(connection, f"SELECT count(*) FROM {self.name} WHERE bad_ > 0")
             if total > max(quarantine.max_fraction * num_rows, FEW):
-                # Too many to be worth the search for all their lines.
+                # Too many to be worth the search for their lines.
                 counts = connection.execute(f"SELECT bad_, count(*) FROM {self.name} GROUP BY 1 HAVING bad_ > 0")
-                reasons = list(self.checks)
-                counted = Counter({reasons[k - 1]: count for k, count in counts.fetchall()})
-                first = _first_lines(sorted(self._bad_rows(connection, broken, most=SHOWN)))
-                raise quarantine.too_many(self.what, total, num_rows, counted, first)
+                counted = Counter({self.reasons[k - 1]: count for k, count in counts.fetchall()})
+                (first,) = self._bad_rows(connection, broken, only_first=True)
+                raise quarantine.too_many(self.what, total, num_rows, counted, f"\n  {first}")
             bad = self._bad_rows(connection, broken)
             if total:
                 connection.execute(f"DELETE FROM {self.name} WHERE bad_ > 0")
@@ -215,81 +236,43 @@ class Intake:
             found[path][offset] = (" ".join(reason.split()), text.rstrip("\r\n"))
         return found
 
-    def _remedy(self, reason: str) -> Remedy | None:
-        """What a message says besides a reason."""
-        if reason in self.remedies:
-            return self.remedies[reason]
-        named = [column for column in self.source.columns if reason.startswith(f"{column} is ")]
-        return Remedy((max(named, key=len),), self._null_advice) if named else None
-
-    def _shown_columns(self) -> list[str]:
-        """Raw columns that messages show the values of."""
-        remedies = [remedy for reason in self.checks if (remedy := self._remedy(reason)) is not None]
-        return list(dict.fromkeys(column for remedy in remedies for column in remedy.columns))
-
-    def _null_advice(self, value: str) -> str:
-        if value.strip() not in NULL_TEXTS and value.strip().lower() not in NULL_TEXTS:
-            return ""
-        section = "[log]" if self.name == "log" else f"[[sides.{self.name.split('_')[1]}]]"
-        return f"write null_values = [{toml_text(value)}] in {section} if it means missing"
-
-    def _told(self, reason: str, values: Mapping[str, str | None]) -> tuple[str, str]:
-        """The offending value of a row, and what to write in the recipe."""
-        if (unread := UNREAD_CELL.search(reason)) is not None:
-            return "", self._null_advice(unread[1])  # DuckDB's reason quotes the value
-        if (remedy := self._remedy(reason)) is None:
-            return "", ""
-        shown = [values.get(column) for column in remedy.columns]
-        advice = next(filter(None, (remedy.advice(value) for value in shown if value)), "")
-        return " and ".join("nothing" if value is None else f"'{_short(value)}'" for value in shown), advice
-
     def _bad_rows(
         self,
         connection: duckdb.DuckDBPyConnection,
         broken: dict[str, dict[int, tuple[str, str]]],
-        most: int | None = None,
+        *,
+        only_first: bool = False,
     ) -> list[BadRow]:
-        """The rows that do not parse, and those that parse to something impossible, with their lines.
-
-        With `most`, about the first so many of the first file that has any of the second kind.
-        """
-        reasons, bad, shown = list(self.checks), [], self._shown_columns()
+        """The rows that do not parse, and those that parse to something impossible, with their lines."""
+        bad = []
         impossible = connection.execute(f"SELECT DISTINCT file_ FROM {self.name} WHERE bad_ > 0 ORDER BY 1").fetchall()
-        parts = {str(self.source.paths[part]): part for (part,) in impossible}
-        if most is not None:
-            parts = dict(list(parts.items())[:1])
-            broken = {path: rows for path, rows in broken.items() if path in parts}
-        for path in dict.fromkeys([*broken, *parts]):
-            numbers: dict[int, tuple[int, dict[str, str | None]]] = {}
+        parts = {str(self.source.paths[part]): part for (part,) in impossible[: 1 if only_first else None]}
+        for path in parts if only_first else dict.fromkeys([*broken, *parts]):
+            numbers: dict[int, tuple[int, str | None]] = {}
             if path in parts:
                 connection.execute("SET preserve_insertion_order = true")
                 rejects = f"rejects_{self.name}_{parts[path]}"
-                values = "".join(f", {quoted(_shown_name(column))}" for column in shown)
-                again = f"SELECT line_, bad_{values} FROM ({self.query(parts[path], rejects)}) WHERE bad_ > 0"
-                rows = connection.execute(again + (f" LIMIT {most}" if most else "")).fetchall()
-                numbers = {row[0]: (row[1], dict(zip(shown, row[2:], strict=True))) for row in rows}
+                again = f"SELECT line_, bad_, cell_ FROM ({self.query(parts[path], rejects)}) WHERE bad_ > 0"
+                found = connection.execute(again + " LIMIT 1" * only_first).fetchall()
+                numbers = {line: (check, cell) for line, check, cell in found}
                 connection.execute("SET preserve_insertion_order = false")
-            lines, found = self._lines(connection, path, broken.get(path, {}), numbers)
-            for offset, (reason, text) in broken.get(path, {}).items():
-                bad.append(BadRow(path, lines.get(offset, 0), reason, text[:MAX_TEXT], *self._told(reason, {})))
-            for number, (check, cells) in numbers.items():
+            if self.source.is_parquet:
+                lines, found = {}, self._parquet_rows(connection, parts[path], numbers)
+            else:
+                source, at = self.source, broken.get(path, ())
+                num_columns = len(source.file_columns)
+                lines, found = find_rows(Path(path), source.form, at, numbers, num_columns=num_columns)
+            for offset, (reason, text) in () if only_first else broken.get(path, {}).items():
+                bad.append(BadRow(path, lines.get(offset, 0), reason, text[:MAX_TEXT]))
+            for number, (check, cell) in numbers.items():
                 line, text = found.get(number, (0, ""))
-                reason = reasons[check - 1]
-                bad.append(BadRow(path, line, reason, text[:MAX_TEXT], *self._told(reason, cells)))
+                reason = self.reasons[check - 1]
+                shown = self.cells[reason].shown(cell) if reason in self.cells else ""
+                bad.append(BadRow(path, line, reason, text[:MAX_TEXT], shown))
         return bad
 
-    def _lines(
-        self, connection: duckdb.DuckDBPyConnection, path: str, broken: Iterable[int], numbers: Collection[int]
-    ) -> tuple[dict[int, int], dict[int, tuple[int, str]]]:
-        """The line of each byte offset, and line and text of each row, of one file; see `find_rows`."""
-        if self.source.is_parquet:
-            paths = list(map(str, self.source.paths))
-            return {}, self._parquet_rows(connection, paths.index(path), numbers)
-        source = self.source
-        return find_rows(Path(path), source.form, broken, numbers, num_columns=len(source.file_columns))
-
     def _parquet_rows(
-        self, connection: duckdb.DuckDBPyConnection, part: int, numbers: Collection[int]
+        self, connection: duckdb.DuckDBPyConnection, part: int, numbers: Iterable[int]
     ) -> dict[int, tuple[int, str]]:
         """Number and text of some rows, by their number from 1."""
         wanted = ", ".join(str(number - 1) for number in numbers)
@@ -305,22 +288,7 @@ class Intake:
         return {number: (number, text) for number, text in texts.items()}
 
 
-def _first_lines(bad: list[BadRow]) -> str:
-    """Lines about the first rows; what to do is said once for each reason."""
-    lines, told = [], set()
-    for row in islice(bad, SHOWN):
-        value = f": {row.value}" if row.value else ""
-        advice = f"; {row.advice}" if row.advice and row.reason not in told else ""
-        lines.append(f"\n  {row.file}, line {row.line}: {row.reason}{value}{advice}")
-        told.add(row.reason)
-    return "".join(lines)
-
-
-def _shown_name(column: str) -> str:
-    return f"{column} as shown"
-
-
-def _short(value: str) -> str:
-    """A value on one line of a message."""
-    value = "".join(c if c.isprintable() else " " for c in value)
-    return value if len(value) <= MAX_SHOWN else value[: MAX_SHOWN - 3] + "..."
+def _first_of(checks: Mapping[str, str], start: int, otherwise: str) -> str:
+    """SQL of the number of the first check that a row meets."""
+    cases = "".join(f" WHEN {sql} THEN {k}" for k, sql in enumerate(checks.values(), start=start))
+    return f"CASE{cases} ELSE {otherwise} END" if cases else otherwise

@@ -230,7 +230,7 @@ class FeatureRecipe(StrictModel):
 
 
 class BehaviourRecipe(StrictModel):
-    """A behaviour whose events make sequences; `where` is an SQL predicate on the log's columns."""
+    """A behaviour whose events make sequences; `where` is an SQL predicate on the log's columns (see `predicates`)."""
 
     name: Name
     where: str
@@ -262,10 +262,22 @@ class SequencesRecipe(StrictModel):
 
 
 class TaskRecipe(StrictModel):
-    """A binary label: a 0/1 column of the log."""
+    """A binary label: a column of the log that holds 0 and 1, or true and false, or an SQL predicate on its columns."""
 
     name: Name
-    label: str
+    label: str | None = None
+    where: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.label is None) == (self.where is None):
+            raise ValueError('a task has either label, a column of 0 and 1, or where, such as where = "rating >= 4"')
+        return self
+
+    @property
+    def source(self) -> str:
+        """What the label is made from, as the recipe has it."""
+        return self.label or self.where or ""
 
 
 class FurtherTestRecipe(StrictModel):

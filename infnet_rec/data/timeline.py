@@ -20,6 +20,7 @@ from infnet_rec.data.recipe import FeatureRecipe, Recipe
 from infnet_rec.data.spool import ColumnSpool
 from infnet_rec.data.store import SPLITS
 from infnet_rec.data.threads import in_order
+from infnet_rec.data.values import value_sql
 from infnet_rec.data.vocab import (
     Vocabulary,
     clock,
@@ -29,7 +30,6 @@ from infnet_rec.data.vocab import (
     hash_id_sql,
     hashed,
     index_id_sql,
-    value_sql,
     values_sql,
 )
 from infnet_rec.schema import EMPTY_SLOT, NULL_ID, UNSEEN_ID
