@@ -39,7 +39,7 @@ class Batch(Pipelineable):
             the distinct embeddings, one mean after the other, int64; None where no token has several.
         mean_start_P: where each mean's rows begin in `mean_row_Q`, int64.
         loss_weight_B: of the examples in the training loss, float32: 0 for padding, and over all training examples 1 in
-            the mean; `weight_B` where the log has no weights.
+            the mean; None where the log has no weights, and `weight_B` is all there is.
     """
 
     categorical: KeyedJaggedTensor
@@ -53,11 +53,7 @@ class Batch(Pipelineable):
     managed: KeyedJaggedTensor | None = None
     mean_row_Q: Tensor | None = None
     mean_start_P: Tensor | None = None
-    loss_weight_B: Tensor = None  # pyright: ignore[reportAssignmentType] - see below
-
-    def __post_init__(self) -> None:
-        if self.loss_weight_B is None:
-            self.loss_weight_B = self.weight_B
+    loss_weight_B: Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # noqa: FBT001, FBT002 - TorchRec's signature
         """The same batch on another device."""

@@ -3,6 +3,9 @@
 Against plain loops over the ids, sharded and not, in every model; and examples that weigh.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,7 +265,8 @@ def test_equal_weights_change_nothing(tmp_path: Path) -> None:
     assert a == pytest.approx(b, rel=1e-6)
     np.testing.assert_allclose(gradient_a, gradient_b, atol=1e-6)
     padded = BatchReader(equal.store, "valid", equal.schema, 5).read(np.array([0, 1, -1]))
-    assert padded.weight_B.tolist() == [1, 1, 0] and padded.loss_weight_B.tolist() == [1, 1, 0]
+    assert padded.weight_B.tolist() == [1, 1, 0]
+    assert padded.loss_weight_B is not None and padded.loss_weight_B.tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize("bad", ["", "-1", "nan", "inf", "heavy"])
@@ -340,3 +344,42 @@ def test_an_empty_further_test_is_refused(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path, further("test_none", RANDOM[:1], within_test=True))
     with pytest.raises(Fault, match="falls into test_none"):
         build(recipe, raw, tmp_path / "store", QUIET)
+
+
+def cli(*words: str) -> str:
+    """What a command prints."""
+    done = subprocess.run([sys.executable, "-m", "infnet_rec.cli", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_train_and_eval_report_further_tests(tmp_path: Path) -> None:
+    """By hand from the predictions that were kept; examples that weigh, and tokens that are averaged, among them."""
+
+    def edit(raw: Path, recipe: dict[str, Any]) -> None:
+        weighing(["1", "2"])(raw, recipe)
+        further("test_random", [f"{line},1" for line in RANDOM])(raw, recipe)
+        (raw / "test_random.csv").write_text((raw / "test_random.csv").read_text().replace("page,mark", "page,mark,w"))
+        recipe["features"] += [{"side": "context", "encoding": "multi", "columns": ["mark"], "name": "marks"}]
+        recipe["sequences"]["attributes"] += ["marks"]
+
+    recipe, raw = kiosk(tmp_path, edit)
+    build(recipe, raw, tmp_path / "store", QUIET)
+    config, run = tmp_path / "run.toml", tmp_path / "run"
+    config.write_text(f'[data]\nstore = "{tmp_path / "store"}"\n[model]\nwidth = 4\n[train]\nglobal_batch_size = 4\n')
+    said = cli("train", str(config), f"--run-dir={run}", "--set=train.test=keep")
+    assert "test_random" in said
+    result = json.loads((run / "result.json").read_text())
+    with np.load(run / "predictions-test_random.npz") as kept:
+        logits, labels = kept["logits"][:, 0].astype(np.float64), kept["labels"][:, 0]
+    assert len(logits) == 21
+    pairs = [(a > b) + (a == b) / 2 for a in logits[labels == 1] for b in logits[labels == 0]]
+    assert result["metrics"]["test_random"]["click"]["auc"] == pytest.approx(np.mean(pairs), abs=1e-6)
+    again = json.loads(cli("eval", str(run), "--split", "test_random", "--json"))
+    for name in ("auc", "log_loss"):
+        assert again["metrics"]["click"][name] == pytest.approx(
+            result["metrics"]["test_random"]["click"][name], abs=1e-6
+        )
+    cli("data", "show", str(tmp_path / "store"), "--split", "test_random")
+    cli("data", "stats", str(tmp_path / "store"))
+    cli("plan", str(config), "-j", "1x2", "--hardware", "h100")

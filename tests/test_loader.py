@@ -138,8 +138,8 @@ def test_types_are_what_the_batch_says(handmade: Handmade) -> None:
     }
     given = {f.name: getattr(batch, f.name) for f in fields(Batch)[2:]}
     types = {name: value.dtype for name, value in given.items() if value is not None}
-    assert given.keys() - types.keys() == {"managed", "mean_row_Q", "mean_start_P"}
-    floats = ("labels_BT", "rarity_BM", "weight_B", "loss_weight_B")
+    assert given.keys() - types.keys() == {"managed", "mean_row_Q", "mean_start_P", "loss_weight_B"}
+    floats = ("labels_BT", "rarity_BM", "weight_B")
     assert types == {name: torch.float32 if name in floats else torch.int64 for name in types}
     assert batch.rarity_BM.shape == (40, 0)
 

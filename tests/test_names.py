@@ -75,7 +75,14 @@ def recipe_of(names: Sequence[str], given_names: Sequence[str | None] = (None,) 
     return {
         "name": "named",
         "licence": "made up",
-        "log": {"files": ["log.csv"], "user": user, "item": item, "time": time, "time_unit": "s"},
+        "log": {
+            "files": ["log.csv"],
+            "user": user,
+            "item": item,
+            "time": time,
+            "time_unit": "s",
+            "earliest": "1970-01-01",
+        },
         "sides": {
             "user": [{"files": ["users.csv"], "key": user}],
             "item": [{"files": ["items.csv"], "key": item}],

@@ -124,4 +124,4 @@ def local_time(store: Store, instant: int) -> str:
         local = datetime.fromtimestamp(seconds, UTC) + timedelta(hours=log["utc_offset_hours"])
     except (ValueError, OverflowError, OSError):
         return f"instant {instant}"
-    return local.isoformat(" ")  # with four digits of the year, which strftime does not give
+    return local.replace(tzinfo=None).isoformat(" ")  # four digits of the year, which strftime does not give

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_rec.batch import Batch
@@ -77,14 +78,14 @@ class BatchReader:
             weight_B=torch.from_numpy(real_B.astype(np.float32)),
             mean_row_Q=None if tokens.mean_row_Q is None else torch.from_numpy(tokens.mean_row_Q),
             mean_start_P=None if tokens.mean_start_P is None else torch.from_numpy(tokens.mean_start_P),
-            loss_weight_B=torch.from_numpy(self._loss_weights(rows_B, real_B)),
+            loss_weight_B=self._loss_weights(rows_B, real_B),
             managed=_keyed(self._managed_keys, *self._managed.jagged(rows)) if self._managed_keys else None,
         )
 
-    def _loss_weights(self, rows_B: np.ndarray, real_B: np.ndarray) -> np.ndarray:
+    def _loss_weights(self, rows_B: np.ndarray, real_B: np.ndarray) -> Tensor | None:
         if self._examples.weight_N is None:
-            return real_B.astype(np.float32)
-        return (self._examples.weight_N[rows_B] * real_B / self._mean_weight).astype(np.float32)
+            return None
+        return torch.from_numpy((self._examples.weight_N[rows_B] * real_B / self._mean_weight).astype(np.float32))
 
     def _sequences(self, ids: list[np.ndarray], batch_size: int) -> KeyedJaggedTensor:
         """Distinct ids keyed by table; all are counted to the first example."""

@@ -2,8 +2,8 @@
 
 Table made here (DuckDB): `log`, one row an impression or a seeded event: user_key, item_key, time, position (order
 under one instant), example_ (whether it is an impression), one flag `is_<behaviour>`, one `label_<task>`, `weight_`,
-what is raw of each context column (a text, a list of texts or a number), and `split` (-1 history only, 0 train, 1
-valid, 2 test, 3.. further tests). Names of the build's own end in an underscore where a recipe could give the same.
+the value of each context column (a text, a list of texts or a number), and `split` (-1 history only, 0 train, 1 valid,
+2 test, 3.. further tests). Names of the build's own end in an underscore where a recipe could give the same.
 """
 
 from dataclasses import replace
@@ -68,15 +68,24 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
             reason = f"task {task.name}, where = {task.where!r}: is neither true nor false, for a value is missing"
         checks[reason] = f"{quoted(column)} IS NULL"
     if log.weight is not None:
-        reason = f"{log.weight} is not a finite number from 0"
-        columns["weight_"] = table.column(log.weight).number
-        checks[reason] = "weight_ IS NULL OR NOT isfinite(weight_) OR weight_ < 0"
-        cells[reason] = Cell(log.weight)
+        columns["weight_"], reason = table.column(log.weight).number, f"{log.weight} is not a finite number from 0"
+        checks[reason], cells[reason] = "weight_ IS NULL OR NOT isfinite(weight_) OR weight_ < 0", Cell(log.weight)
     cells |= {reason: Cell(column) for reason, (column, _) in raw_checks.items()}
     for name, feature in recipe.raw_context.items():
         column = feature.named_columns[name]
-        columns[f"context_{name}"], reason, wrong = _context_column(table, column, feature)
-        raw_checks[reason], cells[reason] = (column, wrong), Cell(column)
+        raw = table.column(column, feature.null_values)
+        match feature.encoding:
+            case "multi":
+                value, bad = raw.elements(feature.separator), raw.no_list(feature.separator)
+                reason, advice = no_list_reason(column), LIST_ADVICE
+            case "quantile":
+                value, bad = raw.number, raw.no_number
+                reason, advice = f"{column} is not a number", ""
+            case _:
+                value, bad = raw.text, raw.is_nested
+                reason, advice = nested_reason(column), NESTED_ADVICE
+        columns[f"context_{name}"] = value
+        raw_checks[reason], cells[reason] = (column, bad), Cell(column, advice)
     keep, derived = "TRUE", {}
     if isinstance(splits := recipe.splits, TimeSplits):
         train, valid, test, end = map(recipe.instant, (splits.train, splits.valid, splits.test, splits.end))
@@ -98,17 +107,13 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
     )
 
 
-def _context_column(table: RawTable, column: str, feature: FeatureRecipe) -> tuple[str, str, str]:
-    """SQL of what is kept of a column of the log, and why a row is bad: a reason and SQL of when."""
-    raw = table.column(column, feature.null_values)
-    match feature.encoding:
-        case "multi":
-            reason = f"{column} stands in brackets and is no list of values"
-            return raw.elements(feature.separator), reason, raw.no_list(feature.separator)
-        case "quantile":
-            return raw.number, f"{column} is not a number", raw.no_number
-        case _:
-            return raw.text, nested_reason(column), raw.is_nested
+LIST_ADVICE = '; write JSON, such as ["a", "b"], or set a separator'
+NESTED_ADVICE = '; encoding = "multi" reads lists'
+
+
+def no_list_reason(column: str) -> str:
+    """Why a row is bad whose text should be several values."""
+    return f"{column} stands in brackets and is no list of values"
 
 
 def nested_reason(column: str) -> str:

@@ -1,9 +1,9 @@
 """The raw files of a recipe, found and opened before anything is read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from infnet_rec.data.headers import missing_columns, open_table
+from infnet_rec.data.headers import misreading, missing_columns, open_table
 from infnet_rec.data.predicates import Condition, columns_of, parse
 from infnet_rec.data.raw import RawTable
 from infnet_rec.data.raw_folder import RawFolder
@@ -57,19 +57,21 @@ def open_raw(recipe: Recipe, raw: RawFolder) -> RawFiles:
     return RawFiles(log, sides, histories, [table for table in further if table is not None])
 
 
-def _open_log(recipe: Recipe, raw: RawFolder, files: Sequence[str], faults: list[str]) -> RawTable | None:
+def _open_log(recipe: Recipe, raw: RawFolder, files: Iterable[str], faults: list[str]) -> RawTable | None:
     """Files of the log's format and with its columns."""
     log = open_table(raw.of(files), faults, recipe.log.form, recipe.log.null_values)
     if log is not None:
         wanted = [recipe.log.user, recipe.log.item, *recipe.log.time_columns]
-        wanted += [recipe.log.weight] if recipe.log.weight else []
         wanted += [task.label for task in recipe.tasks if task.label is not None]
+        wanted += [recipe.log.weight] if recipe.log.weight else []
         own = [f for f in recipe.features if f.side == "context"]
-        lists = [c for f in own if f.encoding == "multi" for c in f.columns]
-        wanted += [c for f in own if f.encoding != "multi" for c in f.columns]
-        faults += missing_columns(log, dict.fromkeys([*wanted, *lists]))
+        wanted += [c for f in own if f.encoding == "quantile" for c in f.columns]
+        context = [c for f in own if f.encoding != "quantile" for c in f.columns]
+        faults += missing_columns(log, dict.fromkeys([*wanted, *context]))
+        if misreading(log, [*wanted, *context]):
+            return log  # its predicates lack the same columns for the same reason
         wanted += [c for predicate in predicates_of(recipe, log, faults).values() for c in columns_of(predicate)]
-        faults += log.type_faults(wanted, lists)
+        faults += log.type_faults(wanted, context)
         faults += time_faults(log, recipe.log.time_columns)
     return log
 

@@ -70,7 +70,8 @@ class MultiTaskLoss(nn.Module):
         """Returns the loss to minimise (scalar) and the mean cross entropy of each task [T]."""
         weight_B = batch.weight_B
         loss_BT = functional.binary_cross_entropy_with_logits(logits_BT, batch.labels_BT, reduction="none")
-        loss_T = (loss_BT * batch.loss_weight_B[:, None]).sum(0) / weight_B.sum().clamp(min=1.0)
+        loss_weight_B = weight_B if batch.loss_weight_B is None else batch.loss_weight_B
+        loss_T = (loss_BT * loss_weight_B[:, None]).sum(0) / weight_B.sum().clamp(min=1.0)
         # Python numbers: a tensor of them would be copied to the GPU in every step.
         weighted_T = torch.stack([loss * weight for loss, weight in zip(loss_T, self._task_weights, strict=True)])
         if self.log_variance_T is not None:

@@ -25,7 +25,7 @@ from infnet_rec.ledger import Ledger
 from infnet_rec.model.fused import MAX_WIDTH, dry_run
 from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import Schema
-from infnet_rec.shard.planning.workload import BatchShape
+from infnet_rec.shard.planning.workload import BatchShape, means_of
 
 # So large that tensors of the size of weights do not count.
 TRIAL_EXAMPLES = 4096
@@ -172,15 +172,12 @@ class _Trial:
         )
 
     def _means(self, lengths_FB: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """`Batch.mean_row_Q` and `mean_start_P`: each distinct item has a mean, of as many rows as there may be."""
+        """`Batch.mean_row_Q` and `mean_start_P`; each mean has as many rows as there may be."""
         if not self.schema.averages_tokens:
             return None, None
-        parts = (*self.schema.shared_features, *self.schema.sequences)
-        most = max(part.max_values for part in parts)
-        events = sum(float(self.events_F[f]) for f, s in enumerate(self.schema.sequences) if s.max_values > 1)
-        shared = sum(feature.max_values > 1 for feature in self.schema.shared_features)
-        number = math.ceil(lengths_FB.shape[1] * (shared + min(1.0, self.ratio) * events))
-        return torch.zeros(number * most, dtype=torch.int64), torch.arange(number) * most
+        found = means_of(self.schema, self.events_F, lengths_FB.shape[1], self.ratio)
+        num_means, num_rows = (math.ceil(number) for number in found)
+        return torch.zeros(num_rows, dtype=torch.int64), torch.arange(num_means) * num_rows // max(1, num_means)
 
     def _lookups(self, batch: Batch) -> tuple[KeyedTensor, dict[str, JaggedTensor]]:
         """What the collections would return; features in another order than the model's, as sharding leaves them."""
