@@ -48,10 +48,19 @@ class Event(NamedTuple):
     context: tuple[int, ...]
 
 
+def range_id(number: float | None, edges: list[float]) -> int:
+    """The id of a number among ranges."""
+    if number is None or number == 0:
+        return NULL if number is None else ZERO
+    return FIRST_RANGE + sum(edge <= number for edge in edges)
+
+
 class Reference:
     """A dataset in dicts and lists."""
 
-    def __init__(self, recipe: dict[str, Any], raw: Path) -> None:
+    def __init__(self, recipe: dict[str, Any], raw: Path, edges: dict[str, list[float]] | None = None) -> None:
+        """`edges` are the inner borders of the store's ranges, which are checked by themselves."""
+        self.edges = edges or {}
         self.recipe, self.raw, self.log = recipe, raw, recipe["log"]
         self.ticks = {"ms": 1000, "s": 1}[self.log.get("time_unit", "ms")]
         self.is_integer = self.log.get("id_type", "int64") == "int64"
@@ -65,7 +74,7 @@ class Reference:
         self.texts_of_context = [
             name
             for name, (f, _) in self.features.items()
-            if f["side"] == "context" and f["encoding"] in ("index", "hash")
+            if f["side"] == "context" and f["encoding"] in ("index", "hash", "multi", "quantile")
         ]
         self.shares = recipe["splits"] if "by" in recipe["splits"] else None
         self.bounds = [] if self.shares else [self._instant(recipe["splits"][name]) for name in (*SPLITS, "end")]
@@ -257,8 +266,12 @@ class Reference:
 
     def number(self, name: str, key: Key) -> float | None:
         """The value of a quantile feature, None for null."""
+        return self.number_of(name, str(self.cell(name, key)))
+
+    def number_of(self, name: str, text: str) -> float | None:
+        """The number behind a text, None for null."""
         nulls = tuple(self.features[name][0].get("null_values", ()))
-        found = slow_values.number(str(self.cell(name, key)), nulls)
+        found = slow_values.number(text, nulls)
         return None if found is None else float(found)
 
     def _vocabulary(self, name: str) -> dict[str, int]:
@@ -295,23 +308,28 @@ class Reference:
             return [self.ids[name].get(v, UNSEEN) for v in self.values(name, self.cell(name, key))] or [NULL]
         if encoding in ("index", "hash"):
             return [self.text_id(name, str(self.cell(name, key)))]
-        number = self.number(name, key)
-        if number is None or number == 0:
-            return [NULL if number is None else ZERO]
-        return [FIRST_RANGE + sum(edge <= number for edge in edges[name])]
+        return [range_id(self.number(name, key), edges[name])]
 
-    def context_id(self, name: str, time: int, context: tuple[str, ...]) -> int:
+    def context_id(self, name: str, time: int, context: tuple[str, ...]) -> int | tuple[int, ...]:
+        """The id of a context feature; all ids of one of several values."""
         encoding = self.features[name][0]["encoding"]
+        if encoding == "multi":
+            cell = context[self.texts_of_context.index(name)]
+            return tuple(self.ids[name].get(v, UNSEEN) for v in self.values(name, cell)) or (NULL,)
+        if encoding == "quantile":
+            number = self.number_of(name, context[self.texts_of_context.index(name)])
+            return range_id(number, self.edges[name])
         if encoding in ("index", "hash"):
             return self.text_id(name, context[self.texts_of_context.index(name)])
         local = datetime(1970, 1, 1) + timedelta(seconds=time // self.ticks, hours=self.log.get("utc_offset_hours", 0))
         return FIRST_VALUE + (local.hour if encoding == "hour_of_day" else local.weekday())
 
-    def event_id(self, attribute: str, event: Event, edges: dict[str, list[float]]) -> int:
-        """The id that a sequence reads for an event: of its item, or of its own row of the log."""
+    def event_ids(self, attribute: str, event: Event, edges: dict[str, list[float]]) -> list[int]:
+        """The ids that a sequence reads for an event: of its item, or of its own row of the log."""
         if self.features[attribute][0]["side"] == "context":
-            return event.context[self.texts_of_context.index(attribute)]
-        return self.side_ids(attribute, event.item, edges)[0]
+            ids = event.context[self.texts_of_context.index(attribute)]
+            return list(ids) if isinstance(ids, tuple) else [ids]
+        return self.side_ids(attribute, event.item, edges)
 
     def history(self, behaviour: str, user: Key, time: int) -> list[Event]:
         """Events of the user strictly before an instant, oldest first."""

@@ -223,7 +223,6 @@ RECIPE_FAULTS = {
         'columns = ["at"]\nname = "hour"',
         'columns = ["on"]\nname = "hour"',
     ): "feature 'hour': encoding 'hour_of_day' reads",
-    ('"hour_of_day"\n', '"quantile"\n'): "encoding 'quantile' needs side 'user' or 'item'",
     ('side = "user"\nencoding = "quantile"', 'side = "user"\nencoding = "hour_of_day"'): "side must be 'context'",
     (
         'columns = ["at"]\nname = "day"',

@@ -25,7 +25,7 @@ from infnet_rec.data.quarantine import Intake, Quarantine
 from infnet_rec.data.raw import connect
 from infnet_rec.data.raw_folder import RawFile, find_raw
 from infnet_rec.data.recipe import Recipe
-from infnet_rec.data.text_format import TextFormat
+from infnet_rec.data.text_format import TextEncoding, TextFormat
 from infnet_rec.faults import Fault
 from infnet_rec.strict import check
 from kiosk import FILES, KIOSK, Edit, hashes, kiosk
@@ -63,8 +63,9 @@ class Written:
 
 
 NAMES = ("a", "b", "c")
+ENCODINGS: dict[str, TextEncoding] = {"utf-8": "utf-8", "latin-1": "latin-1"}
 FORMS = [
-    Written(TextFormat(delimiter, quote, columns, encoding), ending, packing, mark)
+    Written(TextFormat(delimiter, quote, columns, ENCODINGS[encoding]), ending, packing, mark)
     for delimiter, quote, columns, encoding, ending, packing, mark in (
         (",", '"', (), "utf-8", "\n", "", b""),
         ("\t", '"', NAMES, "utf-8", "\n", ".gz", b""),
@@ -144,6 +145,7 @@ def rewritten(form: TextFormat, ending: str, pack: Callable[[bytes], bytes] = by
 
     def edit(raw: Path, recipe: dict[str, Any]) -> None:
         told = {"delimiter": form.delimiter, "quote": form.quote, "encoding": form.encoding}
+        header = ""
         for table in (recipe["log"], recipe["sides"]["user"][0], recipe["sides"]["item"][0]):
             names = []
             for name in table["files"]:

@@ -57,6 +57,8 @@ def launch(
     """
     from infnet_rec.commands import launch as command
 
+    if out is not None:
+        command.check_new(out)
     result = command.launch(config, overrides or [], size, form, run_dir, settings or [])
     if out is not None:
         command.write(result["text"], out)

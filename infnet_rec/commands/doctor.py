@@ -191,7 +191,9 @@ def installed_torch() -> Torch:
 def driver_gpus() -> list[str]:
     """GPUs that a working NVIDIA driver lists."""
     try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [line for line in listing.stdout.splitlines() if line.startswith("GPU ")] if not listing.returncode else []

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.order import check_divides
 from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.files import not_written, try_file
 from infnet_rec.shard.hardware import Size, parse_size
 from launch.k8s import as_k8s
 from launch.scripts import as_sbatch, as_torchrun
@@ -80,6 +82,16 @@ def read_settings(settings: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def check_new(path: Path) -> None:
+    """Refuses a file that could not be written.
+
+    Raises:
+        Fault: something stands there, or its folder cannot be written.
+        Failure: the disk is full.
+    """
+    try_file("--out", path)
+
+
 def write(text: str, path: Path) -> None:
     """Writes a new file, whole or not at all.
 
@@ -89,15 +101,15 @@ def write(text: str, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     try:
         temporary.write_text(text, encoding="utf-8")
-        try:
-            # Unlike a rename, a link does not replace what appeared in the meantime.
-            path.hardlink_to(temporary)
-        finally:
-            temporary.unlink()
+        # Unlike a rename, a link does not replace what appeared in the meantime.
+        path.hardlink_to(temporary)
     except FileExistsError as error:
         raise Fault(f"--out {path}: exists and is left alone; name another, or remove it") from error
     except OSError as error:
-        raise Fault(f"--out {path}: cannot be written: {str(error.strerror).lower()}") from error
+        raise not_written(f"--out {path}", error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _check_batch(global_batch_size: int, size: Size) -> None:
@@ -155,7 +167,9 @@ def hand_in(form: str, text: str) -> str:
         Fault: the scheduler refuses it.
     """
     program = check_hand_in(form)
-    done = subprocess.run([*HAND_IN[form]], input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*HAND_IN[form]], input=text, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         reason = done.stderr.strip() or f"it ended with code {done.returncode}"
         raise Fault(f"--as {form}: {program} refused it: {reason}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from infnet_rec.commands.assemble import Data, check_run, open_data
-from infnet_rec.commands.resume import look
+from infnet_rec.commands.resume import look, try_destinations
 from infnet_rec.commands.run_dir import default_run_dir, num_cores
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
@@ -21,7 +21,8 @@ def check_before_launch(config_path: Path, overrides: Sequence[str], run_dir: Pa
     """Finds every fault before a process is started, and names the run directory once for all ranks."""
     run_dir = run_dir or default_run_dir(config_path)
     config, data = check_ranks(config_path, overrides, num_ranks)
-    look(run_dir, config, data)
+    if look(run_dir, config, data).result is None:
+        try_destinations(config, run_dir)
     return run_dir
 
 

@@ -14,7 +14,9 @@ from typing import IO, Any
 from infnet_rec.commands.assemble import Data
 from infnet_rec.commands.shelves import shelf_of
 from infnet_rec.config.run import RunConfig
+from infnet_rec.data.cache import is_url
 from infnet_rec.faults import Busy, Fault
+from infnet_rec.files import named_faults, try_folder
 from infnet_rec.strict import check, read_json
 from infnet_rec.train.checkpoint.shelf import name_of
 
@@ -101,6 +103,18 @@ def former_config(run_dir: Path) -> RunConfig | None:
     return None
 
 
+def try_destinations(config: RunConfig, run_dir: Path) -> None:
+    """Finds out whether a run could be written where it is to be, and leaves nothing behind.
+
+    Raises:
+        Fault: the run directory, or the folder of its checkpoints, cannot be written.
+        Failure: the disk is full.
+    """
+    try_folder("--run-dir", run_dir)
+    if config.checkpoint.folder and not is_url(config.checkpoint.folder):
+        try_folder("checkpoint.folder", Path(config.checkpoint.folder))
+
+
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
     """Makes the folder if it is not there, and keeps other processes from training in it; a lock dies with its process.
@@ -109,12 +123,10 @@ def claimed(run_dir: Path) -> Iterator[None]:
         Fault: the folder cannot be made.
         Busy: another process trains in it, which the message names.
     """
-    try:
+    with named_faults(f"--run-dir {run_dir}"):
         run_dir.mkdir(parents=True, exist_ok=True)
         # Not emptied: who has the lock has written there who it is.
         file = (run_dir / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise Fault(f"--run-dir {run_dir}: cannot be made: {error.strerror}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

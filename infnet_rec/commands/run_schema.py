@@ -51,6 +51,33 @@ def with_tasks(schema: Schema, chosen: tuple[str, ...] | None) -> Schema:
     return replace(schema, tasks=tuple(task for task in schema.tasks if task.name in chosen))
 
 
+def unjudgeable(store: Store, schema: Schema) -> str | None:
+    """What valid cannot say of the run's weights, in a line; None where it can judge every task.
+
+    The labels of a split are known before anything is trained: a task without positives, or with nothing else, has no
+    AUC whatever the model predicts.
+    """
+    one_class = one_class_tasks(store, schema, "valid")
+    if not one_class:
+        return None
+    which = ", ".join(f"{name} ({what})" for name, what in one_class.items())
+    others = [task.name for task in schema.tasks if task.name not in one_class]
+    if others:
+        return f"valid has one class only in {which}: early stopping and the best weights go by {', '.join(others)}"
+    return (
+        f"valid has one class only in every task, {which}, so the weights of this run cannot be judged: it trains "
+        "all its steps, patience or not, and its last weights are its result; a store with other [splits] would "
+        "mend it"
+    )
+
+
+def one_class_tasks(store: Store, schema: Schema, split: str) -> dict[str, str]:
+    """The run's tasks that have one class only in a split, and which one."""
+    rates = store.manifest["splits"][split]["label_rates"]
+    words = {0.0: "no positives", 1.0: "only positives"}
+    return {task.name: words[rate] for task in schema.tasks if (rate := rates.get(task.name)) in words}
+
+
 def _check_weights(config: RunConfig, schema: Schema) -> None:
     names = [task.name for task in schema.tasks]
     for task in config.train.loss.task_weights:

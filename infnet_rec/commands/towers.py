@@ -9,7 +9,7 @@ from torch import nn
 
 from infnet_rec.commands.run_schema import Data
 from infnet_rec.commands.table_rules import precisions_of
-from infnet_rec.config.model import InfnetConfig, ModelConfig
+from infnet_rec.config.model import MAX_TABLE_WIDTH, InfnetConfig, ModelConfig
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.dcn import Dcn, DcnOptions
@@ -71,9 +71,25 @@ def make_tower(config: RunConfig, schema: Schema) -> nn.Module:
 
 
 def table_width(config: RunConfig, schema: Schema) -> int:
-    """Columns of every embedding table: `model.width`, unless the model keeps more in a row."""
-    wider = WIDE.get(config.model.name)
-    return wider(TokenLayout.of(schema), config.model.width) if wider else config.model.width
+    """Columns of every embedding table: `model.width`, unless the model keeps more in a row.
+
+    Raises:
+        Fault: wider than FBGEMM's kernels take.
+    """
+    wider, width = WIDE.get(config.model.name), config.model.width
+    if wider is None:
+        return width
+    layout = TokenLayout.of(schema)
+    found = wider(layout, width)
+    if found > MAX_TABLE_WIDTH:
+        # Widths go in fours.
+        fitting = [w for w in range(4, width, 4) if wider(layout, w) <= MAX_TABLE_WIDTH]
+        remedy = f"take at most {fitting[-1]}" if fitting else "train fewer tasks (train.tasks)"
+        raise Fault(
+            f"model.width = {width}: {config.model.name} for {layout.num_tasks} tasks makes tables of {found:,} "
+            f"columns of it, and FBGEMM's kernels for GPUs give zeros beyond {MAX_TABLE_WIDTH:,}; {remedy}"
+        )
+    return found
 
 
 def make_infnet(config: RunConfig, schema: Schema, form: type[Infnet]) -> Infnet:

@@ -22,6 +22,7 @@ import fsspec
 
 from infnet_rec.data.store import HASH_CHUNK_BYTES, STORE_VERSION, Store
 from infnet_rec.faults import Fault
+from infnet_rec.files import named_faults, try_folder
 
 MANIFEST = "manifest.json"
 CACHE_VARIABLE = "INFNET_REC_CACHE"
@@ -55,13 +56,15 @@ def local_store(url_or_path: str, cache_folder: Path | None = None, progress: Pr
     place = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', manifest.get('name', 'store'))}-{fingerprint}"
     if place.is_dir():
         return place
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(place.with_name(f".{place.name}.lock")):
-        if not place.is_dir():
-            partial = place.with_name(f".{place.name}.partial")
-            _fetch(remote, manifest["files"], partial, progress or (lambda done, total: None))
-            _write(partial / MANIFEST, text)
-            partial.rename(place)
+    try_folder(f"${CACHE_VARIABLE}", folder)
+    with named_faults(f"${CACHE_VARIABLE} {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(place.with_name(f".{place.name}.lock")):
+            if not place.is_dir():
+                partial = place.with_name(f".{place.name}.partial")
+                _fetch(remote, manifest["files"], partial, progress or (lambda done, total: None))
+                _write(partial / MANIFEST, text)
+                partial.rename(place)
     return place
 
 
@@ -159,7 +162,7 @@ def _checked_manifest(remote: Remote, text: bytes) -> dict[str, Any]:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds a lock that the system lets go of when the process ends, however it ends."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -156,10 +156,18 @@ def _time(kind: pa.DataType, *, is_old: bool) -> ParquetTime | None:
     return ParquetTime("clock") if pa.types.is_time(kind) else None
 
 
+def misreading(table: RawTable, wanted: Iterable[str]) -> str:
+    """The line that says why text files lack columns, if they are written otherwise than the recipe says; or ""."""
+    wanted = list(wanted)
+    if table.is_parquet or all(name in table.columns for name in wanted):
+        return ""
+    return misread(table.paths[0], table.form, table.file_columns, wanted)
+
+
 def missing_columns(table: RawTable, wanted: Iterable[str]) -> list[str]:
     """One line for each column that the files do not have, or the one line that says why they have none of them."""
     wanted = list(wanted)
-    missing = [name for name in wanted if name not in table.columns]
-    if missing and not table.is_parquet and (why := misread(table.paths[0], table.form, table.file_columns, wanted)):
+    if why := misreading(table, wanted):
         return [why]
+    missing = [name for name in wanted if name not in table.columns]
     return [f"{table.paths[0]}: no column {name!r}{did_you_mean(name, table.columns)}" for name in missing]

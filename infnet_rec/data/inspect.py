@@ -58,7 +58,10 @@ def describe_example(store: Store, split: str, row: int, sequence_length: int) -
     ids = {
         "user": store.user_ids[user],
         "item": store.item_ids[item],
-        "context": np.array([examples.context[name][row] for name in store.columns_of("context")]),
+        "context": np.concatenate(
+            [np.atleast_1d(examples.context[name][row]) for name in dict.fromkeys(store.columns_of("context"))]
+            or [np.empty(0, np.int32)]
+        ),
     }
     features = [
         {"feature": name, "side": side, "id": int(id_), "value": meanings.of(name, int(id_))}
@@ -93,18 +96,19 @@ def _history(
     events = []
     for position in range(start + max(0, seen - sequence_length), start + seen):
         item, time = int(columns_E.item_E[position]), int(columns_E.time_E[position])
-        ids = {
-            name: int(
-                store.item_ids[item, columns.index(name)] if name in columns else columns_E.context[name][position]
-            )
-            for name in attributes
-        }
+        shown = {}
+        for name in attributes:
+            places = [c for c, column in enumerate(columns) if column == name]
+            given = store.item_ids[item, places] if places else np.atleast_1d(columns_E.context[name][position])
+            ids = [int(id_) for id_ in given if id_ != EMPTY_SLOT]
+            values = ", ".join(meanings.of(name, id_) for id_ in ids)
+            shown[name] = {"id": ids[0] if len(given) == 1 else ids, "value": values}
         events.append(
             {
                 "time": time,
                 "local_time": local_time(store, time),
                 "item": store.item_keys[item].as_py(),
-                "attributes": {name: {"id": id_, "value": meanings.of(name, id_)} for name, id_ in ids.items()},
+                "attributes": shown,
             }
         )
     return {"num_events": seen, "shown": events}
@@ -120,4 +124,4 @@ def local_time(store: Store, instant: int) -> str:
         local = datetime.fromtimestamp(seconds, UTC) + timedelta(hours=log["utc_offset_hours"])
     except (ValueError, OverflowError, OSError):
         return f"instant {instant}"
-    return local.isoformat(" ")  # with four digits of the year, which strftime does not give
+    return local.replace(tzinfo=None).isoformat(" ")  # four digits of the year, which strftime does not give

@@ -146,11 +146,12 @@ class Clock:
     def checks(self, columns: Sequence[str], table: RawTable) -> dict[str, str]:
         """Reason -> SQL condition over the ticks `time`, of rows whose time cannot be true."""
         what = " and ".join(columns)
-        typed = len(columns) == 1 and columns[0] in table.instants
-        written = "" if typed else f" or not {WRITTEN_AS['text' if len(columns) == 2 else self.unit]}"
+        found = table.instants.get(columns[0]) if len(columns) == 1 else None
+        typed = found is not None and found.kind != "clock"
+        written = "a finite time" if typed else WRITTEN_AS["text" if len(columns) == 2 else self.unit]
         low, high = self.ticks(self.earliest), self.ticks(self.latest)
         return {
-            f"{what} is empty{written}": "time IS NULL",
+            f"{what} is empty or not {written}": "time IS NULL",
             f"{what} is {self.range_text}": f"time < {low} OR time >= {high}",
         }
 

@@ -1,20 +1,23 @@
 """The behaviour log, read once into a table of typed rows.
 
 Table made here (DuckDB): `log`, one row an impression or a seeded event: user_key, item_key, time, position (order
-under one instant), example_ (whether it is an impression), one flag `is_<behaviour>`, one `label_<task>`, the value
-of each context column, and `split` (-1 history only, 0 train, 1 valid, 2 test). Names of the build's own end in an
-underscore where a recipe could give the same.
+under one instant), example_ (whether it is an impression), one flag `is_<behaviour>`, one `label_<task>`, `weight_`,
+the value of each context column (a text, a list of texts or a number), and `split` (-1 history only, 0 train, 1 valid,
+2 test, 3.. further tests). Names of the build's own end in an underscore where a recipe could give the same.
 """
+
+from dataclasses import replace
 
 import duckdb
 
 from infnet_rec.data.predicates import Rendering, columns_of, render
 from infnet_rec.data.quarantine import Cell, Intake, Quarantine
 from infnet_rec.data.raw import RawTable, faults_of, first_value, quoted
-from infnet_rec.data.recipe import Recipe
+from infnet_rec.data.recipe import FeatureRecipe, Recipe
 from infnet_rec.data.sources import predicates_of
 from infnet_rec.data.splits import ShareSplits, TimeSplits
 from infnet_rec.data.values import integer_sql, value_sql
+from infnet_rec.data.vocab import values_sql
 from infnet_rec.faults import Fault
 
 HISTORY_ONLY, TRAIN, VALID, TEST = -1, 0, 1, 2
@@ -64,14 +67,25 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
             columns[column] = f"CAST({predicates[column].condition} AS TINYINT)"
             reason = f"task {task.name}, where = {task.where!r}: is neither true nor false, for a value is missing"
         checks[reason] = f"{quoted(column)} IS NULL"
+    if log.weight is not None:
+        columns["weight_"], reason = table.column(log.weight).number, f"{log.weight} is not a finite number from 0"
+        checks[reason], cells[reason] = "weight_ IS NULL OR NOT isfinite(weight_) OR weight_ < 0", Cell(log.weight)
     cells |= {reason: Cell(column) for reason, (column, _) in raw_checks.items()}
-    for feature in recipe.features:
-        if feature.side == "context" and feature.encoding in ("index", "hash"):
-            for name, column in feature.named_columns.items():
-                raw = table.column(column, feature.null_values)
-                columns[f"context_{name}"] = raw.text
-                raw_checks[nested_reason(column)] = (column, raw.is_nested)
-                cells[nested_reason(column)] = Cell(column)
+    for name, feature in recipe.raw_context.items():
+        column = feature.named_columns[name]
+        raw = table.column(column, feature.null_values)
+        match feature.encoding:
+            case "multi":
+                value, bad = raw.elements(feature.separator), raw.no_list(feature.separator)
+                reason, advice = no_list_reason(column), LIST_ADVICE
+            case "quantile":
+                value, bad = raw.number, raw.no_number
+                reason, advice = f"{column} is not a number", ""
+            case _:
+                value, bad = raw.text, raw.is_nested
+                reason, advice = nested_reason(column), NESTED_ADVICE
+        columns[f"context_{name}"] = value
+        raw_checks[reason], cells[reason] = (column, bad), Cell(column, advice)
     keep, derived = "TRUE", {}
     if isinstance(splits := recipe.splits, TimeSplits):
         train, valid, test, end = map(recipe.instant, (splits.train, splits.valid, splits.test, splits.end))
@@ -91,6 +105,15 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
         keep=keep,
         ordered=not log.time_columns,
     )
+
+
+LIST_ADVICE = '; write JSON, such as ["a", "b"], or set a separator'
+NESTED_ADVICE = '; encoding = "multi" reads lists'
+
+
+def no_list_reason(column: str) -> str:
+    """Why a row is bad whose text should be several values."""
+    return f"{column} stands in brackets and is no list of values"
 
 
 def nested_reason(column: str) -> str:
@@ -120,10 +143,17 @@ def read_log(
     connection: duckdb.DuckDBPyConnection,
     recipe: Recipe,
     table: RawTable,
-    histories: list[RawTable],
+    besides: tuple[list[RawTable], list[RawTable]],
     quarantine: Quarantine,
 ) -> int:
     """Creates `log` and returns its number of rows.
+
+    Args:
+        connection: where to.
+        recipe: what the files mean.
+        table: the log itself.
+        besides: the files of the recipe's histories and of its further tests.
+        quarantine: for bad rows.
 
     Raises:
         Fault: no usable row, too many bad rows, or a history that does not fit.
@@ -134,8 +164,11 @@ def read_log(
         raise Fault(f"{', '.join(map(str, table.paths))}: the log holds {header}; name files with rows in [log] files")
     if isinstance(recipe.splits, ShareSplits):
         _share_out(connection, recipe, recipe.splits)
+    histories, further_tests = besides
     for k, history in enumerate(histories):
         _seed_history(connection, recipe, k, history)
+    for k, further in enumerate(further_tests):
+        _add_further_test(connection, recipe, k, further, quarantine)
     return first_value(connection, "SELECT count(*) FROM log")
 
 
@@ -148,9 +181,9 @@ def _share_out(connection: duckdb.DuckDBPyConnection, recipe: Recipe, splits: Sh
     else:
         # All that a row has, so that the order of the raw rows does not show.
         ties = [f"label_{t.name}" for t in recipe.tasks] + [f"is_{b.name}" for b in recipe.behaviours]
-        context = [f for f in recipe.features if f.side == "context" and f.encoding in ("index", "hash")]
         order = ", ".join(["time", "item_key", *map(quoted, ties)])
-        order += "".join(f", NULLIF({quoted('context_' + name)}, '')" for f in context for name in f.named_columns)
+        order += "".join(f", {_tie(name, feature)}" for name, feature in recipe.raw_context.items())
+        order += ", weight_" if recipe.log.weight else ""
         source = f"""(SELECT *, count(*) OVER (PARTITION BY user_key) AS n,
             row_number() OVER (PARTITION BY user_key ORDER BY {order}) AS k FROM log)"""
         num_test = f"floor(n * {splits.test} + {SHARE_SLACK})"
@@ -164,6 +197,36 @@ def _share_out(connection: duckdb.DuckDBPyConnection, recipe: Recipe, splits: Sh
     )
     connection.execute("DROP TABLE log")
     connection.execute("ALTER TABLE shared_out RENAME TO log")
+
+
+def _tie(name: str, feature: FeatureRecipe) -> str:
+    """SQL of what a context feature adds to the order of a user's rows."""
+    column = quoted(f"context_{name}")
+    if feature.encoding == "quantile":
+        return column
+    return values_sql(column, feature) if feature.encoding == "multi" else f"NULLIF({column}, '')"
+
+
+def _add_further_test(
+    connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int, table: RawTable, quarantine: Quarantine
+) -> None:
+    """Adds the rows of one of the recipe's further tests: examples whose events are nobody's history."""
+    test = recipe.further_tests[k]
+    keep = "TRUE"
+    if test.within_test and isinstance(recipe.splits, TimeSplits):
+        keep = f"time >= {recipe.instant(recipe.splits.test)} AND time < {recipe.instant(recipe.splits.end)}"
+    intake = replace(
+        log_intake(recipe, table),
+        name=f"further_{k}",
+        what=f"the rows of {test.name}",
+        derived={"split": f"CAST({TEST + 1 + k} AS TINYINT)"},
+        keep=keep,
+    )
+    intake.run(connection, quarantine)
+    never = [f"FALSE AS {quoted(f'is_{b.name}')}" for b in recipe.behaviours]
+    columns = f"* REPLACE ({', '.join(never)})" if never else "*"
+    connection.execute(f"INSERT INTO log BY NAME SELECT {columns} FROM {intake.name}")
+    connection.execute(f"DROP TABLE {intake.name}")
 
 
 def _seed_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe, k: int, table: RawTable) -> None:
@@ -213,16 +276,17 @@ def number(connection: duckdb.DuckDBPyConnection, name: str, sources: list[str])
 
 
 def weigh(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
-    """Creates `user_weight` and `item_weight` (key, weight): how often training looks a row up.
+    """Creates `user_weight` and `item_weight` (key, weight, rows, examples), of every key of the log.
 
-    That is a user once a training example, an item once a training example or training event.
+    The weight is how often training looks a row up: a user once a training example, an item once a training example or
+    training event. Rows are all of the log, events from before it among them; examples are those without them.
     """
     example = f"(example_ AND split = {TRAIN})"
     events = [f"(split <= {TRAIN} AND {quoted('is_' + b.name)})" for b in recipe.behaviours]
     for side, looked_up in (("user", example), ("item", " OR ".join([example, *events]))):
         connection.execute(
-            f"""CREATE TABLE {side}_weight AS SELECT {side}_key AS key, count(*) AS weight FROM log
-            WHERE {looked_up} GROUP BY 1"""
+            f"""CREATE TABLE {side}_weight AS SELECT {side}_key AS key, count(*) FILTER ({looked_up}) AS weight,
+            count(*) AS rows, count(*) FILTER (example_) AS examples FROM log GROUP BY 1"""
         )
 
 

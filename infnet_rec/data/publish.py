@@ -7,12 +7,13 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from signal import SIGTERM
 from typing import IO
 
 from infnet_rec.faults import Fault
+from infnet_rec.files import not_written, parents_of
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
@@ -30,14 +31,15 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
     refuse_what_exists(out, replace=replace)
     parent = out.absolute().parent
     work, lock = parent / f".{out.name}.building", parent / f".{out.name}.lock"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        locked = _locked(lock)
-    except BlockingIOError as error:
-        raise Fault(f"--out {out}: another process is building it; wait for it or name another folder") from error
-    except OSError as error:
-        raise Fault(f"--out {out}: cannot be made ({error.strerror}); name another folder") from error
-    with locked, _stopped_in_order():
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(parents_of(out))
+            stack.enter_context(_locked(lock))
+        except BlockingIOError as error:
+            raise Fault(f"--out {out}: another process is building it; wait for it or name another folder") from error
+        except OSError as error:
+            raise not_written(f"--out {out}", error) from error
+        stack.enter_context(_stopped_in_order())
         try:
             refuse_what_exists(out, replace=replace)  # it may have been finished just now
             shutil.rmtree(work, ignore_errors=True)
@@ -65,7 +67,7 @@ def _locked(lock: Path) -> IO[str]:
         BlockingIOError: another process holds it.
     """
     while True:
-        file = lock.open("w")
+        file = lock.open("w", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

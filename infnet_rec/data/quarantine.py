@@ -22,6 +22,7 @@ from infnet_rec.data.values import remedy
 from infnet_rec.faults import Fault
 
 SHOWN, FEW = 3, 1_000
+UNWANTED = 255  # in the place of the number of a check
 MAX_TEXT = 4_096  # of a row that is written down
 MAX_CELL = 60  # of a cell that is shown
 NO_NUMBER = (
@@ -51,12 +52,16 @@ class Quarantine:
         max_fraction: of the rows of one table (the log, the parts of one side table) that may be bad.
         rows: the bad rows so far.
         counts: table -> number of bad rows.
+        rows_read: table -> number of rows of its files, bad ones included.
+        left_out: table -> number of good rows that the recipe does not want.
         shown: path of a file that was fetched -> what a person calls it.
     """
 
     max_fraction: float
     rows: list[BadRow] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    rows_read: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     shown: Mapping[str, str] = field(default_factory=dict)
 
     def add(self, table: str, bad: list[BadRow], num_rows: int) -> None:
@@ -193,13 +198,15 @@ class Intake:
         rejects = f"rejects_{self.name}"
         with faults_of(self.what):
             connection.execute(f"SET preserve_insertion_order = {str(self.ordered).lower()}")
-            connection.execute(
-                f"CREATE TABLE {self.name} AS SELECT * FROM ({self.query(None, rejects)}) WHERE {self.keep} OR bad_ > 0"
-            )
+            connection.execute(f"CREATE TABLE {self.name} AS {self._kept(self.query(None, rejects))}")
             connection.execute("SET preserve_insertion_order = false")
+            left_out = self._leave_out(connection)
             num_rows = first_value(connection, f"SELECT count(*) FROM {self.name}")
             broken = self._broken(connection, rejects)
             total = first_value(connection, f"SELECT count(*) FROM {self.name} WHERE bad_ > 0")
+            num_broken = sum(map(len, broken.values()))
+            quarantine.rows_read[self.what] = num_rows + num_broken + left_out
+            quarantine.left_out[self.what] = left_out
             if total > max(quarantine.max_fraction * num_rows, FEW):
                 # Too many to be worth the search for their lines.
                 counts = connection.execute(f"SELECT bad_, count(*) FROM {self.name} GROUP BY 1 HAVING bad_ > 0")
@@ -211,8 +218,21 @@ class Intake:
                 connection.execute(f"DELETE FROM {self.name} WHERE bad_ > 0")
                 if self.ordered:
                     self._number_anew(connection)
-        quarantine.add(self.what, bad, num_rows + sum(map(len, broken.values())))
+        quarantine.add(self.what, bad, num_rows + num_broken)
         return num_rows - total
+
+    def _kept(self, rows: str) -> str:
+        """SQL of all rows; those that are good and not wanted are marked, so that they can be counted."""
+        if self.keep == "TRUE":
+            return rows
+        marked = f"CASE WHEN bad_ > 0 OR ({self.keep}) THEN bad_ ELSE {UNWANTED} END AS bad_"
+        return f"SELECT * REPLACE ({marked}) FROM ({rows})"
+
+    def _leave_out(self, connection: duckdb.DuckDBPyConnection) -> int:
+        """Removes the good rows that are not wanted, and returns their number."""
+        if self.keep == "TRUE":
+            return 0
+        return first_value(connection, f"DELETE FROM {self.name} WHERE bad_ = {UNWANTED}")
 
     def _number_anew(self, connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(

@@ -4,7 +4,6 @@ DuckDB scans, joins and sorts out of core; this file turns its errors into fault
 types, first rows) is told instead.
 """
 
-import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +17,9 @@ from infnet_rec.data.columns import ColumnTypes, RawColumn
 from infnet_rec.data.text_format import CSV_FORMAT, TextFormat, is_parquet
 from infnet_rec.data.values import ONLY_DUCKDB, literal, quoted
 from infnet_rec.faults import Failure, Fault
+from infnet_rec.files import is_full
+
+__all__ = ["literal", "quoted"]
 
 __all__ = ["literal", "quoted"]
 
@@ -30,7 +32,6 @@ COMPLAINTS = (
     duckdb.CatalogException,
 )
 NO_SPACE = re.compile(r"no space left|disk quota|file too large", re.IGNORECASE)
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN_GZIP = re.compile(r"gzip", re.IGNORECASE)
 MAX_REJECTS = 1_000_000
 KEPT_MIB = 64
@@ -88,7 +89,7 @@ def faults_of(where: str) -> Iterator[None]:
             raise Failure(f"{where}: needs more memory ({detail[:200]}); give more with --memory-gib") from error
         raise
     except OSError as error:
-        if error.errno in FULL_DISK:
+        if is_full(error):
             raise Failure(f"{where}: the disk is full ({error.strerror}); free some space and run it again") from error
         raise
 

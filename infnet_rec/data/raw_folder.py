@@ -19,6 +19,25 @@ from infnet_rec.data.cache import CACHE_VARIABLE, Remote, default_folder, is_url
 from infnet_rec.faults import Fault
 
 PARTITION = re.compile(r"([^=]+)=(.*)")
+# What drivers say of a file's version: object storage, HTTP, file systems.
+VERSION_KEYS = frozenset(
+    [
+        "size",
+        "etag",
+        "lastmodified",
+        "last_modified",
+        "last-modified",
+        "updated",
+        "mtime",
+        "created",
+        "generation",
+        "md5hash",
+        "content-md5",
+        "crc32c",
+        "digest",
+        "checksum",
+    ]
+)
 NO_VALUE = ("", "__HIVE_DEFAULT_PARTITION__")
 WILDCARDS = re.compile(r"[*?\[]")
 
@@ -212,11 +231,9 @@ def _listed(remote: Remote, name: str) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def _version(remote: Remote, path: str, info: Mapping[str, Any]) -> str:
-    """A name for one version of one file: what the server says of it, its size and time or a hash, is in it."""
-    try:
-        version = str(remote.files.ukey(path))
-    except Exception:  # a driver without versions
-        version = str(info.get("size"))
+    """A name for one version of one file: by what the server says of its size, its time or its hash."""
+    # Not by the driver's ukey, which for HTTP is the URL alone.
+    version = sorted((key, str(value)) for key, value in info.items() if key.lower() in VERSION_KEYS)
     return hashlib.blake2b(f"{remote.url}\n{path}\n{version}".encode(), digest_size=16).hexdigest()
 
 

@@ -32,6 +32,7 @@ def _fits_duckdb(delimiter: str) -> str:
 Delimiter = Annotated[str, Field(min_length=1), AfterValidator(_fits_duckdb)]
 Quote = Literal['"', "'", ""]
 DEFAULT_RANGES, MAX_RANGES = 64, 10_000
+MAX_NAME = 100  # with what is put around it, in bytes of a file's name
 Encoding = Literal["index", "hash", "multi", "quantile", "hour_of_day", "day_of_week"]
 
 
@@ -68,6 +69,8 @@ class LogRecipe(StrictModel):
         latest: rows from it on are bad rows; on the local clock.
         utc_offset_hours: local clock, for split dates, hours and days of the week, and for times without an offset.
         id_type: type of the user and item ids.
+        weight: column of the example's weight in the training loss, a finite number from 0; metrics do not weigh. A
+            weight counts in proportion to the mean over the training examples.
     """
 
     files: Files
@@ -85,6 +88,7 @@ class LogRecipe(StrictModel):
     latest: NaiveDatetime = LATEST
     utc_offset_hours: int = Field(0, ge=-12, le=14)
     id_type: Literal["int64", "string"] = "int64"
+    weight: str | None = None
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Self:
@@ -165,10 +169,12 @@ class FeatureRecipe(StrictModel):
         side: where the columns stand: user or item side table, or the log (context).
         encoding: "index" gives every distinct training value an id; "hash" gives any value one of `buckets` ids,
             without a vocabulary; "multi" splits a text at `separator` (or takes a list) and gives each of its first
-            `max_values` values an id as "index" does; "quantile" cuts a number into `buckets` equally frequent ranges
-            (exact zero is an id of its own); "hour_of_day" and "day_of_week" read the log's time.
-        columns: the columns; a feature is named after its column.
-        name: the feature's name, where it must differ from its only column.
+            `max_values` values an id as "index" does, whose embeddings are averaged; "quantile" cuts a number into
+            `buckets` equally frequent ranges (exact zero is an id of its own); "hour_of_day" and "day_of_week" read
+            the log's time.
+        columns: the columns; a feature is named after its column, with "_" for every character that is no letter a-z,
+            A-Z, no digit, no "_" and no "-": "user_id:token" makes "user_id_token".
+        name: the feature's name, where it must differ from that of its only column.
         buckets: number of quantile ranges or of hashed ids; 64 ranges by default, hashes need a number.
         min_count: index and multi: values with fewer training rows are treated as never seen.
         separator: multi: what stands between the values of a text.
@@ -190,17 +196,27 @@ class FeatureRecipe(StrictModel):
     def _names_and_sides(self) -> Self:
         if self.name is not None and len(self.columns) != 1:
             raise ValueError(f"name = {self.name!r} needs exactly one column, got {len(self.columns)}")
-        if self.encoding in ("hour_of_day", "day_of_week") and self.side != "context":
+        if self.is_clock and self.side != "context":
             raise ValueError(f"encoding {self.encoding!r} reads the log's time, so side must be 'context'")
-        if self.encoding in ("quantile", "multi") and self.side == "context":
-            raise ValueError(
-                f"encoding {self.encoding!r} needs side 'user' or 'item'; use 'index' or 'hash' for a column of the log"
-            )
+        columns_of: dict[str, list[str]] = {}
+        for column in self.columns:
+            columns_of.setdefault(safe_name(column), []).append(column)
+        for name, columns in columns_of.items():
+            if len(columns) > 1:
+                raise ValueError(
+                    f"columns {' and '.join(map(repr, columns))} would both be feature {name!r}; list one of them in a "
+                    "[[features]] of its own, with a name"
+                )
         if self.encoding == "hash" and self.buckets is None:
             raise ValueError("encoding 'hash' needs buckets, the number of ids; twice the number of values is usual")
         if self.encoding == "quantile" and (self.buckets or 0) > MAX_RANGES:
             raise ValueError(f"buckets = {self.buckets}: encoding 'quantile' has at most {MAX_RANGES:,}")
         return self
+
+    @property
+    def is_clock(self) -> bool:
+        """Whether it is read from the log's time."""
+        return self.encoding in ("hour_of_day", "day_of_week")
 
     @property
     def num_ranges(self) -> int:
@@ -210,7 +226,7 @@ class FeatureRecipe(StrictModel):
     @property
     def named_columns(self) -> dict[str, str]:
         """Feature name -> column."""
-        return {self.name or column: column for column in self.columns}
+        return {self.name or safe_name(column): column for column in self.columns}
 
 
 class BehaviourRecipe(StrictModel):
@@ -237,7 +253,8 @@ class HistoryRecipe(StrictModel):
 class SequencesRecipe(StrictModel):
     """What is read for each past event: item features, and features of the log's own row (context).
 
-    With `share_tables` they use the table of the feature itself.
+    The embeddings of an attribute of several values ("multi") are averaged, for each event by itself. With
+    `share_tables` attributes use the table of the feature itself.
     """
 
     attributes: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -261,6 +278,24 @@ class TaskRecipe(StrictModel):
     def source(self) -> str:
         """What the label is made from, as the recipe has it."""
         return self.label or self.where or ""
+
+
+class FurtherTestRecipe(StrictModel):
+    """Rows that are only ever tested on, such as a log of items that were shown at random.
+
+    They are no part of the log: their events are in no history, and vocabularies are fitted without them. Each sees
+    the log's events strictly before it. So the log needs a time.
+
+    Attributes:
+        name: of the split, beginning with "test_".
+        files: with the columns and the format of the log.
+        within_test: whether only rows from the beginning of [splits] test to `end` count, which training has seen
+            nothing of the time of; by = "time" only.
+    """
+
+    name: Annotated[str, Field(pattern=r"^test_[a-z0-9_]+$")]
+    files: Files
+    within_test: bool = False
 
 
 class ProfileRecipe(StrictModel):
@@ -288,15 +323,20 @@ class Recipe(StrictModel):
     sequences: SequencesRecipe | None = None
     tasks: Annotated[tuple[TaskRecipe, ...], Field(min_length=1)]
     splits: SplitsRecipe
+    further_tests: tuple[FurtherTestRecipe, ...] = ()
     profiles: dict[Name, ProfileRecipe] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         features = [name for f in self.features for name in f.named_columns]
         behaviours = [b.name for b in self.behaviours]
-        faults = [f"feature {n!r} is declared {k} times" for n, k in Counter(features).items() if k > 1]
+        faults = [
+            f"feature {n!r} is declared {k} times; give one of them another name, in a [[features]] of its own"
+            for n, k in Counter(features).items()
+            if k > 1
+        ]
         faults += [f"behaviour {n!r} is declared {k} times" for n, k in Counter(behaviours).items() if k > 1]
-        faults += self._time_faults() + self._name_faults(features)
+        faults += self._time_faults() + self._name_faults(features) + self._sequence_faults(features)
         readable = {name: f for f in self.features if _readable(f) for name in f.named_columns}
         if (self.sequences is None) == bool(self.behaviours):
             faults.append("behaviours and sequences go together: declare both or neither")
@@ -306,8 +346,6 @@ class Recipe(StrictModel):
                     f"sequence attribute {attribute!r} is neither an item feature nor one of the log's own"
                     f"{did_you_mean(attribute, readable)}"
                 )
-            elif readable[attribute].encoding == "multi":
-                faults.append(f"sequence attribute {attribute!r} has several values an item; encode it with 'index'")
         for history in self.history:
             if history.behaviour not in behaviours:
                 faults.append(
@@ -329,15 +367,44 @@ class Recipe(StrictModel):
         return self
 
     def _name_faults(self, features: list[str]) -> list[str]:
-        """Features are named after any column; their names become names of files and of parts of the model."""
-        odd = [name for name in features if not re.fullmatch(r"[\w-]+", name)]
+        """Names become names of files, of columns in SQL, which has no case, and of parts of the model."""
         faults = [
-            f"column {n!r} cannot be a feature's name (letters, digits, _ and -); give it one, name = " for n in odd
+            f"{what} {name[:40]!r}: its name has {len(name)} characters, and a file's name fits {MAX_NAME}; {remedy}"
+            for what, names, remedy in (
+                ("feature", features, 'give it a shorter one, name = "..."'),
+                ("behaviour", [b.name for b in self.behaviours], "shorten it"),
+                ("task", [t.name for t in self.tasks], "shorten it"),
+            )
+            for name in names
+            if len(name) > MAX_NAME
         ]
+        faults += ["a feature's column has an empty name; name the column" for name in features if not name]
         tasks, lower = [t.name for t in self.tasks], {name.lower(): name for name in features}
         twins = [(n, lower[n.lower()]) for n in features if lower[n.lower()] != n]
         faults += [f"features {a!r} and {b!r} differ by case only; give one of them another name" for a, b in twins]
         return faults + [f"task {n!r} is declared {k} times" for n, k in Counter(tasks).items() if k > 1]
+
+    def _sequence_faults(self, features: list[str]) -> list[str]:
+        """A sequence is named after its behaviour and its attribute, and must be told from all else that has a name."""
+        if self.sequences is None:
+            return []
+        made: dict[str, str] = dict.fromkeys(features, "a feature")
+        faults = []
+        for behaviour in self.behaviours:
+            for attribute in self.sequences.attributes:
+                name, what = sequence_name(behaviour.name, attribute), f"{attribute!r} of behaviour {behaviour.name!r}"
+                if name in made:
+                    faults.append(
+                        f"sequence attribute {what} would be {name!r}, as {made[name]} is; rename one of them"
+                    )
+                made[name] = what
+        if not self.sequences.share_tables:
+            faults += [
+                f"feature {table!r} has the name of the table of sequence attribute {attribute!r}; rename one of them"
+                for attribute in self.sequences.attributes
+                if (table := sequence_table(attribute)) in features
+            ]
+        return faults
 
     def _time_faults(self) -> list[str]:
         faults = [
@@ -352,7 +419,19 @@ class Recipe(StrictModel):
             faults.append("splits: by = 'time' needs log.time; without one use by = 'rows_of_each_user'")
         if self.log.time is None and self.history:
             faults.append("history: its events have instants, so the log needs log.time")
+        names = [test.name for test in self.further_tests]
+        faults += [f"further test {n!r} is declared {k} times" for n, k in Counter(names).items() if k > 1]
+        if self.log.time is None and names:
+            faults.append("further_tests: their rows see the events before them, so the log needs log.time")
+        if self.splits.by != "time" and any(test.within_test for test in self.further_tests):
+            faults.append("further_tests: within_test needs [splits] by = 'time'")
         return faults
+
+    @property
+    def raw_context(self) -> dict[str, FeatureRecipe]:
+        """The features that are read from columns of the log's own, by name: those of its time aside."""
+        own = [f for f in self.features if f.side == "context" and not f.is_clock]
+        return {name: feature for feature in own for name in feature.named_columns}
 
     @property
     def ticks_per_second(self) -> int:
@@ -380,9 +459,24 @@ class Recipe(StrictModel):
         }
 
 
+def safe_name(column: str) -> str:
+    """What a feature is called after its column: letters, digits, "_" and "-" of ASCII, and "_" for all else."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", column)
+
+
+def sequence_name(behaviour: str, attribute: str) -> str:
+    """The name of the sequence of one attribute of a behaviour's events."""
+    return f"seq_{behaviour}_{attribute}"
+
+
+def sequence_table(attribute: str) -> str:
+    """The table of a sequence attribute that shares none with its feature."""
+    return f"seq_{attribute}"
+
+
 def _readable(feature: FeatureRecipe) -> bool:
     """Whether an event has the feature: of its item, or of its own row of the log."""
-    return feature.side == "item" or (feature.side == "context" and feature.encoding in ("index", "hash"))
+    return feature.side == "item" or (feature.side == "context" and not feature.is_clock)
 
 
 def load_recipe(path: Path) -> Recipe:

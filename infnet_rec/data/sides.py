@@ -14,7 +14,15 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from infnet_rec.data.log import key_cell, key_sql, nested_reason, or_fractional
+from infnet_rec.data.log import (
+    LIST_ADVICE,
+    NESTED_ADVICE,
+    key_cell,
+    key_sql,
+    nested_reason,
+    no_list_reason,
+    or_fractional,
+)
 from infnet_rec.data.quarantine import Cell, Intake, Quarantine
 from infnet_rec.data.raw import RawTable, faults_of, first_value, literal, quoted
 from infnet_rec.data.recipe import FeatureRecipe, Recipe, SourceRecipe
@@ -115,9 +123,9 @@ class SideTables:
             column = source.column(feature.column, feature.recipe.null_values)
             if feature.recipe.encoding == "multi":
                 columns[f"l_{feature.name}"] = column.elements(feature.recipe.separator)
-                reason, bad = f"{feature.column} stands in brackets and is no list of values", column.no_list
-                raw_checks[reason] = bad(feature.recipe.separator)
-                cells[reason] = Cell(feature.column, '; write JSON, such as ["a", "b"], or set a separator')
+                reason = no_list_reason(feature.column)
+                raw_checks[reason] = column.no_list(feature.recipe.separator)
+                cells[reason] = Cell(feature.column, LIST_ADVICE)
             elif feature.recipe.encoding == "quantile":
                 reason = f"{feature.column} is not a number"
                 if feature.column in typed:
@@ -130,7 +138,7 @@ class SideTables:
                 columns[f"t_{feature.column}"] = source.text(feature.column)
                 reason = nested_reason(feature.column)
                 raw_checks[reason] = column.is_nested
-                cells[reason] = Cell(feature.column, '; encoding = "multi" reads lists')
+                cells[reason] = Cell(feature.column, NESTED_ADVICE)
         return Intake(
             f"side_{self.side}_{k}",
             f"{', '.join(recipe.files)} ({self.side} side)",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from infnet_rec.data.headers import missing_columns, open_table
+from infnet_rec.data.headers import misreading, missing_columns, open_table
 from infnet_rec.data.predicates import Condition, columns_of, parse
 from infnet_rec.data.raw import RawTable
 from infnet_rec.data.raw_folder import RawFolder
@@ -21,12 +21,14 @@ class RawFiles:
     log: RawTable
     sides: dict[Side, list[RawTable]]
     histories: list[RawTable]
+    further_tests: list[RawTable]
 
 
 def names_of_files(recipe: Recipe) -> list[str]:
     """All files, patterns and folders that a recipe names."""
     sources = [source for side in SIDES for source in getattr(recipe.sides, side)]
     names = [*recipe.log.files, *(file for source in sources for file in source.files)]
+    names += [file for test in recipe.further_tests for file in test.files]
     return [*names, *(history.file for history in recipe.history)]
 
 
@@ -37,15 +39,7 @@ def open_raw(recipe: Recipe, raw: RawFolder) -> RawFiles:
         Fault: files do not fit or columns are missing; all of them are named.
     """
     faults: list[str] = []
-    log = open_table(raw.of(recipe.log.files), faults, recipe.log.form, recipe.log.null_values)
-    if log is not None:
-        wanted = [recipe.log.user, recipe.log.item, *recipe.log.time_columns]
-        wanted += [task.label for task in recipe.tasks if task.label is not None]
-        context = [c for f in recipe.features if f.side == "context" for c in f.columns]
-        faults += missing_columns(log, dict.fromkeys([*wanted, *context]))
-        wanted += [c for predicate in predicates_of(recipe, log, faults).values() for c in columns_of(predicate)]
-        faults += log.type_faults(wanted, context)
-        faults += time_faults(log, recipe.log.time_columns)
+    log = _open_log(recipe, raw, recipe.log.files, faults)
     sides: dict[Side, list[RawTable]] = {side: _open_side(recipe, raw, side, faults) for side in SIDES}
     histories = []
     for history in recipe.history:
@@ -57,9 +51,29 @@ def open_raw(recipe: Recipe, raw: RawFolder) -> RawFiles:
             if (items := table.types.get(history.items)) and set(items.kinds) - {"list", "text", "nested"}:
                 faults.append(f"history {history.file}: column {history.items} is {items.of_parts[0][1]}, not a list")
             histories.append(table)
+    further = [_open_log(recipe, raw, test.files, faults) for test in recipe.further_tests]
     if faults or log is None:
         raise Fault(f"raw files do not fit recipe {recipe.name}\n" + "\n".join(f"  {fault}" for fault in faults))
-    return RawFiles(log, sides, histories)
+    return RawFiles(log, sides, histories, [table for table in further if table is not None])
+
+
+def _open_log(recipe: Recipe, raw: RawFolder, files: Iterable[str], faults: list[str]) -> RawTable | None:
+    """Files of the log's format and with its columns."""
+    log = open_table(raw.of(files), faults, recipe.log.form, recipe.log.null_values)
+    if log is not None:
+        wanted = [recipe.log.user, recipe.log.item, *recipe.log.time_columns]
+        wanted += [task.label for task in recipe.tasks if task.label is not None]
+        wanted += [recipe.log.weight] if recipe.log.weight else []
+        own = [f for f in recipe.features if f.side == "context"]
+        wanted += [c for f in own if f.encoding == "quantile" for c in f.columns]
+        context = [c for f in own if f.encoding != "quantile" for c in f.columns]
+        faults += missing_columns(log, dict.fromkeys([*wanted, *context]))
+        if misreading(log, [*wanted, *context]):
+            return log  # its predicates lack the same columns for the same reason
+        wanted += [c for predicate in predicates_of(recipe, log, faults).values() for c in columns_of(predicate)]
+        faults += log.type_faults(wanted, context)
+        faults += time_faults(log, recipe.log.time_columns)
+    return log
 
 
 def time_faults(table: RawTable, columns: Iterable[str]) -> list[str]:

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-
 from slurm_cluster import CannotStart, SlurmCluster, slurm_cluster
 
 ROOT = Path(__file__).parent.parent.parent

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slurm_cluster import MEMORY_MIB, NODES, SlurmCluster
 
 from conftest import Record
 from infnet_rec.commands.launch import launch
-from slurm_cluster import MEMORY_MIB, NODES, SlurmCluster
 
 # Long enough to be stopped in the middle on any machine.
 LONG = ("train.num_epochs=400", "train.patience=0", "checkpoint.every_steps=20", "train.eval_every_steps=1000")

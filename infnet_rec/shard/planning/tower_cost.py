@@ -26,7 +26,7 @@ from infnet_rec.model.attention import standing_for_gpu
 from infnet_rec.model.fused import MAX_WIDTH, dry_run
 from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import Schema
-from infnet_rec.shard.planning.workload import BatchShape
+from infnet_rec.shard.planning.workload import BatchShape, means_of
 
 # So large that tensors of the size of weights do not count.
 TRIAL_EXAMPLES = 4096
@@ -142,10 +142,11 @@ class _Trial:
                 _materialise(module)
             batch = self._batch(fake.from_tensor(lengths_FB) if fake else lengths_FB, num_tokens)
             bags, distinct = self._lookups(batch)
+            means = batch.mean_row_Q, batch.mean_start_P
             # What the first batch finds out is known in all others.
-            assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
+            assembly(bags, distinct, batch.spread_K, batch.lengths_FB, None, *means)
             with Ledger() as ledger:
-                tokens = assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
+                tokens = assembly(bags, distinct, batch.spread_K, batch.lengths_FB, None, *means)
                 loss, _ = criterion(tower(tokens), tokens, batch)
                 loss.backward()
         return ledger
@@ -158,6 +159,7 @@ class _Trial:
     def _batch(self, lengths_FB: Tensor, num_tokens: int) -> Batch:
         num_examples, num_shared = lengths_FB.shape[1], len(self.schema.shared_features)
         whole = torch.int64
+        row_Q, start_P = self._means(lengths_FB)
         empty = KeyedJaggedTensor(keys=[], values=torch.empty(0), lengths=torch.empty(0, dtype=whole))
         return Batch(
             categorical=empty,
@@ -168,7 +170,17 @@ class _Trial:
             user_B=torch.zeros(num_examples, dtype=whole),
             rarity_BM=torch.zeros(num_examples, len(self.schema.features)),
             weight_B=torch.ones(num_examples),
+            mean_row_Q=row_Q,
+            mean_start_P=start_P,
         )
+
+    def _means(self, lengths_FB: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """`Batch.mean_row_Q` and `mean_start_P`; each mean has as many rows as there may be."""
+        if not self.schema.averages_tokens:
+            return None, None
+        found = means_of(self.schema, self.events_F, lengths_FB.shape[1], self.ratio)
+        num_means, num_rows = (math.ceil(number) for number in found)
+        return torch.zeros(num_rows, dtype=torch.int64), torch.arange(num_means) * num_rows // max(1, num_means)
 
     def _lookups(self, batch: Batch) -> tuple[KeyedTensor, dict[str, JaggedTensor]]:
         """What the collections would return; features in another order than the model's, as sharding leaves them."""

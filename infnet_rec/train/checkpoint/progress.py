@@ -30,10 +30,10 @@ class Progress:
     Attributes:
         step: updates done.
         best_step: where the mean AUC on valid was best.
-        best_auc: that AUC; -inf when it could not be judged.
-        best_valid: all metrics there; empty before the first evaluation.
-        evaluations_since_best: what early stopping counts.
-        judged: mean AUC and metrics of this very step, if it was evaluated.
+        best_auc: that AUC; -inf while no step could be judged.
+        best_valid: all metrics there; empty while no step could be judged.
+        evaluations_since_best: what early stopping counts: evaluations that could be judged and were no better.
+        judged: mean AUC (NaN if it cannot be judged) and metrics of this very step, if it was evaluated.
         losses: since the last progress line, [T] each, means over all ranks; a line is a mean over them.
         skipped: batches left out because they were not finite.
         owes_evaluation: whether this step is still to be evaluated.
@@ -75,12 +75,16 @@ class Progress:
         Raises:
             Fault: it lacks what training cannot go on without.
         """
-        read = {
+        valid = metrics_from_json(data.get("valid", {}))
+        read: dict[str, Any] = {
             "best_auc": -math.inf if data.get("best_auc") is None else data["best_auc"],
             "best_valid": metrics_from_json(data.get("best_valid", {})),
-            "judged": None,
+            "judged": (math.nan if data.get("auc") is None else data["auc"], valid) if valid else None,
             "spent": read_fields(Spent, data.get("spent", {}), "progress of a checkpoint, spent"),
         }
+        if data.get("best_auc") is None:
+            # Earlier versions kept a best step, and counted on from it, where nothing could be judged.
+            read |= {"best_step": 0, "best_valid": {}, "evaluations_since_best": 0}
         if "step" not in data:
             raise Fault("progress of a checkpoint: lacks step; it is damaged, so go on from another checkpoint")
         return read_fields(cls, {**data, **read}, "progress of a checkpoint")

@@ -13,7 +13,6 @@ name after that, by a rename; an object store has no rename, so there the marker
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -222,15 +221,14 @@ def name_of(step: int) -> str:
 
 
 def best_of(commits: Sequence[Commit]) -> Commit | None:
-    """The one with the highest mean AUC on valid, the earliest of several; None when none was evaluated."""
+    """The one with the highest mean AUC on valid, the earliest of several; None where none could be judged."""
     ranked = ranking(commits)
     return ranked[0] if ranked else None
 
 
 def ranking(commits: Sequence[Commit]) -> list[Commit]:
-    """Evaluated checkpoints, best first; those that could not be judged come last."""
-    judged = [c for c in commits if c.progress["valid"]]
-    return sorted(judged, key=lambda c: (math.inf if c.auc is None else -c.auc, c.step))
+    """Checkpoints that could be judged, best first."""
+    return sorted((c for c in commits if c.auc is not None), key=lambda c: (-(c.auc or 0.0), c.step))
 
 
 def _size_and_hash(file: Any) -> tuple[int, str]:
