@@ -81,7 +81,7 @@ def recipe_of(names: Sequence[str], given_names: Sequence[str | None] = (None,) 
             "item": item,
             "time": time,
             "time_unit": "s",
-            "earliest": "1970-01-01",
+            "earliest": "1970-01-01T00:00:00",
         },
         "sides": {
             "user": [{"files": ["users.csv"], "key": user}],
