@@ -26,19 +26,19 @@ def kind_of(kind: pa.DataType) -> Kind:
     types = pa.types
     if types.is_dictionary(kind):
         return kind_of(kind.value_type)
-    found: dict[Kind, bool] = {
-        "null": types.is_null(kind),
-        "integer": types.is_integer(kind),
-        "double": types.is_float64(kind),
-        "single": types.is_floating(kind),
-        "decimal": types.is_decimal(kind),
-        "boolean": types.is_boolean(kind),
-        "text": types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind),
-        "binary": types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind),
-        "time": types.is_temporal(kind),
-        "list": is_list(kind) and not types.is_nested(kind.value_type),
-    }
-    return next((name for name, is_it in found.items() if is_it), "nested")
+    found: list[tuple[Kind, bool]] = [
+        ("null", types.is_null(kind)),
+        ("integer", types.is_integer(kind)),
+        ("double", types.is_float64(kind)),
+        ("single", types.is_floating(kind)),
+        ("decimal", types.is_decimal(kind)),
+        ("boolean", types.is_boolean(kind)),
+        ("text", types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)),
+        ("binary", types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)),
+        ("time", types.is_temporal(kind)),
+        ("list", is_list(kind) and not types.is_nested(kind.value_type)),
+    ]
+    return next((name for name, is_it in found if is_it), "nested")
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -91,7 +91,9 @@ class RawColumn:
         """The cell's double, null where it is missing or no number."""
         column = quoted(self.name)
         if self.kind == "double":
-            return self._known(f"NULLIF({column}, 'nan'::DOUBLE)")
+            # Not isnan, nor a comparison with NaN: the statistics of Parquet files do not count it, and DuckDB answers
+            # both from them.
+            return self._known(f"CASE WHEN isfinite({column}) OR isinf({column}) THEN {column} END")
         if self.kind == "integer":
             return self._known(f"CAST({column} AS DOUBLE)")
         return values.number_sql(self.raw, self.null_values)
@@ -111,11 +113,19 @@ class RawColumn:
         return values.integer_sql(self.raw, self.null_values)
 
     @property
-    def no_number(self) -> str:
-        """Whether the cell is neither missing nor a number."""
-        if self.kind in ("integer", "double", "single", "decimal", "boolean"):
+    def truth(self) -> str:
+        """The cell's double, but that true is 1 and false is 0: what predicates and labels read."""
+        if self.kind in ("double", "integer"):
+            return self.number
+        if self.kind == "boolean":
+            return f"CAST({quoted(self.name)} AS DOUBLE)"
+        return values.truth_sql(self.raw, self.null_values)
+
+    def neither(self, number: str) -> str:
+        """Whether the cell is neither missing nor the number that `number` is SQL of."""
+        if self.kind in ("integer", "double", "single", "decimal"):
             return "FALSE"
-        return values.no_number_sql(self.raw, self.number, self.null_values)
+        return values.no_number_sql(self.raw, number, self.null_values)
 
     @property
     def is_nested(self) -> str:

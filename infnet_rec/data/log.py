@@ -60,8 +60,8 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
     for task in recipe.tasks:
         column = f"label_{task.name}"
         if task.label is not None:
-            number, reason = table.column(task.label).number, f"{task.label} is not 0 or 1"
-            columns[column] = f"CASE WHEN {number} IN (0, 1) THEN CAST({number} AS TINYINT) END"
+            number, reason = table.column(task.label).truth, f"{task.label} is not 0 or 1"
+            columns[column] = f"CAST(CASE {number} WHEN 0 THEN 0 WHEN 1 THEN 1 END AS TINYINT)"
             cells[reason] = Cell(task.label)
         else:
             columns[column] = f"CAST({predicates[column].condition} AS TINYINT)"

@@ -35,7 +35,7 @@ BELOW_ALL_LARGER = 9223372036854774784.0  # the largest double below 2**63
 MAX_SHOWN = 80
 
 Operator = Literal["=", "<>", "<", "<=", ">", ">="]
-OPERATORS: dict[type[exp.Expression], Operator] = {
+OPERATORS: dict[type[exp.Expr], Operator] = {
     exp.EQ: "=",
     exp.NEQ: "<>",
     exp.LT: "<",
@@ -43,7 +43,7 @@ OPERATORS: dict[type[exp.Expression], Operator] = {
     exp.GT: ">",
     exp.GTE: ">=",
 }
-ARITHMETIC: dict[type[exp.Expression], Literal["+", "-", "*", "/"]] = {
+ARITHMETIC: dict[type[exp.Expr], Literal["+", "-", "*", "/"]] = {
     exp.Add: "+",
     exp.Sub: "-",
     exp.Mul: "*",
@@ -176,7 +176,7 @@ class _Parser:
 
     columns: tuple[str, ...]
 
-    def condition(self, node: exp.Expression) -> Condition:
+    def condition(self, node: exp.Expr) -> Condition:
         match node:
             case exp.Paren():
                 return self.condition(node.this)
@@ -213,7 +213,7 @@ class _Parser:
             raise ValueError(f"{_shown(node)} is a value, not a condition; compare it with another")
         raise _refused(node)
 
-    def operand(self, node: exp.Expression) -> Operand:
+    def operand(self, node: exp.Expr) -> Operand:
         match node:
             case exp.Paren():
                 return self.operand(node.this)
@@ -248,12 +248,12 @@ class _Parser:
         raise ValueError(f'the log has no column "{name}"{did_you_mean(name, self.columns)}; it has {known}')
 
 
-def _refused(node: exp.Expression) -> ValueError:
+def _refused(node: exp.Expr) -> ValueError:
     name = node.name if isinstance(node, exp.Anonymous) else node.key.upper()
     return ValueError(f"{_shown(node)} ({name}) is not understood; a predicate holds {ALLOWED}")
 
 
-def _shown(node: exp.Expression) -> str:
+def _shown(node: exp.Expr) -> str:
     text = node.sql(dialect="duckdb", comments=False, normalize_functions=False)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
@@ -338,40 +338,42 @@ class _Renderer:
 
     def condition(self, node: Condition) -> str:
         match node:
-            case Truth(bool() as value):
-                return str(value).upper()
-            case Truth(Column(name)):
-                number = self.columns[name].number
-                odd = f"{number} IS NOT NULL AND {number} NOT IN (0, 1)"
-                self.bad[name, "is neither 1 or true nor 0 or false"] = f"({odd} OR {self.columns[name].no_number})"
-                return f"({number} = 1)"
+            case Truth():
+                return self._truth(node)
             case Missing(Column(name)):
-                column = self.columns[name]
-                blank = f" OR {values.trimmed(column.raw)} = ''" if column.kind == "text" else ""
-                return f"({column.text} IS NULL{blank})"
+                return f"({self.columns[name].text} IS NULL)"
             case Missing(operand):
-                return f"({self._double(operand)} IS NULL)"
+                return f"({self._number(operand)} IS NULL)"
             case Negation(part):
                 return f"(NOT {self.condition(part)})"
             case Junction(operator, parts):
                 return f"({f' {operator} '.join(map(self.condition, parts))})"
-        match node.by:
-            case "text":
-                return f"({self._text(node.left)} {node.operator} {self._text(node.right)})"
-            case "number":
+            case Comparison(operator, left, right, "text"):
+                return f"({self._text(left)} {operator} {self._text(right)})"
+            case Comparison(by="number"):
                 return self._numbers(node)
-        left, right = (self.columns[n].number for n in columns_of(node)) if node.left != node.right else ("1", "1")
-        texts = f"{self._text(node.left)} {node.operator} {self._text(node.right)}"
-        return f"(CASE WHEN {left} IS NULL OR {right} IS NULL THEN {texts} ELSE {self._exact(node)} END)"
+            case Comparison(operator, left, right):
+                texts = f"{self._text(left)} {operator} {self._text(right)}"
+                unknown = f"{self._number(left)} IS NULL OR {self._number(right)} IS NULL"
+                return f"(CASE WHEN {unknown} THEN {texts} ELSE {self._exact(node)} END)"
+
+    def _truth(self, node: Truth) -> str:
+        value = node.value
+        if isinstance(value, bool):
+            return str(value).upper()
+        number, no_number = self._column(value.name)
+        odd = f"{number} IS NOT NULL AND {number} NOT IN (0, 1)"
+        self.bad[value.name, "is neither 1 or true nor 0 or false"] = f"({odd} OR {no_number})"
+        return f"({number} = 1)"
 
     def _numbers(self, node: Comparison) -> str:
         for name in columns_of(node):
-            self.bad[name, "is not a number"] = self.columns[name].no_number
+            self.bad[name, "is not a number"] = self._column(name)[1]
         sides = (node.left, node.right)
         small = any(isinstance(side, Number) and abs(side.value) < EXACT_DOUBLES for side in sides)
         if small or any(isinstance(side, Arithmetic) for side in sides):
             # A double next to a small number, or to what is a double, says all.
-            return f"({self._double(node.left)} {node.operator} {self._double(node.right)})"
+            return f"({self._number(node.left)} {node.operator} {self._number(node.right)})"
         return self._exact(node)
 
     def _exact(self, node: Comparison) -> str:
@@ -379,11 +381,16 @@ class _Renderer:
         whole = [self._integer(side) for side in (node.left, node.right)]
         doubles = [
             f"CASE WHEN {integer} IS NULL THEN {double} ELSE least({double}, {BELOW_ALL_LARGER!r}::DOUBLE) END"
-            for integer, double in zip(whole, map(self._double, (node.left, node.right)), strict=True)
+            for integer, double in zip(whole, map(self._number, (node.left, node.right)), strict=True)
         ]
         both = f"{whole[0]} IS NOT NULL AND {whole[1]} IS NOT NULL"
         return f"""(CASE WHEN {both} THEN {whole[0]} {node.operator} {whole[1]}
             ELSE {doubles[0]} {node.operator} {doubles[1]} END)"""
+
+    def _column(self, name: str) -> tuple[str, str]:
+        """SQL of a column's number, and of whether it is none."""
+        column = self.columns[name]
+        return column.truth, column.neither(column.truth)
 
     def _text(self, operand: Operand) -> str:
         assert isinstance(operand, Column | Text)
@@ -397,17 +404,24 @@ class _Renderer:
                 return self.columns[name].integer
         return "CAST(NULL AS BIGINT)"
 
+    def _number(self, operand: Operand) -> str:
+        """The operand's double, null where arithmetic has no answer: NaN goes through all that is made of it."""
+        double = self._double(operand)
+        if not isinstance(operand, Arithmetic):
+            return double
+        return f"(CASE WHEN isfinite({double}) OR isinf({double}) THEN {double} END)"
+
     def _double(self, operand: Operand) -> str:
         match operand:
             case Number(value):
                 return f"CAST('{float(value)!r}' AS DOUBLE)"
             case Column(name):
-                return self.columns[name].number
+                return self.columns[name].truth
             case Arithmetic(operator, left, right):
                 for name in columns_of(operand):
-                    self.bad[name, "is not a number"] = self.columns[name].no_number
+                    self.bad[name, "is not a number"] = self._column(name)[1]
                 first, second = self._double(left), self._double(right)
                 if operator == "/":
                     second = f"NULLIF({second}, 0)"
-                return f"NULLIF({first} {operator} {second}, 'nan'::DOUBLE)"
+                return f"({first} {operator} {second})"
         raise AssertionError(f"{operand} is no number")

@@ -7,6 +7,7 @@ the second, the files that have any are read once more, in order. The line of a 
 
 import csv
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,9 @@ SHOWN, FEW = 3, 1_000
 UNWANTED = 255  # in the place of the number of a check
 MAX_TEXT = 4_096  # of a row that is written down
 MAX_CELL = 60  # of a cell that is shown
+NO_NUMBER = (
+    r"""Error when converting column "(.*)"\. Could not convert string "(.*)" to 'DOUBLE'"""  # as DuckDB says it
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -283,7 +287,10 @@ class Intake:
                 num_columns = len(source.file_columns)
                 lines, found = find_rows(Path(path), source.form, at, numbers, num_columns=num_columns)
             for offset, (reason, text) in () if only_first else broken.get(path, {}).items():
-                bad.append(BadRow(path, lines.get(offset, 0), reason, text[:MAX_TEXT]))
+                shown = ""
+                if number := re.match(NO_NUMBER, reason):
+                    reason, shown = f"{number[1]} is not a number", Cell(number[1]).shown(number[2])
+                bad.append(BadRow(path, lines.get(offset, 0), reason, text[:MAX_TEXT], shown))
             for number, (check, cell) in numbers.items():
                 line, text = found.get(number, (0, ""))
                 reason = self.reasons[check - 1]

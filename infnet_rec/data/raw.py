@@ -15,7 +15,7 @@ import duckdb
 
 from infnet_rec.data.columns import ColumnTypes, RawColumn
 from infnet_rec.data.text_format import CSV_FORMAT, TextFormat, is_parquet
-from infnet_rec.data.values import literal, quoted
+from infnet_rec.data.values import ONLY_DUCKDB, literal, quoted
 from infnet_rec.faults import Failure, Fault
 from infnet_rec.files import is_full
 
@@ -35,6 +35,7 @@ NO_SPACE = re.compile(r"no space left|disk quota|file too large", re.IGNORECASE)
 BROKEN_GZIP = re.compile(r"gzip", re.IGNORECASE)
 MAX_REJECTS = 1_000_000
 KEPT_MIB = 64
+SCAN_BYTES = 1 << 24
 
 
 def connect(folder: Path, *, memory_gib: float, num_threads: int) -> duckdb.DuckDBPyConnection:
@@ -194,6 +195,14 @@ class RawTable:
         faults += [self.types[name].fault("text") for name in dict.fromkeys(texts) if name in self.types]
         return [fault for fault in faults if fault is not None]
 
+    def has_odd_numbers(self) -> bool:
+        """Whether the rows of text files hold anything that DuckDB's numbers may have and ours may not.
+
+        Packed files are not looked into, and are said to.
+        """
+        skip = self.form.has_header
+        return any(p.suffix in (".gz", ".zst") or _holds(p, ONLY_DUCKDB, skip_first_line=skip) for p in self.paths)
+
     def text(self, column: str) -> str:
         """SQL for the value of a column as text, null where missing; commas stand between a list's values."""
         return self.column(column).text
@@ -201,3 +210,17 @@ class RawTable:
     def integer(self, column: str) -> str:
         """SQL for a column of whole numbers, null where there is none."""
         return self.column(column).integer
+
+
+def _holds(path: Path, texts: Iterable[str], *, skip_first_line: bool) -> bool:
+    """Whether a file holds one of some short texts."""
+    wanted = [text.encode() for text in texts]
+    longest, end = max(map(len, wanted)), b""
+    with path.open("rb") as file:
+        if skip_first_line:
+            file.readline(SCAN_BYTES)
+        while chunk := file.read(SCAN_BYTES):
+            if any(text in end + chunk[:longest] or text in chunk for text in wanted):
+                return True
+            end = chunk[-longest:]
+    return False

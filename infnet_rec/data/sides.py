@@ -28,7 +28,7 @@ from infnet_rec.data.raw import RawTable, faults_of, first_value, literal, quote
 from infnet_rec.data.recipe import FeatureRecipe, Recipe, SourceRecipe
 from infnet_rec.data.spool import ColumnSpool
 from infnet_rec.data.threads import in_order
-from infnet_rec.data.values import no_number_sql, number_sql, value_sql
+from infnet_rec.data.values import known_sql, no_number_sql, number_sql
 from infnet_rec.data.vocab import (
     Vocabulary,
     fit_index,
@@ -118,6 +118,7 @@ class SideTables:
         reason = f"{recipe.key} is empty{or_fractional(self.recipe)}"
         checks, cells = {reason: "r.key IS NULL"}, {reason: key_cell(self.recipe, recipe.key)}
         columns, raw_checks = {"key": key_sql(self.recipe, source, recipe.key)}, {}
+        typed = self._typed(source, recipe, mine)
         for feature in mine:
             column = source.column(feature.column, feature.recipe.null_values)
             if feature.recipe.encoding == "multi":
@@ -126,9 +127,12 @@ class SideTables:
                 raw_checks[reason] = column.no_list(feature.recipe.separator)
                 cells[reason] = Cell(feature.column, LIST_ADVICE)
             elif feature.recipe.encoding == "quantile":
-                columns[f"n_{feature.name}"] = column.number
                 reason = f"{feature.column} is not a number"
-                raw_checks[reason], cells[reason] = column.no_number, Cell(feature.column)
+                if feature.column in typed:
+                    columns[f"n_{feature.name}"] = quoted(feature.column)
+                else:
+                    columns[f"n_{feature.name}"] = column.number
+                    raw_checks[reason], cells[reason] = column.neither(column.number), Cell(feature.column)
             else:
                 # Without the feature's own nulls: features may share a column.
                 columns[f"t_{feature.column}"] = source.text(feature.column)
@@ -139,7 +143,7 @@ class SideTables:
             f"side_{self.side}_{k}",
             f"{', '.join(recipe.files)} ({self.side} side)",
             source,
-            {},
+            dict.fromkeys(typed, "DOUBLE"),
             columns,
             checks,
             {reason: sql for reason, sql in raw_checks.items() if sql != "FALSE"},
@@ -148,6 +152,19 @@ class SideTables:
             ordered=recipe.first_row_of_each,
             join=f"LEFT JOIN {self.side}_weight AS w ON w.key = r.key",
         )
+
+    def _typed(self, source: RawTable, recipe: SourceRecipe, features: list[SideFeature]) -> list[str]:
+        """CSV columns that DuckDB may read as doubles by itself, which is twice as fast.
+
+        It does so by the rule in files that hold nothing which it reads beyond the rule.
+        """
+        numbers = [f for f in features if f.recipe.encoding == "quantile"]
+        others = {recipe.key, *source.partitions, *(f.column for f in features if f.recipe.encoding != "quantile")}
+        nulls = {f.column for f in numbers if f.recipe.null_values}
+        wanted = dict.fromkeys(f.column for f in numbers if f.column not in others | nulls)
+        if not wanted or source.is_parquet or source.null_values or source.has_odd_numbers():
+            return []
+        return list(wanted)
 
     def fit(self, connection: duckdb.DuckDBPyConnection, num_threads: int) -> Iterator[str]:
         """Fits every feature on the rows that training looks up; yields its name after each."""
@@ -169,7 +186,7 @@ class SideTables:
             rows = f"{self.side}s" if source == OWN else f"side_{self.side}_{source}"
             ids, joins = [], []
             for k, feature in enumerate(mine):
-                value = value_sql(feature.text, feature.recipe.null_values)
+                value = known_sql(feature.text, feature.recipe.null_values)
                 if feature.recipe.encoding == "index":
                     joins.append(f"LEFT JOIN {self.vocabularies[feature.name].table} AS v{k} ON v{k}.value = {value}")
                     sql = index_id_sql(value, f"v{k}")
@@ -268,7 +285,7 @@ def _fitted(
         case "multi":
             values = f"unnest({values_sql(feature.values, recipe)})"
         case _:
-            values = value_sql(feature.text, recipe.null_values)
+            values = known_sql(feature.text, recipe.null_values)
     return fit_index(connection, f"SELECT {values} AS value, weight FROM {source}", recipe, feature.name)
 
 

@@ -20,7 +20,7 @@ from infnet_rec.data.recipe import FeatureRecipe, Recipe
 from infnet_rec.data.spool import ColumnSpool
 from infnet_rec.data.store import SPLITS
 from infnet_rec.data.threads import in_order
-from infnet_rec.data.values import value_sql
+from infnet_rec.data.values import known_sql
 from infnet_rec.data.vocab import (
     Vocabulary,
     clock,
@@ -54,7 +54,7 @@ def fit_context(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[s
             column = quoted("context_" + name)
             match feature.encoding:
                 case "index":
-                    rows = f"SELECT {value_sql(column, feature.null_values)} AS value, 1 AS weight {examples}"
+                    rows = f"SELECT {known_sql(column, feature.null_values)} AS value, 1 AS weight {examples}"
                     found[name] = fit_index(connection, rows, feature, name)
                 case "multi":
                     rows = f"SELECT unnest({values_sql(column, feature)}) AS value, 1 AS weight {examples}"
@@ -140,7 +140,7 @@ class Bucketing:
         joins, ids, lists = [], [], []
         for k, (name, feature) in enumerate(self.recipe.raw_context.items()):
             column, raw = quoted("context_" + name), f"r.{quoted('context_' + name)}"
-            value = value_sql(raw, feature.null_values)
+            value = known_sql(raw, feature.null_values)
             match feature.encoding:
                 case "index":
                     joins.append(f"LEFT JOIN {quoted('vocab_' + name)} AS v{k} ON v{k}.value = {value}")

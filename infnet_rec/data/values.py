@@ -3,12 +3,11 @@
 The rules:
 
 - **Missing** are null, the empty text and NaN as programs print it (`NAN_TEXTS`), in every column; and the texts that
-  a recipe declares with `null_values`. Where a number is wanted, NaN in any case (`NAN`) and a text of nothing but
-  spaces are missing too.
-- **A number** in a text is what `NUMBER` matches (or `INFINITY`), spaces around it aside; `true` and `false`, in any
-  case, are 1 and 0. It is a whole number of 64 bits if it is one, in any notation ("1", "1.0", "1e0", "10e-1"), and
-  the nearest double otherwise; a number too large for a double is infinite. "1_000", "0x10", "1,5" and "1 000" are no
-  numbers.
+  a recipe declares with `null_values`. Where a number is wanted, NaN in any case (`NAN`) is missing too.
+- **A number** in a text is what `NUMBER` matches (or `INFINITY`), spaces around it aside. It is a whole number of 64
+  bits if it is one, in any notation ("1", "1.0", "1e0", "10e-1"), and the nearest double otherwise; a number too large
+  for a double is infinite. "1_000", "0x10", "1,5" and "1 000" are no numbers. In predicates and labels true is 1 and
+  false is 0, in any case.
 - **An id or an instant** is a whole number of 64 bits; true, false and infinities are none.
 - **Infinities** are numbers beyond all others: they compare so in predicates and fall into the outermost ranges, and
   are no ids, no instants and no labels.
@@ -25,18 +24,21 @@ Each function gives SQL over SQL, without a look at any row: what a row means de
 import json
 import re
 from collections.abc import Collection
+from decimal import Decimal
 
 SPACES = " \t\n\v\f\r"
 _SPACE = r"[ \t\n\v\f\r]"
 # Of RE2, Java and Python alike.
 NUMBER = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
 INFINITY = r"[+-]?([iI][nN][fF]([iI][nN][iI][tT][yY])?)"
-NAN = r"[+-]?[nN][aA][nN](\([^_]*\))?"
+NAN = r"[+-]?[nN][aA][nN](\([0-9A-Za-z]*\))?"
+# What DuckDB's cast to DOUBLE takes besides: single underscores between digits, and a minus behind a plus.
+ONLY_DUCKDB = ("_", "+-")
 # How programs print a missing number; as a text, any other spelling is a name.
 NAN_TEXTS = ("nan", "NaN", "NAN", "-nan", "-NaN", "-NAN")
-PRINTED_WHOLE = r"(-?[0-9]+)\.0+"
-PRINTED_LARGE = r"(-?)([0-9])(?:\.([0-9]+))?e\+(1[0-9])"
-LARGEST_PRINTED = 18  # the exponent of a whole number of 64 bits
+# A whole number as programs print doubles: with a point, or with an exponent when it has 17 digits or more.
+PRINTED_WHOLE = r"(?:-(0+)|(-?[0-9]+))\.0+"
+PRINTED_LARGE = r"-?[0-9](\.[0-9]{1,16})?e\+1[678]"
 _WHOLE = rf"{_SPACE}*[+-]?[0-9]+(\.0*)?{_SPACE}*"
 MAX_DIGITS = 400  # a double has no more before its point
 NUMBER_LIST = (
@@ -59,7 +61,7 @@ NOTHING = (
     "?",
     "undefined",
 )
-NULLS_IN_LISTS = ("null", "None")
+NULLS_IN_LISTS = ("", "null", "None")
 TEXTS_IN_JSON = r'\["(VARCHAR|BOOLEAN|NULL)"\]'
 
 
@@ -79,41 +81,53 @@ def trimmed(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The value of a text, worked out here as `plain_sql` does: "5.0" is "5"."""
-    if whole := re.fullmatch(PRINTED_WHOLE, text, re.ASCII):
-        return "0" if whole[1] == "-0" else whole[1]
-    if large := re.fullmatch(PRINTED_LARGE, text, re.ASCII):
-        sign, first, rest, exponent = large[1], large[2], large[3] or "", int(large[4])
-        if exponent <= LARGEST_PRINTED and len(rest.rstrip("0")) <= exponent:
-            return sign + first + rest.rstrip("0").ljust(exponent, "0")
-    return text
+    """The value of a text, worked out here as `value_sql` does: "5.0" is "5"."""
+    if re.fullmatch(PRINTED_LARGE, text, re.ASCII):
+        return str(int(Decimal(text)))
+    return re.sub(rf"^{PRINTED_WHOLE}\Z", lambda match: match[1] or match[2], text, flags=re.ASCII)
 
 
 def plain_sql(text: str) -> str:
     """SQL of the value of a text, without a look at what is missing."""
-    whole = f"regexp_replace({text}, {literal(f'^{PRINTED_WHOLE}$')}, '\\1')"
-    parts = [f"regexp_extract({text}, {literal(f'^{PRINTED_LARGE}$')}, {k})" for k in (1, 2, 3, 4)]
-    exponent, rest = f"TRY_CAST({parts[3]} AS INTEGER)", f"rtrim({parts[2]}, '0')"
-    large = f"{parts[0]} || {parts[1]} || rpad({rest}, {exponent}, '0')"
-    return f"""CASE WHEN contains({text}, 'e+') AND {exponent} BETWEEN length({rest}) AND {LARGEST_PRINTED} THEN {large}
-        WHEN contains({text}, '.') THEN CASE WHEN {whole} = '-0' AND {text} != '-0' THEN '0' ELSE {whole} END
-        ELSE {text} END"""
+    # The lengths and ends are cheap to look at, and let most texts pass.
+    whole, large = literal(f"^{PRINTED_WHOLE}$"), literal(PRINTED_LARGE)
+    return f"""CASE WHEN strlen({text}) > 2 AND ends_with({text}, '0') AND contains({text}, '.')
+        THEN regexp_replace({text}, {whole}, '\\1\\2')
+        WHEN strlen({text}) > 4 AND contains({text}, 'e+1') AND regexp_full_match({text}, {large})
+        THEN CAST(TRY_CAST({text} AS HUGEINT) AS VARCHAR) ELSE {text} END"""
 
 
 def value_sql(text: str, null_values: Collection[str] = ()) -> str:
     """SQL of the value of a text, null where it is missing."""
-    nulls = ", ".join(literal(t) for t in dict.fromkeys(["", *NAN_TEXTS, *map(plain, null_values)]))
     value = plain_sql(text)
-    return f"CASE WHEN {value} IN ({nulls}) THEN NULL ELSE {value} END"
+    missing = f"{text} = '' OR (strlen({text}) BETWEEN 3 AND 4 AND {_among(text, NAN_TEXTS)})"
+    if null_values:
+        missing += f" OR {_is_null_text(text, null_values)}"
+    return f"CASE WHEN {missing} THEN NULL ELSE {value} END"
+
+
+def known_sql(value: str, null_values: Collection[str] = ()) -> str:
+    """SQL of what `value_sql` gave, null where further texts mean missing."""
+    if not null_values:
+        return value
+    return f"CASE WHEN {_among(value, dict.fromkeys(map(plain, null_values)))} THEN NULL ELSE {value} END"
 
 
 def number_sql(text: str, null_values: Collection[str] = ()) -> str:
     """SQL of the double of a text, null where it is missing or no number."""
-    # DuckDB's own cast takes what the rule takes, and single underscores between digits.
-    double = f"NULLIF(TRY_CAST({text} AS DOUBLE), 'nan'::DOUBLE)"
-    words = f"CASE lower({trimmed(text)}) WHEN 'true' THEN 1::DOUBLE WHEN 'false' THEN 0::DOUBLE END"
-    number = f"CASE WHEN contains({text}, '_') THEN NULL ELSE coalesce({double}, {words}) END"
+    # DuckDB's own cast takes what the rule takes, and a little more.
+    more = " OR ".join(f"contains({text}, {literal(odd)})" for odd in ONLY_DUCKDB)
+    number = f"""CASE WHEN strlen({text}) > 2 AND ({more}) THEN NULL
+        ELSE NULLIF(TRY_CAST({text} AS DOUBLE), 'nan'::DOUBLE) END"""
     return _unless_null(text, number, null_values)
+
+
+def truth_sql(text: str, null_values: Collection[str] = ()) -> str:
+    """SQL of the double of a text, as of `number_sql`, but that true is 1 and false is 0."""
+    # Most of what is read so is a flag.
+    flag = f"WHEN {text} = '0' THEN 0::DOUBLE WHEN {text} = '1' THEN 1::DOUBLE"
+    words = f"CASE lower({trimmed(text)}) WHEN 'true' THEN 1::DOUBLE WHEN 'false' THEN 0::DOUBLE END"
+    return _unless_null(text, f"CASE {flag} ELSE coalesce({number_sql(text)}, {words}) END", null_values)
 
 
 def integer_sql(text: str, null_values: Collection[str] = ()) -> str:
@@ -145,9 +159,9 @@ def _exact_integer(text: str) -> str:
 
 def no_number_sql(text: str, number: str, null_values: Collection[str] = ()) -> str:
     """SQL of whether a text is neither missing nor the number that `number` is SQL of."""
-    blank = f"{trimmed(text)} = '' OR regexp_full_match({trimmed(text)}, {literal(NAN)})"
     known = f" OR {_is_null_text(text, null_values)}" if null_values else ""
-    return f"({text} IS NOT NULL AND {number} IS NULL AND NOT ({blank}{known}))"
+    missing = f"{text} = '' OR regexp_full_match({trimmed(text)}, {literal(NAN)}){known}"
+    return f"({number} IS NULL AND {text} IS NOT NULL AND NOT ({missing}))"
 
 
 def _unless_null(text: str, number: str, null_values: Collection[str]) -> str:
@@ -155,7 +169,11 @@ def _unless_null(text: str, number: str, null_values: Collection[str]) -> str:
 
 
 def _is_null_text(text: str, null_values: Collection[str]) -> str:
-    return f"{plain_sql(text)} IN ({', '.join(literal(plain(t)) for t in null_values)})"
+    return _among(plain_sql(text), dict.fromkeys(map(plain, null_values)))
+
+
+def _among(text: str, texts: Collection[str]) -> str:
+    return f"{text} IN ({', '.join(map(literal, texts))})"
 
 
 def nested_sql(text: str) -> str:
