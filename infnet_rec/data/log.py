@@ -79,7 +79,7 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
                 value, bad = raw.elements(feature.separator), raw.no_list(feature.separator)
                 reason, advice = no_list_reason(column), LIST_ADVICE
             case "quantile":
-                value, bad = raw.number, raw.no_number
+                value, bad = raw.number, raw.neither(raw.number)
                 reason, advice = f"{column} is not a number", ""
             case _:
                 value, bad = raw.text, raw.is_nested
