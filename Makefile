@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install train test faults check format clean
+.PHONY: help install train test test-engines faults check format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -21,7 +21,7 @@ RANKS ?= $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); ec
 PYTEST_ARGS ?= -q
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/installed-dev ## make .venv with everything that running, testing and checking need
 	@echo "make install: .venv is ready; next: make train, make test"
@@ -33,6 +33,11 @@ train: .venv/installed $(QUICKSTART)/store/manifest.json ## generate a small log
 test: .venv/installed-dev ## run all tests; PYTEST_ARGS="-q -k metrics" for some
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) || { status=$$?; echo "make test: FAILED"; exit $$status; }
 	echo "make test: passed"
+
+test-engines: .venv/installed-dev ## jobs on a real Slurm of two nodes, as root (apt-get install slurm-wlm munge iproute2); writes benchmarks/results/slurm.md
+	@export INFNET_REC_ENGINES=1 INFNET_REC_ENGINES_RESULTS=benchmarks/results/slurm.md OMP_NUM_THREADS=1
+	$(BIN)/python -m pytest -q tests/engines
+	echo "make test-engines: passed"
 
 faults: .venv/installed-dev ## kill, hang and damage real runs, some hundred times; writes benchmarks/results/faults.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slurm_cluster import MEMORY_MIB, NODES, SlurmCluster
 
 from conftest import Record
 from infnet_rec.commands.launch import launch
-from slurm_cluster import MEMORY_MIB, NODES, SlurmCluster
 
 # Long enough to be stopped in the middle on any machine.
 LONG = ("train.num_epochs=400", "train.patience=0", "checkpoint.every_steps=20", "train.eval_every_steps=1000")
@@ -177,7 +177,7 @@ def test_a_signal_puts_it_back_into_the_queue(lane: Lane, size: str, moment: Cal
 
 def test_its_time_is_up(lane: Lane) -> None:
     began = time.monotonic()
-    script, run_dir = lane.script("1x2", *LONG)
+    script, _ = lane.script("1x2", *LONG)
     # Slurm looks at limits about twice a minute.
     job = lane.cluster.submit(script, "--time=2", "--signal=TERM@60")
     lane.cluster.until(lambda: lane.cluster.restarts(job) == 1, 240, "it is not requeued\n" + lane.log(job))
