@@ -207,7 +207,7 @@ def _answer() -> None:
 def main() -> None:
     """Entry point."""
     end_with_launcher()
-    if sys.argv[1:2] == ["train"]:
+    if sys.argv[1:2] in (["train"], ["experiment"]):
         end_early_on_signals()
     if ERROR_FILE not in os.environ:
         _answer()
