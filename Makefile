@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install runtime train test test-versions faults gpu gpu-pack image check format clean
+.PHONY: help install runtime train test test-engines test-versions faults gpu gpu-pack image check format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -43,6 +43,11 @@ test: .venv/installed-dev ## run all tests; PYTEST_ARGS="-q -k metrics" for some
 
 test-versions: .venv/installed-dev ## run all tests beside the oldest torch, torchrec and fbgemm that are allowed (6 GB); writes benchmarks/results/versions.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.versions
+
+test-engines: .venv/installed-dev ## jobs on a real Slurm of two nodes, as root (apt-get install slurm-wlm munge iproute2); writes benchmarks/results/slurm.md
+	@export INFNET_REC_ENGINES=1 INFNET_REC_ENGINES_RESULTS=benchmarks/results/slurm.md OMP_NUM_THREADS=1
+	$(BIN)/python -m pytest -q tests/engines
+	echo "make test-engines: passed"
 
 faults: .venv/installed-dev ## kill, hang and damage real runs, some hundred times; writes benchmarks/results/faults.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults

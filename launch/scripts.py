@@ -54,6 +54,11 @@ def as_sbatch(launch: Launch) -> str:
             'PORT="$(( 20000 + SLURM_JOB_ID % 10000 ))"',
             "export HEAD PORT",
         ]
+    if launch.size.is_elastic:
+        lines += [
+            "# With the first node this script is lost, and Slurm leaves the job to the others.",
+            'export INFNET_REC_WHEN_FIRST_NODE_IS_LOST="scontrol requeue $SLURM_JOB_ID"',
+        ]
     lines += ["", *_end(), "", *_look_at_nodes(launch)]
     # srun takes one core for a task unless it is told, whatever sbatch was told; and
     # a node that failed must not end the others with a signal: its exit code would hide theirs.

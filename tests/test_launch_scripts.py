@@ -116,7 +116,7 @@ def test_every_kubernetes_takes_the_manifest(version: str) -> None:
 
 def test_a_pod_is_what_a_restricted_namespace_wants_where_a_user_is_named() -> None:
     """The rules of the Pod Security Standard "restricted" that a pod of ours could break."""
-    service, job = yaml.safe_load_all(rendered("k8s", "8x8", *ON_K8S, "user=1000"))
+    _, job = yaml.safe_load_all(rendered("k8s", "8x8", *ON_K8S, "user=1000"))
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] == 1000

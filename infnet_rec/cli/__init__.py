@@ -256,7 +256,7 @@ def main() -> None:
     """Entry point."""
     _names_of_files_as_utf8()
     end_with_launcher()
-    if sys.argv[1:2] == ["train"]:
+    if sys.argv[1:2] in (["train"], ["experiment"]):
         end_early_on_signals()
     if ERROR_FILE not in os.environ:
         _answer()

@@ -34,8 +34,8 @@ With = Annotated[
     typer.Option(
         "--with",
         metavar="KEY=VALUE",
-        help="gpus (of a node; default: one a rank; 0: CPUs), cpus, memory_gib, name, port, image, mount, user, env.NAME; "
-        "repeatable.",
+        help="gpus (of a node; default: one a rank; 0: CPUs), cpus, memory_gib, name, port, image, mount, user, "
+        "env.NAME; repeatable.",
     ),
 ]
 

@@ -115,7 +115,7 @@ def diagnose(collectives: Literal["tried", "left out"] = "tried") -> list[Check]
         check_urllib3(versions),
         check_triton(version_of("triton"), asked_by_torch("triton")),
         *check_torch(torch, gpus, versions),
-        *check_imports(faults),
+        *([] if collectives == "left out" else check_imports(faults)),
         check_host_name(socket.gethostname()),
         *gpu_checks(torch, gpus),
         *trials,

@@ -7,9 +7,13 @@ where ranks of one node end for good, the launchers of the others would go on wa
 
 import hashlib
 import json
+import os
+import shlex
 import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -32,8 +36,21 @@ from infnet_rec.shard.first_error import Cause, End, describe, first_of, read_en
 FINAL = (2, 3)
 VERDICT = "verdict"  # in the store of the launchers
 LISTEN_EVERY_S = 1.0
+# How long the store may not answer before the node that keeps it counts as lost, where the others could go on without
+# it, and where they only wait with it.
+SILENT_ELASTIC_S, SILENT_S = 60.0, 600.0
+# A command that a script may name: it hands the job in again when the node is lost that would have done so.
+WHEN_FIRST_IS_LOST = "INFNET_REC_WHEN_FIRST_NODE_IS_LOST"
+FIRST_IS_LOST = "the node where all meet does not answer; if it is lost, start the job again"
 # The launcher that keeps the store stays so long after it has said why it ends.
 OTHERS_LISTEN_S = 3 * LISTEN_EVERY_S
+
+
+def hand_in_again() -> None:
+    """Does what the job's script asks for when the first node is lost; every other node may do so."""
+    command = os.environ.get(WHEN_FIRST_IS_LOST)
+    if command:
+        subprocess.run(shlex.split(command), stdin=subprocess.DEVNULL, timeout=60, check=False)
 
 
 class Ended(Exception):
@@ -57,6 +74,9 @@ class Agent(LocalElasticAgent):
     _remaining_restarts: int
     _codes: frozenset[int] = frozenset()
     _listened_at = 0.0
+    # When the loop was last there, while it does nothing but look and ask the store.
+    _looked_at: float | None = None
+    _watched = False
 
     # torch's are wrapped in a way that has no type.
     def run(self, role: str = "default") -> RunResult:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -68,6 +88,8 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
     ) -> RunResult:
+        self._looked_at = time.monotonic()
+        self._watch_store()
         before = self._ends(worker_group)
         first = first_of(before) if any(end.code not in (None, 0) for end in before) else None
         # Said at once: those that hang in a collective are waited for, for up to half a minute, before they are killed.
@@ -79,6 +101,9 @@ class Agent(LocalElasticAgent):
             self._listen()
             if self.is_elastic and (lost := self._num_lost_nodes()):
                 return self._go_on_without(lost)
+        if result.state == WorkerState.HEALTHY:
+            return result
+        self._looked_at = None
         if result.state not in (WorkerState.FAILED, WorkerState.UNHEALTHY):
             return result
         lived = [end.rank for end in before if end.code is None] if first is not None else []
@@ -89,6 +114,36 @@ class Agent(LocalElasticAgent):
         self._codes = frozenset(failure.exitcode for failure in result.failures.values())
         self._go_on_or_tell()
         return result
+
+    # torch's are wrapped in a way that has no type.
+    def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, *arguments: Any, **options: Any
+    ) -> None:
+        self._looked_at = None
+        super()._stop_workers(*arguments, **options)  # pyright: ignore[reportCallIssue]
+
+    def _watch_store(self) -> None:
+        """Starts the thread that ends this node's ranks and launcher when the store has not answered for long.
+
+        What keeps the store may have lost power, and then native code waits for its answer for a quarter of an hour.
+        """
+        if self._watched or not self._has_peers:
+            return
+        self._watched = True
+
+        def watch() -> None:
+            limit_s = SILENT_ELASTIC_S if self.is_elastic else SILENT_S
+            while True:
+                time.sleep(LISTEN_EVERY_S)
+                looked_at = self._looked_at
+                if looked_at is not None and time.monotonic() - looked_at > limit_s:
+                    break
+            print(f"infnet-rec: ended: {FIRST_IS_LOST}", file=sys.stderr, flush=True)
+            hand_in_again()
+            # Its ranks end with it.
+            os._exit(1)
+
+        threading.Thread(target=watch, name="store", daemon=True).start()
 
     def _num_lost_nodes(self) -> int:
         """Nodes of this round whose launchers say nothing any more, as the rendezvous counts them: after 15 s.
@@ -194,7 +249,8 @@ class Agent(LocalElasticAgent):
             case RendezvousTimeoutError():
                 text = "too few nodes have come to where they meet; start the others too, or look at why they ended"
             case RendezvousConnectionError():
-                text = "the node where all meet does not answer; if it is lost, start the job again"
+                text = FIRST_IS_LOST
+                hand_in_again()
             case _:
                 raise error
         stopped = TRY_AGAIN in self._codes

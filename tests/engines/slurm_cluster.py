@@ -192,6 +192,7 @@ class SlurmCluster:
         os.chown(self.shared, user.pw_uid, user.pw_gid)
         self._write_conf()
         try:
+            _remove_leftovers(self.folder)
             _start_munge()
             _run("ip", "link", "add", BRIDGE, "type", "bridge")
             _run("ip", "addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
@@ -210,16 +211,8 @@ class SlurmCluster:
         for process in self._inits.values():
             process.kill()
             process.wait()
-        pid_file = self.folder / "run" / "slurmctld.pid"
-        with suppress(OSError, ValueError):
-            controller = int(pid_file.read_text())
-            os.kill(controller, signal.SIGTERM)
-            for _ in range(100):
-                os.kill(controller, 0)
-                time.sleep(0.1)
-        for node in NODES:
-            subprocess.run(["ip", "netns", "delete", _namespace(node)], capture_output=True, check=False)
-        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
+        _end_controller(self.folder)
+        _remove_network()
 
     def _write_conf(self) -> None:
         lines = [
@@ -286,6 +279,36 @@ def slurm_cluster(folder: Path, accounting: str = "") -> Iterator[SlurmCluster]:
         yield cluster
     finally:
         cluster.stop()
+
+
+def _end_controller(folder: Path) -> None:
+    with suppress(OSError, ValueError):
+        controller = int((folder / "run" / "slurmctld.pid").read_text())
+        if str(folder) not in Path(f"/proc/{controller}/cmdline").read_text():
+            return
+        os.kill(controller, signal.SIGTERM)
+        for _ in range(100):
+            os.kill(controller, 0)
+            time.sleep(0.1)
+
+
+def _remove_network() -> None:
+    for node in NODES:
+        subprocess.run(["ip", "netns", "delete", _namespace(node)], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """A cluster whose maker was killed; one at a time is on a machine, as names and addresses are fixed."""
+    for other in folder.parent.glob("infnet-slurm-*"):
+        if other != folder:
+            _end_controller(other)
+    for node in NODES:
+        found = subprocess.run(["ip", "netns", "pids", _namespace(node)], capture_output=True, text=True, check=False)
+        for pid in found.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+    _remove_network()
 
 
 def _namespace(node: str) -> str:

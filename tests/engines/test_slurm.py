@@ -177,7 +177,7 @@ def test_a_signal_puts_it_back_into_the_queue(lane: Lane, size: str, moment: Cal
 
 def test_its_time_is_up(lane: Lane) -> None:
     began = time.monotonic()
-    script, run_dir = lane.script("1x2", *LONG)
+    script, _ = lane.script("1x2", *LONG)
     # Slurm looks at limits about twice a minute.
     job = lane.cluster.submit(script, "--time=2", "--signal=TERM@60")
     lane.cluster.until(lambda: lane.cluster.restarts(job) == 1, 240, "it is not requeued\n" + lane.log(job))
