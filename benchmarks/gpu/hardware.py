@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.ceilings import launch_costs
+from benchmarks.gpu.ceilings import launch_costs, measured_ceilings
 from benchmarks.gpu.records import Settings, Writer
 from infnet_rec.bench.timing import timed
 from infnet_rec.commands.bench_tower import device_of
@@ -27,10 +27,10 @@ def run(settings: Settings, write: Writer) -> None:
     """Measures, writes `hardware.toml`, and lets the planner read it."""
     device = device_of(None)
     known = hardware_here(device)
-    measured = measure(device, REHEARSED_BYTES if settings.is_rehearsal else COPY_BYTES)
-    hardware = known.model_copy(
-        update=measured | {"name": f"{known.name}, measured", "ranks_per_node": _num_ranks(known)}
-    )
+    limits = measured_ceilings(settings, device)
+    measured = measure(device, limits, REHEARSED_BYTES if settings.is_rehearsal else COPY_BYTES)
+    own = {"name": f"{known.name}, measured", "ranks_per_node": _num_ranks(known)}
+    hardware = known.model_copy(update=measured | own)
     path = settings.out / FILE
     text = to_toml(hardware, measured)
     path.write_text(text, encoding="utf-8")
@@ -38,15 +38,8 @@ def run(settings: Settings, write: Writer) -> None:
     wrong = [name for name, value in measured.items() if abs(getattr(again, name) - value) > 0.01 * value]
     write.compared("the planner reads the file", len(wrong), 0, note=", ".join(wrong), toml=text)
     for name, value in measured.items():
-        before = getattr(known, name)
-        write(
-            name,
-            "measured",
-            value,
-            before,
-            unit=name.rsplit("_", 1)[-1],
-            headline=name in ("hbm_gb_per_s", "fp32_tflops"),
-        )
+        counts = name in ("hbm_gb_per_s", "fp32_tflops")
+        write(name, "measured", value, getattr(known, name), unit=name.rsplit("_", 1)[-1], headline=counts)
     for name, seconds in launch_costs(device).items():
         write(f"launch, {name}", "measured", seconds * 1e6, unit="us")
 

@@ -8,18 +8,27 @@ Shapes: B examples, F sequences, L sequence tokens, R queries, D width.
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.records import Settings, Writer
-from infnet_rec.commands.bench_tower import device_of
+from benchmarks.gpu.records import RESULTS, Settings, Writer
+from infnet_rec.bench.forms import TowerShape, full_lengths, make_forms, make_tokens
+from infnet_rec.bench.tower import Precision, passes_of
+from infnet_rec.commands.bench_tower import NUM_ATTRIBUTES, NUM_BEHAVIOURS, NUM_FEATURES, NUM_TASKS, device_of
 from infnet_rec.model.fused import FusedTokens, fuse_sequences
+from infnet_rec.model.infnet_options import InfnetOptions
 from infnet_rec.model.jagged import arrange_sequences
 
-NUM_WORKERS = 8
+NUM_WORKERS = 12
+# Widths and precisions of the towers of later parts, all with the options by default.
+TOWERS: tuple[tuple[int, Precision], ...] = ((16, "fp32"), (64, "bf16"), (16, "bf16"))
 # In units of the largest value; of the root mean square where numbers have 8 bits.
 FP32_LIMIT, BF16_LIMIT = 1e-5, 2**-5
 # Nothing at first, at last and in between; one token; runs that share a block; runs of several blocks.
@@ -47,22 +56,66 @@ class Case:
 
 
 def run(settings: Settings, write: Writer) -> None:
-    """Starts the workers, or is one of them."""
+    """Compiles ahead what later parts launch, then starts the workers."""
     widths = settings.pick([8, 36], [8, 12, 16, 32, 48, 64, 96, 128], list(range(8, 129, 4)))
-    num_workers = 1 if settings.is_rehearsal else min(NUM_WORKERS, len(widths))
-    if num_workers == 1:
+    if settings.is_rehearsal:
         check_widths(widths, settings, write)
         return
-    size = "smallest" if settings.size == "smallest" else "full"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, str(settings.out), size, *map(str, widths[k::num_workers])]
-        )
-        for k in range(num_workers)
-    ]
-    failed = [worker.args for worker in workers if worker.wait() != 0]
-    if failed:
-        raise SystemExit(f"{len(failed)} of {num_workers} workers failed; the first one: {failed[0]}")
+    started_at = time.perf_counter()
+    # In rounds of as many as there are processors; each compiles a few.
+    places = range(len(TOWERS) * num_configs())
+    shares = [places[k::NUM_WORKERS] for k in range(NUM_WORKERS)]
+    failed = _in_processes([["compile", settings, share] for share in shares])
+    note = f"{failed} of {NUM_WORKERS} processes failed: kernels are compiled when launched" if failed else ""
+    write("compiled ahead", "measured", time.perf_counter() - started_at, unit="s", note=note)
+    shares = [widths[k::NUM_WORKERS] for k in range(min(NUM_WORKERS, len(widths)))]
+    if failed := _in_processes([["check", settings, share] for share in shares]):
+        raise SystemExit(f"{failed} of {len(shares)} workers failed; see kernels.log")
+
+
+def _in_processes(tasks: list[list[Any]]) -> int:
+    """Runs workers side by side; how many failed."""
+    workers = []
+    for task, settings, numbers in tasks:
+        command = [sys.executable, "-m", "benchmarks.gpu.kernels", task, str(settings.out), settings.size]
+        workers.append(subprocess.Popen([*command, *map(str, numbers)]))
+    return sum(worker.wait() != 0 for worker in workers)
+
+
+def num_configs() -> int:
+    """How many configurations the tuner chooses from."""
+    return max(len(tuner.configs) for tuner in _tuners())
+
+
+def _tuners() -> list[Any]:
+    from infnet_rec.model import fused_kernels
+
+    return list(fused_kernels._TUNED.values())
+
+
+def compile_ahead(places: list[int]) -> None:
+    """Launches the towers of later parts, on few examples, so that Triton's cache on disk has their kernels.
+
+    Args:
+        places: each stands for a tower and for the one configuration that the tuner may then choose.
+    """
+    count, device = num_configs(), device_of(None)
+    groups = tuple(g for g in range(NUM_BEHAVIOURS) for _ in range(NUM_ATTRIBUTES))
+    prunes = {id(tuner): tuner.early_config_prune for tuner in _tuners()}
+    for place in places:
+        width, precision = TOWERS[place // count]
+        for tuner in _tuners():
+            tuner.cache.clear()
+            tuner.early_config_prune = partial(_only, prunes[id(tuner)], place % count)
+        shape = TowerShape(NUM_FEATURES, groups, NUM_TASKS, width, full_lengths(len(groups), 4, 2))
+        form = make_forms(shape, InfnetOptions(), device)[0]["fused"]
+        passes_of(form, make_tokens(shape, device), precision)["forward_backward"]()
+
+
+def _only(prune: Any, number: int, configs: list[Any], named: dict[str, Any], **rest: Any) -> list[Any]:
+    """One of those that the tuner would try."""
+    fitting = prune(configs, named, **rest)
+    return [fitting[number % len(fitting)]]
 
 
 def check_widths(widths: list[int], settings: Settings, write: Writer) -> None:
@@ -152,13 +205,18 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _worker() -> None:
-    from pathlib import Path
-
-    from benchmarks.gpu.records import RESULTS
-
-    out, size, *widths = sys.argv[1:]
-    settings = Settings(Path(out), "smallest" if size == "smallest" else "full")
-    check_widths([int(width) for width in widths], settings, Writer(Path(out) / RESULTS, "kernels"))
+    task, out, size, *numbers = sys.argv[1:]
+    settings = Settings(Path(out), size)  # pyright: ignore[reportArgumentType]
+    if task == "compile":
+        compile_ahead([int(number) for number in numbers])
+        return
+    if size == "smallest":
+        # Trying all block sizes of every width would take minutes: one that fits them all.
+        for tuner in _tuners():
+            tuner.configs = [
+                config for config in tuner.configs if (config.kwargs["BLOCK"], config.num_warps) == (16, 8)
+            ]
+    check_widths([int(number) for number in numbers], settings, Writer(settings.out / RESULTS, "kernels"))
 
 
 if __name__ == "__main__":

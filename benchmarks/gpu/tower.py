@@ -32,11 +32,9 @@ def run(settings: Settings, write: Writer) -> None:
     for length in lengths:
         full = full_lengths(len(GROUPS), batch_size, length)
         shape = TowerShape(NUM_FEATURES, GROUPS, NUM_TASKS, width, full)
-        for precision in ("bf16", "fp32") if settings.size != "smallest" else ("bf16",):
-            title = f"width {width}, L {length * len(GROUPS):,}, {precision}"
-            guarded(
-                write, title, lambda s=shape, p=precision, t=title: _measure(s, p, t, write, device, limits, rounds)
-            )
+        precisions: tuple[Precision, ...] = ("bf16", "fp32") if settings.size == "full" else ("bf16",)
+        for precision in precisions:
+            measure(shape, precision, f"width {width}, L {length * len(GROUPS):,}, {precision}")
     if settings.size == "full":
         shape = TowerShape(NUM_FEATURES, GROUPS, NUM_TASKS, width, ragged_lengths(GROUPS, batch_size, lengths[-1]))
         measure(shape, "bf16", f"width {width}, L 0 to {lengths[-1] * len(GROUPS):,}, bf16")
