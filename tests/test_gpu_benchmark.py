@@ -18,7 +18,7 @@ import pytest
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import pack
 from benchmarks.gpu.full_size import launches_of
-from benchmarks.gpu.records import RESULTS, Settings, Writer, closing_table, read_lines
+from benchmarks.gpu.records import BEGINS, RESULTS, Settings, Writer, closing_table, latest, read_lines
 
 ROOT = Path(__file__).parents[1]
 # Not on a machine that has the packed folder only.
@@ -111,7 +111,7 @@ def test_a_part_that_hangs_is_cut_off_and_what_it_wrote_stays(tmp_path: Path, mo
     child = (
         "import subprocess; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"
     )
-    before, whole = run_with(writing(tmp_path, child), tmp_path, monkeypatch, 12.0)
+    _, before, whole = run_with(writing(tmp_path, child), tmp_path, monkeypatch, 12.0)
     assert time.monotonic() - started_at < 60
     assert (before["check"], before["verdict"]) == ("before", "right")
     assert whole["verdict"] == "failed" and whole["note"] == "cut off after 12 s"
@@ -173,6 +173,16 @@ def test_the_closing_table_shows_the_worst_first(tmp_path: Path) -> None:
     assert rows[0] == ["kernels", "wrong", "2", "width 12", "0.5", "1e-05"]
     assert rows[1] == ["tower", "reached", "1", "times literal", "12", "10", "4"]
     assert rows[2] == ["hardware", "not run", "0"]
+
+
+def test_an_earlier_call_of_a_part_does_not_count(tmp_path: Path) -> None:
+    write = Writer(tmp_path / RESULTS, "tower")
+    for figure in (5.0, 1e-9):
+        write(BEGINS, "measured")
+        write.compared("forms agree", figure, 1e-5)
+    (line,) = latest(read_lines(tmp_path / RESULTS), "tower")
+    assert line["verdict"] == "right"
+    assert re.split(r"  +", closing_table(read_lines(tmp_path / RESULTS), ("tower",)).splitlines()[1])[1] == "right"
 
 
 def test_launches_are_counted_within_the_steps(tmp_path: Path) -> None:

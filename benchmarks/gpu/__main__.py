@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu.pack import CONTENTS, PACKED_STORE, misfit
-from benchmarks.gpu.records import RESULTS, Settings, Size, Writer, closing_table, read_lines
+from benchmarks.gpu.records import BEGINS, RESULTS, Settings, Size, Writer, closing_table, latest, read_lines
 
 ROOT = Path(__file__).parents[2]
 GRACE_S = 5.0
@@ -88,7 +88,7 @@ def main() -> int:
     lines = read_lines(settings.out / RESULTS)
     print(closing_table(lines, NAMES))
     print(f"\nresults: {settings.out / RESULTS}")
-    verdicts = {line["verdict"] for line in lines if arguments.parts is None or line["part"] in arguments.parts}
+    verdicts = {line["verdict"] for name in arguments.parts or NAMES for line in latest(lines, name)}
     return 1 if verdicts & {"failed", "wrong"} else 3 if "missed" in verdicts else 0
 
 
@@ -146,6 +146,7 @@ def _run_part(part: Part, settings: Settings, left_s: float) -> None:
         write("whole part", "not run", note="no time was left", size=settings.size)
         return
     print(f"{part.name}: at most {limit_s:.0f} s ...", file=sys.stderr, flush=True)
+    write(BEGINS, "measured", size=settings.size)
     log, started_at = settings.out / f"{part.name}.log", time.monotonic()
     with log.open("wb") as file:
         # A session of its own, so that what the part started ends with it.

@@ -14,6 +14,7 @@ Size = Literal["rehearsal", "smallest", "full"]
 Verdict = Literal["right", "wrong", "reached", "missed", "measured", "not run", "failed"]
 BAD: tuple[Verdict, ...] = ("failed", "wrong", "missed")
 RESULTS = "gpu.jsonl"
+BEGINS = "begins"
 
 JSON = dict[str, Any]
 
@@ -115,6 +116,13 @@ def read_lines(path: Path) -> list[JSON]:
     return lines
 
 
+def latest(lines: Iterable[JSON], part: str) -> list[JSON]:
+    """The lines of a part since it last began; those of earlier calls stay in the file."""
+    mine = [line for line in lines if line["part"] == part]
+    begins = [k for k, line in enumerate(mine) if line["check"] == BEGINS]
+    return mine[begins[-1] + 1 :] if begins else mine
+
+
 def closing_table(lines: Iterable[JSON], parts: Iterable[str]) -> str:
     """One row a part: its worst verdict, the figure that counts and its limit.
 
@@ -125,7 +133,7 @@ def closing_table(lines: Iterable[JSON], parts: Iterable[str]) -> str:
     lines = list(lines)
     rows = [["part", "verdict", "lines", "what counts", "figure", "limit", "s"]]
     for part in parts:
-        mine = [line for line in lines if line["part"] == part]
+        mine = latest(lines, part)
         if not mine:
             rows.append([part, "not run", "0", "", "", "", ""])
             continue
