@@ -38,7 +38,10 @@ def kind_of(kind: pa.DataType) -> Kind:
         ("time", types.is_temporal(kind)),
         ("list", is_list(kind) and not types.is_nested(kind.value_type)),
     ]
-    return next((name for name, is_it in found if is_it), "nested")
+    for name, is_it in found:
+        if is_it:
+            return name
+    return "nested"
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -178,12 +181,12 @@ class ColumnTypes:
 
     def column(self, null_values: tuple[str, ...]) -> RawColumn:
         """How the column is read; call `fault` first."""
-        kinds = set(self.kinds)
-        kind: Kind = "text" if "text" in kinds else "double" if len(kinds) > 1 else next(iter(kinds), "text")
+        kinds = list(self.kinds)
+        kind: Kind = "text" if "text" in kinds or not kinds else "double" if len(kinds) > 1 else kinds[0]
+        elements: list[Kind] = [kind_of(t.value_type) for _, t in self.of_parts if is_list(t)]
         element: Kind = "text"
-        if kind == "list":
-            elements = {kind_of(t.value_type) for _, t in self.of_parts if is_list(t)} - {"null"}
-            element = next(iter(elements), "text")
+        for found in elements if kind == "list" else ():
+            element = element if found == "null" else found
         return RawColumn(self.name, kind, element, null_values, is_parquet=True)
 
     def fault(self, use: Literal["value", "text"]) -> str | None:
