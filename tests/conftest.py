@@ -65,6 +65,8 @@ STARTS_RANKS = {
 }
 
 
+# First: the workers read the groups in this hook too.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers never start ranks at the same time, since two cores are enough for two ranks; a file stays together."""
     for item in items:

@@ -276,10 +276,13 @@ def test_the_command_line_prints_or_writes_and_overwrites_nothing(tmp_path: Path
     out.write_text("mine")
     refused = ask(*asked, "--out", str(out))
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == f"infnet-rec: fault: --out {out}: exists and is left alone; name another, or remove it\n"
+    assert (
+        refused.stderr
+        == f"infnet-rec: fault: --out {out}: is there already and would be overwritten; name a new file, or move it\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["run.sh"]
     assert out.read_text() == "mine"
-    with pytest.raises(Fault, match="cannot be written: no such file or directory"):
+    with pytest.raises(Fault, match=r"cannot be written \(no such file or directory\)"):
         write("", tmp_path / "nowhere" / "run.sh")
 
 

@@ -18,7 +18,7 @@ from torchrec.distributed.types import CommOp
 from benchmarks import versions
 from infnet_rec.commands import doctor
 from infnet_rec.faults import Refusal
-from infnet_rec.shard.optim import _GradientClip
+from infnet_rec.shard.optim import GradientClip
 from infnet_rec.shard.plan import make_sharders
 from infnet_rec.shard.planning.demand import TableControl
 from infnet_rec.shard.planning.search import search_plan
@@ -65,7 +65,7 @@ def test_estimates_leave_the_sharders_as_they_were() -> None:
 def test_gradients_are_clipped_before_every_step_as_torch_clips_them(limit: float) -> None:
     torch.manual_seed(1)
     ours, theirs = ([nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(5))] for _ in range(2))
-    clip, optimizer = _GradientClip(limit), torch.optim.SGD(ours, lr=1.0)
+    clip, optimizer = GradientClip(limit), torch.optim.SGD(ours, lr=1.0)
     optimizer.register_step_pre_hook(clip)
     assert clip.norm is None
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_the_norm_of_a_gradient_that_is_not_finite_is_not_finite(bad: float) -> 
     for limit in (0.0, 1.0):
         parameter = nn.Parameter(torch.ones(4))
         parameter.grad = torch.tensor([1.0, bad, 1.0, 1.0])
-        clip = _GradientClip(limit)
+        clip = GradientClip(limit)
         clip(torch.optim.SGD([parameter]), (), {})
         assert clip.norm is not None and not clip.norm.isfinite()
 

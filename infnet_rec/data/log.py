@@ -73,18 +73,7 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
     cells |= {reason: Cell(column) for reason, (column, _) in raw_checks.items()}
     for name, feature in recipe.raw_context.items():
         column = feature.named_columns[name]
-        raw = table.column(column, feature.null_values)
-        match feature.encoding:
-            case "multi":
-                value, bad = raw.elements(feature.separator), raw.no_list(feature.separator)
-                reason, advice = no_list_reason(column), LIST_ADVICE
-            case "quantile":
-                value, bad = raw.number, raw.neither(raw.number)
-                reason, advice = f"{column} is not a number", ""
-            case _:
-                value, bad = raw.text, raw.is_nested
-                reason, advice = nested_reason(column), NESTED_ADVICE
-        columns[f"context_{name}"] = value
+        columns[f"context_{name}"], bad, reason, advice = _context_column(table, column, feature)
         raw_checks[reason], cells[reason] = (column, bad), Cell(column, advice)
     keep, derived = "TRUE", {}
     if isinstance(splits := recipe.splits, TimeSplits):
@@ -109,6 +98,19 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
 
 LIST_ADVICE = '; write JSON, such as ["a", "b"], or set a separator'
 NESTED_ADVICE = '; encoding = "multi" reads lists'
+
+
+def _context_column(table: RawTable, column: str, feature: FeatureRecipe) -> tuple[str, str, str, str]:
+    """SQL of what is kept of a column of the log, SQL of whether that is bad, the reason, and what helps."""
+    raw = table.column(column, feature.null_values)
+    match feature.encoding:
+        case "multi":
+            bad = raw.no_list(feature.separator)
+            return raw.elements(feature.separator), bad, no_list_reason(column), LIST_ADVICE
+        case "quantile":
+            return raw.number, raw.neither(raw.number), f"{column} is not a number", ""
+        case _:
+            return raw.text, raw.is_nested, nested_reason(column), NESTED_ADVICE
 
 
 def no_list_reason(column: str) -> str:
