@@ -65,13 +65,10 @@ STARTS_RANKS = {
 }
 
 
-# First: the workers read the groups in this hook too.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Two workers never start ranks at the same time: two cores are enough for two ranks. A file stays together."""
-    for item in items:
-        several = item.path.name in STARTS_RANKS or "ranks" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ranks" if several else item.path.name))
+    several = item.path.name in STARTS_RANKS or "ranks" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("ranks" if several else item.path.name))
 
 
 @pytest.fixture(scope="session")
