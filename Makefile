@@ -23,7 +23,7 @@ QUICKSTART := runs/quickstart
 # Two ranks, on two GPUs or on none; one where there is one GPU.
 RANKS ?= $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); echo $$((gpus == 1 ? 1 : 2)))
 # Two workers; tests that start ranks share one of them.
-PYTEST_ARGS ?= -q -n 2 --dist loadgroup
+PYTEST_ARGS ?= -q -n 2 --dist loadscope
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

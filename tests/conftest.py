@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,10 +66,17 @@ STARTS_RANKS = {
 }
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Two workers never start ranks at the same time: two cores are enough for two ranks. A file stays together."""
-    several = item.path.name in STARTS_RANKS or "ranks" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("ranks" if several else item.path.name))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneWorkerForRanks(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            name, text = Path(file).name, (Path(config.rootpath) / file).read_text(encoding="utf-8")
+            return "ranks" if name in STARTS_RANKS or "rank_pair" in text else file
+
+    return OneWorkerForRanks(config, log)
 
 
 @pytest.fixture(scope="session")
