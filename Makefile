@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install train test faults check format clean
+.PHONY: help install runtime train test test-engines test-versions faults gpu gpu-pack image check format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -15,16 +15,24 @@ TORCHREC := torchrec==1.8.0
 FBGEMM_CPU := fbgemm-gpu-cpu==1.8.0
 FBGEMM_CUDA := fbgemm-gpu==1.8.0
 
+# Whose kernels fbgemm brings: "auto" asks the driver; an image, which is built where no GPU is, says "cpu" or "cuda".
+DEVICE ?= auto
+IMAGE ?= infnet-rec
+
 QUICKSTART := runs/quickstart
 # Two ranks, on two GPUs or on none; one where there is one GPU.
 RANKS ?= $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); echo $$((gpus == 1 ? 1 : 2)))
-PYTEST_ARGS ?= -q
+# Two workers; tests that start ranks share one of them.
+PYTEST_ARGS ?= -q -n 2 --dist loadgroup
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/installed-dev ## make .venv with everything that running, testing and checking need
 	@echo "make install: .venv is ready; next: make train, make test"
+
+runtime: .venv/installed ## make .venv with what running needs and no more; DEVICE=cpu or cuda where no GPU tells
+	@echo "make runtime: .venv is ready"
 
 train: .venv/installed $(QUICKSTART)/store/manifest.json ## generate a small log, build its store, train on RANKS ranks
 	@run=$(QUICKSTART)/run-$$(date +%Y%m%d-%H%M%S)
@@ -34,8 +42,25 @@ test: .venv/installed-dev ## run all tests; PYTEST_ARGS="-q -k metrics" for some
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) || { status=$$?; echo "make test: FAILED"; exit $$status; }
 	echo "make test: passed"
 
+test-versions: .venv/installed-dev ## run all tests beside the oldest torch, torchrec and fbgemm that are allowed (6 GB); writes benchmarks/results/versions.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.versions
+
+test-engines: .venv/installed-dev ## jobs on a real Slurm of two nodes, as root (apt-get install slurm-wlm munge iproute2); writes benchmarks/results/slurm.md
+	@export INFNET_REC_ENGINES=1 INFNET_REC_ENGINES_RESULTS=benchmarks/results/slurm.md OMP_NUM_THREADS=1
+	$(BIN)/python -m pytest -q tests/engines
+	echo "make test-engines: passed"
+
 faults: .venv/installed-dev ## kill, hang and damage real runs, some hundred times; writes benchmarks/results/faults.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
+
+gpu: .venv/installed-dev $(QUICKSTART)/store/manifest.json ## prove the package on a GPU in minutes, or say why not; GPU_ARGS="--rehearse" on a CPU
+	@$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
+
+gpu-pack: .venv/installed-dev $(QUICKSTART)/store/manifest.json ## pack what a GPU machine without a package index lacks into .gpu
+	@$(BIN)/python -m benchmarks.gpu.pack --out .gpu $(PACK_ARGS)
+
+image: ## build a container image; DEVICE=cuda for GPUs
+	@docker build --target $(patsubst auto,cpu,$(DEVICE)) --tag $(IMAGE):$(patsubst auto,cpu,$(DEVICE)) .
 
 check: .venv/installed-dev ## formatting, lint, types, direction of imports
 	@$(BIN)/ruff format --check .
@@ -66,7 +91,14 @@ clean: ## remove .venv and what tools left behind; runs/ stays
 	$(INSTALL) -r requirements.txt
 	# CUDA kernels load only beside a CUDA torch; the CPU kernels load beside either.
 	fbgemm=$(FBGEMM_CPU) other=$(FBGEMM_CUDA)
-	if nvidia-smi -L >/dev/null 2>&1 && $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+	if [ "$(DEVICE)" != cuda ] && [ "$(DEVICE)" != cpu ] && [ "$(DEVICE)" != auto ]; then
+		echo "make: DEVICE=$(DEVICE): is auto, cpu or cuda" >&2; exit 2
+	fi
+	on_cuda() { $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; }
+	if [ "$(DEVICE)" = cuda ] && ! on_cuda; then
+		echo "make: DEVICE=cuda: pip found a torch for the CPU; let it see an index with CUDA builds" >&2; exit 1
+	fi
+	if [ "$(DEVICE)" = cuda ] || { [ "$(DEVICE)" = auto ] && nvidia-smi -L >/dev/null 2>&1 && on_cuda; }; then
 		fbgemm=$(FBGEMM_CUDA) other=$(FBGEMM_CPU)
 	fi
 	# Both unpack into the same folder, so removing one breaks the other.

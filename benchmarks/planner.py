@@ -45,8 +45,9 @@ from infnet_rec.shard.optim import fuse_sparse
 from infnet_rec.shard.planning.demand import NO_CONTROLS, Controls, TableControl, TableTraffic, Workload
 from infnet_rec.shard.planning.options import BY_DEFAULT, POSSIBLE
 from infnet_rec.shard.planning.search import search_plan
-from infnet_rec.shard.planning.tables import plain_sharders, sharder_data
+from infnet_rec.shard.planning.tables import plain_sharders
 from infnet_rec.shard.planning.topology import to_topology
+from infnet_rec.shard.versions import estimator_sharders
 
 RESULTS = Path(__file__).parent / "results"
 HARDWARE, WIDTH, LOCAL_BATCH_SIZE, RESERVED_HBM_BYTES = "h100", 64, 4096, 8 * GIB
@@ -243,7 +244,7 @@ def rated(plan: ShardingPlan, model: nn.Module, topology: Topology, workload: Wo
                 )
             )
     for estimator in estimators(topology, None):
-        estimator.estimate(options, sharder_data(sharders.values()))
+        estimator.estimate(options, estimator_sharders(sharders.values()))
     return options
 
 

@@ -1,7 +1,7 @@
 """One batch on one rank.
 
 Shapes: B examples on this rank, F sequences, K unpooled tokens (one a shared feature and example, one a sequence and
-event), M features, T tasks.
+event), P means of Q rows, M features, T tasks.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Batch(Pipelineable):
             unpooled lookup, its backward pass and its all-to-all are the costliest part of a step.
         spread_K: for each unpooled token its row among the distinct embeddings (all tables of `sequences` one after
             the other), int64. First the features that share a sequence's table, feature-major, then the sequences,
-            feature-major, oldest event first.
+            feature-major, oldest event first. Rows beyond the distinct embeddings are the means, in their order.
         lengths_FB: events of each sequence in each example, int64.
         labels_BT: 0 or 1, float32.
         user_B: the user's index in the store, int64; groups examples for gAUC.
@@ -35,6 +35,11 @@ class Batch(Pipelineable):
             [B, 0] where nobody asked for it.
         weight_B: 1 for an example, 0 for the padding of a last short evaluation batch, float32.
         managed: features of managed tables, as `categorical`; None where there are none.
+        mean_row_Q: where unpooled tokens have several ids, whose embeddings are averaged: the rows of each mean among
+            the distinct embeddings, one mean after the other, int64; None where no token has several.
+        mean_start_P: where each mean's rows begin in `mean_row_Q`, int64.
+        loss_weight_B: of the examples in the training loss, float32: 0 for padding, and over all training examples 1 in
+            the mean; None where the log has no weights, and `weight_B` is all there is.
     """
 
     categorical: KeyedJaggedTensor
@@ -46,6 +51,9 @@ class Batch(Pipelineable):
     rarity_BM: Tensor
     weight_B: Tensor
     managed: KeyedJaggedTensor | None = None
+    mean_row_Q: Tensor | None = None
+    mean_start_P: Tensor | None = None
+    loss_weight_B: Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # noqa: FBT001, FBT002 - TorchRec's signature
         """The same batch on another device."""

@@ -1,8 +1,8 @@
 """What goes wrong in ways that a person can mend.
 
 The command line turns a `Fault` into one message and exit code 2, a `Failure` into one message and exit code 1, a
-`Refusal` into one message and exit code 3. An `Interrupted` run was asked to stop and can be continued: one message and
-exit code 75.
+`Refusal` into one message and exit code 3. An `Interrupted` run was asked to stop and can be continued, and one that is
+`Busy` waits for another process: one message and exit code 75.
 Everything else is a bug or a failure of the machine and keeps its traceback.
 """
 
@@ -31,6 +31,10 @@ class Refusal(Exception):
 
 class Interrupted(Exception):
     """A run that a signal ended; what it did is saved. The message says how to go on; exit code 75."""
+
+
+class Busy(Exception):
+    """Another process does it, and has not finished: the same command works when that has ended; exit code 75."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -3,17 +3,38 @@
 Ids are the same everywhere: 0 is padding or a value never seen in training, 1 is null, values start at 2.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.strict import read_fields
 
 UNSEEN_ID = 0
 NULL_ID = 1
 FIRST_VALUE_ID = 2
 EMPTY_SLOT = -1  # in a store, after the last id of a multi-valued feature
 
+# What `torch.nn.ModuleDict` is, has or does: no part of one can have such a name.
+NAMES_OF_MODULES = frozenset(
+    """
+    T_destination _apply _backward_hooks _backward_pre_hooks _buffers _call_impl _compiled_call_impl _forward_hooks
+    _forward_hooks_always_called _forward_hooks_with_kwargs _forward_pre_hooks _forward_pre_hooks_with_kwargs
+    _get_backward_hooks _get_backward_pre_hooks _get_name _is_full_backward_hook _load_from_state_dict
+    _load_state_dict_post_hooks _load_state_dict_pre_hooks _maybe_warn_non_full_backward_hook _modules
+    _named_members _non_persistent_buffers_set _parameters _register_load_state_dict_pre_hook
+    _register_state_dict_hook _replicate_for_data_parallel _save_to_state_dict _slow_forward _state_dict_hooks
+    _state_dict_pre_hooks _version _wrapped_call_impl add_module apply bfloat16 buffers call_super_init children
+    clear compile cpu cuda double dump_patches eval extra_repr float forward get_buffer get_extra_state
+    get_parameter get_submodule half ipu items keys load_state_dict modules mtia named_buffers named_children
+    named_modules named_parameters parameters pop register_backward_hook register_buffer register_forward_hook
+    register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
+    register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
+    register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule
+    share_memory state_dict to to_empty train training type update values xpu zero_grad
+    """.split()  # noqa: SIM905 - a hundred lines otherwise
+)
 Side = Literal["user", "item", "context"]
 Eviction = Literal["lfu", "lru", "distance_lfu"]
 Grouping = Literal["behaviour", "sequence", "all"]
@@ -54,7 +75,7 @@ class Feature:
 
     `max_values` is the number of ids an example may have: 1, or more for a multi-valued feature such as tags, whose
     embeddings are averaged. In the store such a feature is as many columns of the same name; ids stand at the left,
-    `EMPTY_SLOT` fills up, and a null has the one id 1.
+    `EMPTY_SLOT` fills up, and a null has the one id 1: there is always one.
     """
 
     name: str
@@ -67,7 +88,8 @@ class Feature:
 class Sequence:
     """One attribute of a user's past events of one behaviour, such as the authors of the videos they liked.
 
-    `attribute` names the item feature that is read for each event; `group` names the proxy token that pools it.
+    `attribute` names the feature that is read for each event, of its item or of its own row of the log; `group` names
+    the proxy token that pools it. `max_values` is that of the feature: the embeddings of an event's ids are averaged.
     """
 
     name: str
@@ -75,6 +97,7 @@ class Sequence:
     attribute: str
     table: str
     group: str
+    max_values: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,24 +138,21 @@ class Schema:
         self._check_multi_valued()
 
     def _check_multi_valued(self) -> None:
-        """A sequence's table has no pooling, and an event's attribute is one id."""
-        multi = {f.name: f for f in self.features if f.max_values != 1}
-        for feature in multi.values():
-            if feature.max_values < 1:
-                raise Fault(f"schema: {feature.name} has max_values {feature.max_values}; it must be 1 or more")
+        sizes = {f.name: f.max_values for f in self.features}
+        for part in (*self.features, *self.sequences):
+            if part.max_values < 1:
+                raise Fault(f"schema: {part.name} has max_values {part.max_values}; it must be 1 or more")
         for s in self.sequences:
-            if s.attribute in multi:
+            if s.max_values != sizes.get(s.attribute, s.max_values):
                 raise Fault(
-                    f"schema: {s.name} reads {s.attribute}, which has up to {multi[s.attribute].max_values} values; "
-                    "an attribute of a sequence must have one"
+                    f"schema: {s.name} has up to {s.max_values} values an event and reads {s.attribute}, which has up "
+                    f"to {sizes[s.attribute]}; they must be equal"
                 )
-        for feature in self.shared_features:
-            if feature.name in multi:
-                reader = next(s.name for s in self.sequences if s.table == feature.table)
-                raise Fault(
-                    f"schema: {feature.name} has up to {feature.max_values} values and shares table "
-                    f"{feature.table!r} with {reader}; a feature of several values needs a table that no sequence reads"
-                )
+
+    @property
+    def averages_tokens(self) -> bool:
+        """Whether any unpooled token is the mean of several rows of its table; see `Batch.mean_row_Q`."""
+        return any(part.max_values > 1 for part in (*self.shared_features, *self.sequences))
 
     @property
     def sequence_tables(self) -> tuple[Table, ...]:
@@ -214,6 +234,33 @@ class Schema:
         }[grouping]
         return replace(self, sequences=tuple(replace(s, group=name_of(s)) for s in self.sequences))
 
+    def with_free_table_names(self) -> Self:
+        """The same schema, where no table has a name that a part of the model cannot have; such get "_table" behind.
+
+        A table is a part of TorchRec's modules under its name, and those have attributes of their own: a table `type`
+        or `keys` would be none. Features keep their names.
+        """
+        taken, renamed = {t.name for t in self.tables}, {}
+        for table in self.tables:
+            if table.name in NAMES_OF_MODULES or re.fullmatch("__.*__", table.name):
+                name = f"{table.name}_table"
+                while name in taken:
+                    name += "_table"
+                taken.add(name)
+                renamed[table.name] = name
+        if not renamed:
+            return self
+
+        def free(table: str) -> str:
+            return renamed.get(table, table)
+
+        return replace(
+            self,
+            tables=tuple(replace(t, name=free(t.name)) for t in self.tables),
+            features=tuple(replace(f, table=free(f.table)) for f in self.features),
+            sequences=tuple(replace(s, table=free(s.table)) for s in self.sequences),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back; of a store's schema, whose tables are all plain."""
         data = asdict(self)
@@ -222,10 +269,10 @@ class Schema:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Reads what `to_json` wrote."""
+        """Reads what `to_json` wrote, in this version or an earlier one."""
         return cls(
-            tables=tuple(Table(**t) for t in data["tables"]),
-            features=tuple(Feature(**f) for f in data["features"]),
-            sequences=tuple(Sequence(**s) for s in data["sequences"]),
-            tasks=tuple(Task(**t) for t in data["tasks"]),
-        )
+            tables=tuple(read_fields(Table, t, "schema") for t in data["tables"]),
+            features=tuple(read_fields(Feature, f, "schema") for f in data["features"]),
+            sequences=tuple(read_fields(Sequence, s, "schema") for s in data["sequences"]),
+            tasks=tuple(read_fields(Task, t, "schema") for t in data["tasks"]),
+        ).with_free_table_names()

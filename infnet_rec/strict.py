@@ -4,6 +4,7 @@ Used for dataset recipes and run configurations alike. pydantic does the checkin
 "did you mean" for a misspelt key.
 """
 
+import dataclasses
 import json
 import tomllib
 import types
@@ -16,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
 from infnet_rec.faults import Fault, did_you_mean
 
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 class StrictModel(BaseModel):
     """A frozen model that knows all its keys and converts nothing silently."""
@@ -24,6 +28,7 @@ class StrictModel(BaseModel):
 
 
 Model = TypeVar("Model", bound=StrictModel)
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -33,10 +38,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         Fault: the file is missing or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Windows editors begin a file with a byte order mark.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise Fault(f"{path}: {str(error.strerror).lower()}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise Fault(f"{path}: not a TOML file: {error}; TOML is UTF-8 text, save it as such") from error
+    except tomllib.TOMLDecodeError as error:
         raise Fault(f"{path}: not a TOML file: {error}") from error
 
 
@@ -47,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
         Fault: the file is missing or is not a JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise Fault(f"{path}: {str(error.strerror).lower()}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -76,6 +84,38 @@ def check(model: type[Model], data: dict[str, Any], source: str) -> Model:
         hints = dict.fromkeys(hint for fault in faults if (hint := _hint(model, fault)))
         title = f"{source}: {len(lines)} fault{'s' * (len(lines) > 1)}"
         raise Fault("\n".join([title, *lines, *hints])) from error
+
+
+def read_fields(kind: type[Record], data: Any, source: str, **absent: Any) -> Record:
+    """Makes a dataclass of a JSON object that this or another version of the package wrote.
+
+    Fields that came later have their defaults, or what `absent` says; fields that this version does not know are passed
+    over.
+
+    Args:
+        kind: the dataclass.
+        data: the JSON object.
+        source: where it stands, for the message.
+        **absent: values of fields that an earlier version did not write.
+
+    Raises:
+        Fault: it is no JSON object, or lacks a field that has neither.
+    """
+    if not isinstance(data, dict):
+        raise Fault(f"{source}: holds {type(data).__name__} where an object is expected; it is damaged")
+    known = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    values = absent | {name: data[name] for name in known if name in data}
+    lacking = [
+        name
+        for name, field in known.items()
+        if name not in values and {field.default, field.default_factory} == {dataclasses.MISSING}
+    ]
+    if lacking:
+        raise Fault(
+            f"{source}: lacks {', '.join(lacking)}; another version of infnet_rec wrote it, or it is damaged; read it "
+            "with the version that wrote it"
+        )
+    return kind(**values)
 
 
 def _instant(value: Any) -> str:

@@ -11,6 +11,7 @@ import argparse
 import re
 import shutil
 import socket
+import subprocess
 import sys
 from dataclasses import replace
 from datetime import datetime
@@ -28,6 +29,8 @@ from launch.spec import PORT, Launch, Meeting, agent, one_line, shell_threads, s
 IMAGE = "infnet-rec"
 # Starts after the scheduler took the job back or a node was lost; the run goes on from what was saved.
 MAX_RETRIES = 3
+# Verbs of bench that measure several ranks; the others are started alone.
+SEVERAL_RANKS = ("run", "embedding")
 # torchx fills in `${...}`, so the shell's own dollars are doubled; a scheduler that names no first node runs it here.
 FIRST_NODE = f"$${{{specs.macros.rank0_env}:=localhost}}:{PORT}"
 
@@ -88,7 +91,7 @@ def bench(
     *overrides: str,
     config: str,
     what: str = "run",
-    j: str = "1x2",
+    j: Optional[str] = None,
     h: Optional[str] = None,
     image: str = IMAGE,
     env: Optional[Dict[str, str]] = None,
@@ -100,7 +103,7 @@ def bench(
         overrides: KEY=VALUE laid on the configuration, after "--".
         config: a run's TOML file, at the same path on every node.
         what: a verb of infnet-rec bench that takes a configuration; run trains for a while and says where a step goes.
-        j: NODESxRANKS.
+        j: NODESxRANKS; by default 1x2 for run, and 1x1 for what measures one rank.
         h: a named resource of the scheduler: what a node has.
         image: container image that this project is installed in, where the scheduler starts containers.
         env: environment variables, NAME=VALUE,NAME=VALUE.
@@ -112,6 +115,7 @@ def bench(
     if what not in known:
         _leave(Fault(f"--what {what}: must be one of {', '.join(known)}{did_you_mean(what, known)}"))
     words = ("bench", what, config, *_set(overrides))
+    j = j or ("1x2" if what in SEVERAL_RANKS else "1x1")
     return _app(Launch(words, _size(j), "infnet-rec-bench", env or {}, image=image, mounts=tuple(mounts or ())), h)
 
 
@@ -253,8 +257,20 @@ def _check_scheduler(torchx: List[str]) -> None:
     parser.add_argument("--dryrun", action="store_true")
     # What follows the component's name is for the component.
     asked, _ = parser.parse_known_args(torchx[: next((i for i, word in enumerate(torchx) if ".py:" in word), None)])
-    if asked.scheduler == "slurm" and not asked.dryrun and shutil.which("sbatch") is None:
+    if asked.scheduler != "slurm" or asked.dryrun:
+        return
+    if shutil.which("sbatch") is None:
         _leave(Fault(f"-s slurm: there is no sbatch on {socket.gethostname()}; run this on a machine of the cluster"))
+    # torchx asks it for every job, and would hand the job in first.
+    instead = "'infnet-rec submit --as sbatch' does without"
+    if shutil.which("sacct") is None:
+        _leave(
+            Fault(f"-s slurm: there is no sacct on {socket.gethostname()}, which torchx asks for its jobs; {instead}")
+        )
+    said = subprocess.run(["sacct", "-n", "-X", "-S", "now"], capture_output=True, text=True, check=False)
+    if said.returncode:
+        reason = (said.stderr.strip().splitlines() or [f"it ended with code {said.returncode}"])[-1]
+        _leave(Fault(f"-s slurm: sacct, which torchx asks for its jobs, does not answer: {reason}; {instead}"))
 
 
 def _kept(text: str) -> str:

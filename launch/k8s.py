@@ -13,8 +13,10 @@ from launch.spec import Launch, Meeting, agent, folded
 
 # A pod that is evicted is told, and has so long to save.
 GRACE_S = 120
-# Pods that fail for other reasons than eviction and a signal.
-MAX_FAILED_PODS = 3
+# Failures for other reasons than eviction and a signal. Kubernetes counts pods, and with one all of them fail.
+MAX_FAILURES = 3
+# What a user without an entry in the image's list of users lacks.
+HOMELESS = {"HOME": "/tmp", "USER": "infnet"}
 # What pods call their network; NCCL and gloo take the wrong one where a container has several.
 INTERFACE = {"NCCL_SOCKET_IFNAME": "eth0", "GLOO_SOCKET_IFNAME": "eth0"}
 
@@ -32,10 +34,26 @@ def as_k8s(launch: Launch) -> str:
             "image: is missing; --as k8s starts containers: give --with image=NAME that has this project installed"
         )
     head = f"{launch.name}-0.{launch.name}"
-    comment = f"# {launch.name}: {launch.size.words}. Hand it in with\n"
-    comment += f"#     kubectl apply -f FILE    (and follow it with: kubectl logs -f job/{launch.name})\n"
     documents = [_service(launch), _job(launch, head)]
-    return comment + yaml.dump_all(documents, Dumper=_Readable, sort_keys=False)
+    return "\n".join(_comment(launch)) + "\n" + yaml.dump_all(documents, Dumper=_Readable, sort_keys=False)
+
+
+def _comment(launch: Launch) -> list[str]:
+    name = launch.name
+    newest = (
+        f"kubectl get pods -l app={name} --sort-by=.metadata.creationTimestamp -o name | grep /{name}-0- | tail -n 1"
+    )
+    lines = [
+        f"# {name}: {launch.size.words}. Hand it in with",
+        "#     kubectl apply -f FILE",
+        "# follow the first pod, which speaks for all, with",
+        f"#     kubectl logs -f $({newest})",
+        "# and start it again with the line below, as a Job that has ended is not started by apply; the run goes on.",
+        "#     kubectl replace --force -f FILE",
+    ]
+    if launch.size.max_nodes > 1 and any("type=volume" in mount for mount in launch.mounts):
+        lines.append("# The claim has to be ReadWriteMany: the pods of all nodes write to it.")
+    return lines
 
 
 class _Readable(yaml.SafeDumper):
@@ -62,13 +80,14 @@ def _job(launch: Launch, head: str) -> Manifest:
         "completions": size.max_nodes,
         "parallelism": size.max_nodes,
         "completionMode": "Indexed",
-        "backoffLimit": MAX_FAILED_PODS,
+        "backoffLimit": MAX_FAILURES * size.max_nodes,
         # A fault stays one. The others cost no try: a pod that stopped on a signal saved its work, one that was
         # evicted is not at fault.
         "podFailurePolicy": {
             "rules": [
-                {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2, 3]}},
-                {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [TRY_AGAIN]}},
+                # Kubernetes 1.26 and 1.27 want conditions in every rule, and none is as good as any.
+                {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2, 3]}, "onPodConditions": []},
+                {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [TRY_AGAIN]}, "onPodConditions": []},
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]
         },
@@ -77,6 +96,7 @@ def _job(launch: Launch, head: str) -> Manifest:
         # The run is over when the first pod is, and those that came too late are not waited for.
         spec["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
     pod = {"subdomain": launch.name, "restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_S}
+    pod["securityContext"], security = _security(launch)
     volumes, mounts = _volumes(launch)
     container = {
         "name": "agent",
@@ -85,6 +105,7 @@ def _job(launch: Launch, head: str) -> Manifest:
         "command": ["bash", "-c", _command(launch, head)],
         "env": [{"name": name, "value": value} for name, value in _variables(launch).items()],
         "resources": _resources(launch),
+        "securityContext": security,
         "volumeMounts": mounts,
     }
     spec["template"] = {
@@ -92,6 +113,18 @@ def _job(launch: Launch, head: str) -> Manifest:
         "spec": {**pod, "containers": [container], "volumes": volumes},
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": launch.name}, "spec": spec}
+
+
+def _security(launch: Launch) -> tuple[Manifest, Manifest]:
+    """Of the pod and of its container: what the Pod Security Standard "restricted" wants, where a user is named."""
+    pod: Manifest = {"seccompProfile": {"type": "RuntimeDefault"}}
+    container: Manifest = {"allowPrivilegeEscalation": False}
+    if launch.user:
+        ids = {"runAsNonRoot": True, "runAsUser": launch.user, "runAsGroup": launch.user, "fsGroup": launch.user}
+        # A claim with millions of files is not gone through at every start.
+        pod = {**ids, "fsGroupChangePolicy": "OnRootMismatch", **pod}
+        container["capabilities"] = {"drop": ["ALL"]}
+    return pod, container
 
 
 def _command(launch: Launch, head: str) -> str:
@@ -102,7 +135,7 @@ def _command(launch: Launch, head: str) -> str:
 
 def _variables(launch: Launch) -> dict[str, str]:
     threads = max(1, launch.node.cpus // launch.size.ranks_per_node)
-    return {"OMP_NUM_THREADS": str(threads), **INTERFACE, **launch.variables}
+    return {"OMP_NUM_THREADS": str(threads), **INTERFACE, **(HOMELESS if launch.user else {}), **launch.variables}
 
 
 def _resources(launch: Launch) -> Manifest:

@@ -8,8 +8,12 @@ from launch.spec import Launch, Meeting, agent, folded, shell_threads
 
 # Time for the ranks to agree on a step and to save before Slurm ends the job.
 WARNING_S = 120
+# What a shell says of a program that SIGTERM ended before it listened.
+TERMINATED = 143
 # One node may be a little later than another; a node that never ends would keep the others' reservation.
 LAST_NODE_WAIT_S = 60
+# One task a node is asked for here and not of the reservation, which would then never have more than the fewest nodes.
+SRUN = ("srun", "--ntasks-per-node=1")
 
 
 def as_torchrun(launch: Launch) -> str:
@@ -39,7 +43,7 @@ def as_torchrun(launch: Launch) -> str:
 def as_sbatch(launch: Launch) -> str:
     """A script for sbatch: one torchrun a node, back into the queue when it was preempted or its time ran out."""
     several = launch.size.max_nodes > 1
-    lines = [*_reservation(launch), "", "set -uo pipefail", "", *_python(launch)]
+    lines = [*_reservation(launch), "", "set -uo pipefail", "", *_python(launch), *_check_nodes(launch)]
     # SLURM_CPUS_ON_NODE is what the job may use of a node.
     lines += _exports(launch.variables, shell_threads("${SLURM_CPUS_ON_NODE:-1}", launch.size.ranks_per_node))
     if several:
@@ -50,24 +54,53 @@ def as_sbatch(launch: Launch) -> str:
             'PORT="$(( 20000 + SLURM_JOB_ID % 10000 ))"',
             "export HEAD PORT",
         ]
-    lines += ["", *_look_at_nodes(launch)]
+    if launch.size.is_elastic:
+        lines += [
+            "# With the first node this script is lost, and Slurm leaves the job to the others.",
+            'export INFNET_REC_WHEN_FIRST_NODE_IS_LOST="scontrol requeue $SLURM_JOB_ID"',
+        ]
+    lines += ["", *_end(), "", *_look_at_nodes(launch)]
     # srun takes one core for a task unless it is told, whatever sbatch was told; and
     # a node that failed must not end the others with a signal: its exit code would hide theirs.
-    options = ["srun", '--cpus-per-task="${SLURM_CPUS_ON_NODE:-1}"', "--kill-on-bad-exit=0"]
+    options = [*SRUN, '--cpus-per-task="${SLURM_CPUS_ON_NODE:-1}"', "--kill-on-bad-exit=0"]
     options += ["--no-kill", "--wait=0"] if launch.size.is_elastic else [f"--wait={LAST_NODE_WAIT_S}"]
     meeting = Meeting('"$HEAD:$PORT"', '"$SLURM_JOB_ID"')
     lines += [
         "",
         *folded(" ".join(options), agent(launch, '"$PYTHON"', meeting)),
-        "code=$?",
-        "",
-        f"# {TRY_AGAIN}: stopped by a signal, and saved. The same script goes on from there.",
-        f'if [ "$code" -eq {TRY_AGAIN} ]; then',
-        '    scontrol requeue "$SLURM_JOB_ID"',
-        "fi",
-        'exit "$code"',
+        "end $?",
     ]
     return _text(lines)
+
+
+def _check_nodes(launch: Launch) -> list[str]:
+    """Refuses what sbatch's command line made of the nodes, where the run is not for so many."""
+    size = launch.size
+    least, most = size.min_nodes, size.max_nodes
+    wanted = f"{least} to {most} nodes" if size.is_elastic else f"{most} node{'s' * (most > 1)}"
+    text = f"--nodes=$NODES: this script is for {wanted}; hand it in without --nodes, or write one with -j "
+    text += f"${{NODES}}x{size.ranks_per_node}"
+    return [
+        "",
+        'NODES="${SLURM_JOB_NUM_NODES:-$SLURM_NNODES}"',
+        f'if [ "$NODES" -lt {least} ] || [ "$NODES" -gt {most} ]; then',
+        f'    echo "infnet-rec: fault: {text}" >&2',
+        "    exit 2",
+        "fi",
+    ]
+
+
+def _end() -> list[str]:
+    return [
+        f"# {TRY_AGAIN}: stopped by a signal, and saved. The same script goes on from there.",
+        "end() {",
+        f'    if [ "$1" -eq {TRY_AGAIN} ] || [ "$1" -eq {TERMINATED} ]; then',
+        '        scontrol requeue "$SLURM_JOB_ID"',
+        f"        exit {TRY_AGAIN}",
+        "    fi",
+        '    exit "$1"',
+        "}",
+    ]
 
 
 def _reservation(launch: Launch) -> list[str]:
@@ -75,11 +108,12 @@ def _reservation(launch: Launch) -> list[str]:
     wanted = [
         f"--job-name={launch.name}",
         f"--nodes={size.min_nodes}-{size.max_nodes}" if size.is_elastic else f"--nodes={size.max_nodes}",
-        "--ntasks-per-node=1",
     ]
     wanted += [f"--gpus-per-node={node.gpus}"] if node.gpus else []
     wanted += [f"--cpus-per-task={node.cpus}"] if node.cpus else ["--exclusive"]
-    wanted += [f"--mem={node.memory_gib}G"] if node.memory_gib else []
+    # Whole nodes are without their memory where a site gives so much a core.
+    memory = [f"--mem={node.memory_gib}G"] if node.memory_gib else []
+    wanted += memory or ([] if node.cpus else ["--mem=0"])
     wanted += ["--requeue", f"--signal=TERM@{WARNING_S}", f"--output={launch.name}-%j.log", "--open-mode=append"]
     # The job outlives a node; the ranks that are left start again from what was saved last.
     wanted += ["--no-kill"] if size.is_elastic else []
@@ -100,7 +134,9 @@ def _look_at_nodes(launch: Launch) -> list[str]:
             '    fault "port $PORT of $HEAD: is in use; hand the job in again"',
             "fi",
         ]
-    start = "srun --kill-on-bad-exit=0 bash -s <<'EOF' || exit 2"
+    # A node that is at fault says 2; a signal may come while they look.
+    # The step that trains does not wait until this one is wholly gone: a signal meanwhile would reach nobody.
+    start = f"SLURM_OVERLAP=1 {' '.join(SRUN)} --kill-on-bad-exit=0 bash -s <<'EOF' || end $?"
     return ["# Each node says at once what would cost minutes later.", start, *checks, "EOF"]
 
 

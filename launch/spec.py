@@ -55,6 +55,7 @@ class Launch:
         mounts: into the container, each `type=bind,src=PATH,dst=PATH[,readonly]`, or `type=volume` with a claim's name.
         python: the interpreter.
         port: where the nodes meet.
+        user: number of the user that a container runs as; 0 leaves it to the image.
     """
 
     words: tuple[str, ...]
@@ -66,6 +67,7 @@ class Launch:
     mounts: tuple[str, ...] = ()
     python: str = "python"
     port: int = PORT
+    user: int = 0
 
     @property
     def variables(self) -> dict[str, str]:

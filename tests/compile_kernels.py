@@ -4,6 +4,7 @@ Prints one line a kernel: what it is, then registers and bytes of stack (spilled
 shared memory of a program.
 
 Usage: compile_kernels.py CAPABILITY DTYPE:WIDTH:QUERIES:BLOCK:WARPS ...
+       compile_kernels.py CAPABILITY DTYPE:WIDTH:QUERIES ...     all blocks and warps that a first launch would try
 """
 
 import re
@@ -75,16 +76,21 @@ def resources(cubin: bytes) -> tuple[str, ...]:
 def main(capability: int, cases: list[str]) -> None:
     triton.runtime.driver.set_active(AbsentGpu(capability))
     for case in cases:
-        dtype, width, num_queries, block, num_warps = case.split(":")
+        dtype, width, num_queries, *chosen = case.split(":")
         tensors = arguments(DTYPES[dtype], int(width), int(num_queries))
         size = fused_kernels.Extent(28, int(num_queries), int(width), tensors[0][0].element_size())
         for kernel, given in ((fused_kernels.attend_forward, tensors[:2]), (fused_kernels.attend_backward, tensors)):
-            options = {"num_warps": int(num_warps), "num_stages": 2}
-            compiled = kernel.warmup(*given, SIZE=size, BLOCK=int(block), grid=(2,), **options)
-            registers, stack = resources(compiled.asm["cubin"])
-            print(
-                f"sm_{capability} {case} {kernel.__name__} {registers} {stack} {compiled.metadata.shared}", flush=True
-            )
+            if chosen:
+                options = {"BLOCK": int(chosen[0]), "num_warps": int(chosen[1]), "num_stages": 2}
+                all_compiled = [kernel.warmup(*given, SIZE=size, grid=(2,), **options)]
+            else:
+                all_compiled = fused_kernels._TUNED[kernel].warmup(*given, SIZE=size, grid=(2,))
+            for compiled in all_compiled:
+                registers, stack = resources(compiled.asm["cubin"])
+                print(
+                    f"sm_{capability} {case} {kernel.__name__} {registers} {stack} {compiled.metadata.shared}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -46,6 +46,31 @@ __all__ = [
 ]
 
 
+# Files whose tests start ranks or hosts of their own.
+STARTS_RANKS = {
+    "test_bench_run.py",
+    "test_end_to_end.py",
+    "test_experiment_parts.py",
+    "test_faults.py",
+    "test_first_error.py",
+    "test_gpu_benchmark.py",
+    "test_launch.py",
+    "test_meeting.py",
+    "test_preflight_ranks.py",
+    "test_rank_environment.py",
+    "test_rank_pair.py",
+    "test_slurm.py",
+    "test_two_hosts.py",
+    "test_watch.py",
+}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Two workers never start ranks at the same time: two cores are enough for two ranks. A file stays together."""
+    several = item.path.name in STARTS_RANKS or "ranks" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("ranks" if several else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[RankPair]:
     """Two gloo ranks for the whole session: `ranks(function, *args)` gives the results of both; see `RankPair`."""

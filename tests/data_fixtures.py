@@ -37,7 +37,12 @@ class Dataset:
     @cached_property
     def reference(self) -> Reference:
         """What the store must hold; some seconds for the real rows, so worked out once."""
-        return Reference(self.recipe, self.raw)
+        edges = {
+            name: self.store.vocabulary(name).column("low").to_pylist()[2:]
+            for name, encoding in self.store.manifest["encodings"].items()
+            if encoding == "quantile"
+        }
+        return Reference(self.recipe, self.raw, edges)
 
 
 def build_shop(folder: Path, *changes: tuple[str, str]) -> Dataset:

@@ -16,7 +16,15 @@ DAY_S = 86_400
 KIOSK: dict[str, Any] = {
     "name": "kiosk",
     "licence": "made up",
-    "log": {"files": ["log_1.csv", "log_2.csv"], "user": "user", "item": "item", "time": "time", "time_unit": "s"},
+    # Its days are the first of 1970, so that a time is easy to read.
+    "log": {
+        "files": ["log_1.csv", "log_2.csv"],
+        "user": "user",
+        "item": "item",
+        "time": "time",
+        "time_unit": "s",
+        "earliest": "1970-01-01T00:00:00",
+    },
     "sides": {"user": [{"files": ["users.csv"], "key": "user"}], "item": [{"files": ["items.csv"], "key": "item"}]},
     "features": [
         {"side": "user", "encoding": "index", "columns": ["user", "city"]},

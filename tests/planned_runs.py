@@ -41,16 +41,16 @@ def error_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -
 
 def error_of_broken_planner(rank: int, world_size: int, store: str) -> tuple[str, str]:
     """The same where the planner of rank 0 has a bug."""
-    from infnet_rec.commands import training_plan
+    from infnet_rec.commands import plan_case
 
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("the planner divided by nothing")
 
-    kept, training_plan.search_plan = training_plan.search_plan, broken
+    kept, plan_case.search_plan = plan_case.search_plan, broken
     try:
         return error_of_run(rank, world_size, store, [])
     finally:
-        training_plan.search_plan = kept
+        plan_case.search_plan = kept
 
 
 def check_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -> dict[str, Any]:

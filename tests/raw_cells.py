@@ -3,9 +3,7 @@
 import csv
 import gzip
 import hashlib
-import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,12 +43,6 @@ def columns_of(path: Path) -> list[str]:
         return pq.read_schema(path).names
     with open_text(path) as file:
         return next(csv.reader(file))
-
-
-@cache
-def plain(text: str) -> str:
-    """An integer that was printed as a float is the integer."""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
 def hashed_number(text: str) -> int:

@@ -50,6 +50,21 @@ columns = ["device"]
 name = "device_bucket"
 buckets = 3
 
+[[features]]
+side = "context"
+encoding = "multi"
+columns = ["device"]
+name = "device_parts"
+separator = "e"
+max_values = 3
+
+[[features]]
+side = "context"
+encoding = "quantile"
+columns = ["seconds"]
+buckets = 3
+null_values = ["29"]
+
 [[behaviours]]
 name = "buy"\
 """,
@@ -65,7 +80,7 @@ items = "what"
 
 [sequences]""",
     ),
-    ('"price"]\nshare_tables', '"price", "device", "device_bucket"]\nshare_tables'),
+    ('"price"]\nshare_tables', '"price", "device", "device_bucket", "tags", "device_parts", "seconds"]\nshare_tables'),
 )
 
 # The same shop with its log and sides in CSV: lists become texts.

@@ -87,7 +87,12 @@ def save_small(rank: int, world_size: int, store: str, folder: str, num_steps: i
     data, world = open_data(config), world_of(rank, world_size)
     sharded = shard_model(config, data, world)
     run_steps(config, data, world, sharded, num_steps)
-    run = {"config": config.model_dump(mode="json"), "store": "", "world_size": world_size, "plan": {}}
+    run = {
+        "config": config.model_dump(mode="json"),
+        "store": data.store.fingerprint,
+        "world_size": world_size,
+        "plan": {},
+    }
     saver = Saver(Shelf(folder), sharded.model, sharded.optimizers, Keep(1, 1), "sync", run, print)
     saver.save(Progress(step=num_steps))
     return valid_logits(config, data, world, sharded)
@@ -98,7 +103,7 @@ def load_small(rank: int, world_size: int, store: str, folder: str) -> np.ndarra
     config = small_config(store, ["train.seed=99", "sharding.row_wise_min_rows=1000000"])
     data, world = open_data(config), world_of(rank, world_size)
     sharded = shard_model(config, data, world)
-    start_from(folder, sharded, Report(None, 0))
+    start_from(folder, data, sharded, Report(None, 0))
     return valid_logits(config, data, world, sharded)
 
 

@@ -4,7 +4,6 @@ Shares no code with the package: a recipe comes as the plain dict that TOML give
 """
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
@@ -13,7 +12,9 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from raw_cells import Cell, columns_of, hashed_number, plain, read_rows
+import slow_values
+from raw_cells import Cell, columns_of, hashed_number, read_rows
+from slow_values import BadCell, Predicate
 
 UNSEEN, NULL, ZERO, FIRST_VALUE, FIRST_RANGE, EMPTY = 0, 1, 2, 2, 3, -1
 SPLITS = ("train", "valid", "test")
@@ -47,13 +48,22 @@ class Event(NamedTuple):
     context: tuple[int, ...]
 
 
+def range_id(number: float | None, edges: list[float]) -> int:
+    """The id of a number among ranges."""
+    if number is None or number == 0:
+        return NULL if number is None else ZERO
+    return FIRST_RANGE + sum(edge <= number for edge in edges)
+
+
 class Reference:
     """A dataset in dicts and lists."""
 
-    def __init__(self, recipe: dict[str, Any], raw: Path) -> None:
+    def __init__(self, recipe: dict[str, Any], raw: Path, edges: dict[str, list[float]] | None = None) -> None:
+        """`edges` are the inner borders of the store's ranges, which are checked by themselves."""
+        self.edges = edges or {}
         self.recipe, self.raw, self.log = recipe, raw, recipe["log"]
         self.ticks = {"ms": 1000, "s": 1}[self.log.get("time_unit", "ms")]
-        self.key = {"int64": int, "string": str}[self.log.get("id_type", "int64")]
+        self.is_integer = self.log.get("id_type", "int64") == "int64"
         self.features = {
             feature.get("name", column): (feature, column)
             for feature in recipe["features"]
@@ -64,7 +74,7 @@ class Reference:
         self.texts_of_context = [
             name
             for name, (f, _) in self.features.items()
-            if f["side"] == "context" and f["encoding"] in ("index", "hash")
+            if f["side"] == "context" and f["encoding"] in ("index", "hash", "multi", "quantile")
         ]
         self.shares = recipe["splits"] if "by" in recipe["splits"] else None
         self.bounds = [] if self.shares else [self._instant(recipe["splits"][name]) for name in (*SPLITS, "end")]
@@ -85,28 +95,51 @@ class Reference:
         since = datetime.fromisoformat(local.isoformat()) - datetime(1970, 1, 1)
         return round((since - timedelta(hours=self.log.get("utc_offset_hours", 0))).total_seconds() * self.ticks)
 
+    def key(self, text: str, nulls: tuple[str, ...] = ()) -> Key:
+        """A user's or an item's id; raises BadCell."""
+        if self.is_integer:
+            return slow_values.whole(text, nulls)
+        if (found := slow_values.value(text, nulls)) is None:
+            raise BadCell(text)
+        return found
+
     def _log_rows(self) -> Iterator[Row]:
-        wheres, number = [], 0
-        time = self.log.get("time", self.log["user"])  # without a time the user's column stands in, unread
-        for behaviour in self.recipe["behaviours"]:
-            predicate = behaviour["where"].replace("TRUE", f"{time} >= 0").replace('"', "")
-            column, sign, value = re.fullmatch(r"(\w+) (=|>=) (\d+)", predicate).groups()
-            wheres.append((behaviour["name"], column, sign, float(value)))
+        """The good rows."""
+        nulls, number = tuple(self.log.get("null_values", ())), 0
+        wheres = [(b["name"], Predicate(b["where"], nulls)) for b in self.recipe["behaviours"]]
+        tasks = [Predicate(t["where"], nulls) if "where" in t else t["label"] for t in self.recipe["tasks"]]
         context = [self.features[name][1] for name in self.texts_of_context]
-        wanted = [self.log["user"], self.log["item"], time, *(w[1] for w in wheres)]
-        wanted += [*(task["label"] for task in self.recipe["tasks"]), *context]
-        first_label, first_context = 3 + len(wheres), 3 + len(wheres) + len(self.tasks)
+        wanted = {self.log["user"], self.log["item"], *context, *(t for t in tasks if isinstance(t, str))}
+        wanted |= {self.log["time"]} if "time" in self.log else set()
+        wanted |= {c for p in [*(w for _, w in wheres), *tasks] if isinstance(p, Predicate) for c in p.columns}
         for file in self.log["files"]:
-            for cells in read_rows(self.raw / file, wanted):
-                happened = frozenset(
-                    name
-                    for (name, _, sign, value), cell in zip(wheres, cells[3:first_label], strict=True)
-                    if cell and (float(cell) == value if sign == "=" else float(cell) >= value)
-                )
-                labels = tuple(int(cell) for cell in cells[first_label:first_context])
+            for cells in read_rows(self.raw / file, list(wanted)):
+                row = dict(zip(wanted, cells, strict=True))
+                try:
+                    found = self._log_row(row, wheres, tasks, nulls)
+                except BadCell:
+                    continue
                 number += 1
-                instant = int(cells[2]) if "time" in self.log else number
-                yield Row(self.key(cells[0]), self.key(cells[1]), instant, happened, labels, cells[first_context:])
+                texts = tuple(str(slow_values.value(row[c], nulls) or "") for c in context)
+                yield found._replace(context=texts, time=found.time if "time" in self.log else number)
+
+    def _log_row(
+        self,
+        row: dict[str, str],
+        wheres: list[tuple[str, Predicate]],
+        tasks: list[Predicate | str],
+        nulls: tuple[str, ...],
+    ) -> Row:
+        user, item = (self.key(row[self.log[side]], nulls) for side in ("user", "item"))
+        time = slow_values.whole(row[self.log["time"]], nulls) if "time" in self.log else 0
+        happened = frozenset([name for name, where in [(n, w(row)) for n, w in wheres] if where])
+        labels = [slow_values.flag(row[t], nulls) if isinstance(t, str) else t(row) for t in tasks]
+        if time < 0 or None in labels or any(map(slow_values.is_nested, self._context_cells(row))):
+            raise BadCell(row)
+        return Row(user, item, time, happened, tuple(int(bool(label)) for label in labels), ())
+
+    def _context_cells(self, row: dict[str, str]) -> list[str]:
+        return [row[self.features[name][1]] for name in self.texts_of_context]
 
     def _split(self, rows: list[Row]) -> list[Row]:
         """The rows that are used, each with its split."""
@@ -179,13 +212,35 @@ class Reference:
         for source in self.recipe.get("sides", {}).get(side, ()):
             found = {n: c for n, c in mine.items() if c in columns_of(self.raw / source["files"][0])}
             mine = {n: c for n, c in mine.items() if n not in found}
+            nulls = tuple(source.get("null_values", ()))
             for file in source["files"]:
                 for key, *texts in read_rows(self.raw / file, [source["key"], *found.values()]):
-                    known = cells[self.key(key)]
+                    try:
+                        id_, texts = self.key(key, nulls), self._side_row(list(found), texts, nulls)
+                    except BadCell:
+                        continue
+                    known = cells[id_]
                     if not (source.get("first_row_of_each") and known.keys() >= found.keys()):
                         known.update(zip(found, texts, strict=True))
         assert not mine, f"no file has {mine}"
         return cells
+
+    def _side_row(self, names: list[str], texts: list[Cell], nulls: tuple[str, ...]) -> list[Cell]:
+        """The cells of a row, empty where they are missing; raises BadCell."""
+        found: list[Cell] = []
+        for name, text in zip(names, texts, strict=True):
+            feature = self.features[name][0]
+            if isinstance(text, str):
+                if slow_values.value(text, nulls) is None:
+                    text = ""
+                elif feature["encoding"] == "multi":
+                    text = tuple(slow_values.texts(text, feature.get("separator", ",")))
+                elif feature["encoding"] == "quantile":
+                    slow_values.number(text, (*nulls, *feature.get("null_values", ())))
+                elif slow_values.is_nested(text):
+                    raise BadCell(text)
+            found.append(text)
+        return found
 
     def cell(self, name: str, key: Key) -> Cell:
         """Raw text of a user or item feature; empty where the side files do not know the key."""
@@ -196,8 +251,7 @@ class Reference:
 
     def value(self, name: str, text: str) -> str | None:
         """The value behind a text, None for null."""
-        value = plain(text)
-        return None if value == "" or value in map(plain, self.features[name][0].get("null_values", ())) else value
+        return slow_values.value(text, tuple(self.features[name][0].get("null_values", ())))
 
     def values(self, name: str, cell: Cell) -> list[str]:
         """The values of an index or multi feature, without nulls."""
@@ -212,8 +266,13 @@ class Reference:
 
     def number(self, name: str, key: Key) -> float | None:
         """The value of a quantile feature, None for null."""
-        value = self.value(name, str(self.cell(name, key)))
-        return None if value is None or math.isnan(float(value)) else float(value)
+        return self.number_of(name, str(self.cell(name, key)))
+
+    def number_of(self, name: str, text: str) -> float | None:
+        """The number behind a text, None for null."""
+        nulls = tuple(self.features[name][0].get("null_values", ()))
+        found = slow_values.number(text, nulls)
+        return None if found is None else float(found)
 
     def _vocabulary(self, name: str) -> dict[str, int]:
         """Value -> training look-ups, in the order of the ids."""
@@ -249,23 +308,28 @@ class Reference:
             return [self.ids[name].get(v, UNSEEN) for v in self.values(name, self.cell(name, key))] or [NULL]
         if encoding in ("index", "hash"):
             return [self.text_id(name, str(self.cell(name, key)))]
-        number = self.number(name, key)
-        if number is None or number == 0:
-            return [NULL if number is None else ZERO]
-        return [FIRST_RANGE + sum(edge <= number for edge in edges[name])]
+        return [range_id(self.number(name, key), edges[name])]
 
-    def context_id(self, name: str, time: int, context: tuple[str, ...]) -> int:
+    def context_id(self, name: str, time: int, context: tuple[str, ...]) -> int | tuple[int, ...]:
+        """The id of a context feature; all ids of one of several values."""
         encoding = self.features[name][0]["encoding"]
+        if encoding == "multi":
+            cell = context[self.texts_of_context.index(name)]
+            return tuple(self.ids[name].get(v, UNSEEN) for v in self.values(name, cell)) or (NULL,)
+        if encoding == "quantile":
+            number = self.number_of(name, context[self.texts_of_context.index(name)])
+            return range_id(number, self.edges[name])
         if encoding in ("index", "hash"):
             return self.text_id(name, context[self.texts_of_context.index(name)])
         local = datetime(1970, 1, 1) + timedelta(seconds=time // self.ticks, hours=self.log.get("utc_offset_hours", 0))
         return FIRST_VALUE + (local.hour if encoding == "hour_of_day" else local.weekday())
 
-    def event_id(self, attribute: str, event: Event, edges: dict[str, list[float]]) -> int:
-        """The id that a sequence reads for an event: of its item, or of its own row of the log."""
+    def event_ids(self, attribute: str, event: Event, edges: dict[str, list[float]]) -> list[int]:
+        """The ids that a sequence reads for an event: of its item, or of its own row of the log."""
         if self.features[attribute][0]["side"] == "context":
-            return event.context[self.texts_of_context.index(attribute)]
-        return self.side_ids(attribute, event.item, edges)[0]
+            ids = event.context[self.texts_of_context.index(attribute)]
+            return list(ids) if isinstance(ids, tuple) else [ids]
+        return self.side_ids(attribute, event.item, edges)
 
     def history(self, behaviour: str, user: Key, time: int) -> list[Event]:
         """Events of the user strictly before an instant, oldest first."""

@@ -5,18 +5,22 @@ Shapes: B examples, F sequences, L sequence tokens, P and R queries, X tokens of
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from infnet_rec.model import jagged
-from infnet_rec.model.attention import DenseTokens, Flow, Reading
+from infnet_rec.model.attention import DenseTokens, Flow, Readings
+from infnet_rec.model.infnet_options import Ablation, InfnetOptions
 from infnet_rec.model.jagged import JaggedTokens, arrange_sequences
 from infnet_rec.model.proxies import pool_sequences
 from literal import cross_attention
+from paper_check import build
 
 DTYPE = torch.float64
+ABLATIONS = get_args(Ablation)
 # An empty example first, last and in between, and one that is longer than all others together.
 RAGGED = (0, 1, 7, 8, 0, 9, 16, 53, 3, 0)
 
@@ -172,21 +176,46 @@ def test_a_query_of_zeros_reads_the_mean(kind):
     torch.testing.assert_close(mean_B1D[:, 0], token_BXD.mean(dim=1), rtol=1e-12, atol=1e-12)
 
 
+# Who reads which tokens, and how many queries each has: both sets, one each, neighbours of unlike sets, one reader.
+READERS = [
+    ({"x": ("a", "b"), "y": ("a", "b")}, {"a": 4, "b": 1}),
+    ({"x": ("a",), "y": ("b",)}, {"a": 2, "b": 3}),
+    ({"x": ("a", "b", "c"), "y": ("a", "c", "d"), "z": ("b", "d")}, {"a": 2, "b": 1, "d": 5, "c": 3}),
+    ({"x": ("a",)}, {"a": 3}),
+]
+
+
 @pytest.mark.parametrize("num_heads", [1, 2, 4])
-def test_flows_that_read_together_are_the_flows_with_keys_and_values(num_heads):
+@pytest.mark.parametrize(("readers", "num_tokens"), READERS)
+def test_flows_that_read_together_are_the_flows_with_keys_and_values(readers, num_tokens, num_heads):
     torch.manual_seed(0)
-    reading = Reading(("a", "b"), width=8, num_heads=num_heads).double()
-    query_BPD = {"a": torch.randn(3, 4, 8, dtype=DTYPE), "b": torch.randn(3, 1, 8, dtype=DTYPE)}
-    token_BXD = torch.randn(3, 7, 8, dtype=DTYPE)
+    readings = Readings(readers, num_tokens, 8, num_heads).double()
+    query_BPD = {name: torch.randn(3, number, 8, dtype=DTYPE) for name, number in num_tokens.items()}
+    sets = {kind: DenseTokens(torch.randn(3, 6 + i, 8, dtype=DTYPE)) for i, kind in enumerate(readers)}
 
-    got_BPD, _ = reading(query_BPD, DenseTokens(token_BXD))
+    got_BPD, rest = readings(torch.cat(list(query_BPD.values()), dim=1), sets)
 
-    for name, flow in reading.items():
-        assert isinstance(flow, Flow)
-        w = {"x Wq": flow.query_DD, "x Wk": flow.key_DD, "x Wv": flow.value_DD}
-        present_BX = torch.ones(3, 7, dtype=torch.bool)
-        expected_BPD = cross_attention(w, "x", query_BPD[name], token_BXD, present_BX, num_heads)
-        torch.testing.assert_close(got_BPD[name], expected_BPD, rtol=1e-10, atol=1e-10)
+    assert rest.keys() == sets.keys()
+    for name, part_BPD in zip(num_tokens, got_BPD.split(list(num_tokens.values()), dim=1), strict=True):
+        expected_BPD = torch.zeros_like(query_BPD[name])
+        for kind, token_set in sets.items():
+            if name in readers[kind]:
+                flow = readings.flows(kind)[name]
+                w = {"x Wq": flow.query_DD, "x Wk": flow.key_DD, "x Wv": flow.value_DD}
+                present_BX = torch.ones(token_set.token_BXD.shape[:2], dtype=torch.bool)
+                expected_BPD += cross_attention(w, "x", query_BPD[name], token_set.token_BXD, present_BX, num_heads)
+        torch.testing.assert_close(part_BPD, expected_BPD, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(readings.part(got_BPD, name), part_BPD, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3])
+@pytest.mark.parametrize(("ablation", "readout"), [*((name, "task") for name in ABLATIONS), ("none", "proxies")])
+def test_every_block_reads_each_set_once(ablation, readout, num_blocks):
+    if num_blocks == 1 and (ablation, readout) == ("none", "task"):
+        num_blocks = 2
+    model = build(InfnetOptions(ablation=ablation, readout=readout, num_blocks=num_blocks))
+    for readings in (module for module in model.modules() if isinstance(module, Readings)):
+        assert sorted(run.kind for run in readings.runs) == sorted(readings.kinds)
 
 
 def test_flow_weights_start_with_xavier_spread():
@@ -204,7 +233,9 @@ def test_pooling_adds_up_each_groups_events(group_of_sequence):
     token_LD = torch.randn(sum(RAGGED), 4, dtype=DTYPE)
     runs = token_LD.split(lengths_FB.flatten().tolist())
 
-    sum_BGD, count_BG, _ = pool_sequences(token_LD, lengths_FB, group_of_sequence)
+    sum_BGD, count_BG, _ = pool_sequences(
+        token_LD, lengths_FB, torch.tensor(group_of_sequence), max(group_of_sequence) + 1
+    )
 
     for b in range(len(RAGGED)):
         for g in range(max(group_of_sequence) + 1):

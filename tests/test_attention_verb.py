@@ -18,6 +18,7 @@ from infnet_rec.commands import attention as command
 from infnet_rec.commands import attention_plot
 from infnet_rec.commands.train import train
 from infnet_rec.data.store import Store
+from test_rank_environment import rank_environ
 from test_stats_plot import png_size
 
 TINY = ["data.sequence_length=4", "data.profile=safe", "model.num_heads=2"]
@@ -187,7 +188,8 @@ def test_a_folder_that_is_taken_and_several_ranks_are_refused(
     monkeypatch.setattr(command, "shard_model", lambda *_: pytest.fail("began"))
     code, _, err = run(*arguments(small_store, run_dir, tmp_path, [], {}))
     assert code == 2 and "not empty, and nothing is overwritten" in err
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in rank_environ(rank=0, world_size=2).items():
+        monkeypatch.setenv(name, value)
     code, _, err = run(*arguments(small_store, run_dir, tmp_path / "new", [], {}))
     assert code == 2 and "works on one rank, and torchrun started 2" in err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

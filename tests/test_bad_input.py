@@ -10,6 +10,7 @@ import pytest
 from data_fixtures import QUIET
 from infnet_rec.data import places
 from infnet_rec.data.build import build
+from infnet_rec.data.text_format import CSV_FORMAT
 from infnet_rec.faults import Fault
 from kiosk import FILES, Edit, hashes, kiosk, rewrite, swap
 
@@ -35,7 +36,7 @@ WRONG_FILES: dict[str, tuple[Edit, str]] = {
         r"log_1\.csv: columns user, User differ by case only",
     ),
     "a column of DuckDB's": (swap("page", "file_index", "log*"), r"column file_index has a name that DuckDB uses"),
-    "a folder for a file": (_folder, r"users\.csv: is a folder, not a file"),
+    "a folder for a file": (_folder, r"users\.csv: is a folder that holds no file"),
     "a file twice": (
         lambda raw, recipe: recipe["log"].update(files=["log_1.csv"] * 2),
         r"log_1\.csv: is listed 2 times",
@@ -43,7 +44,7 @@ WRONG_FILES: dict[str, tuple[Edit, str]] = {
     "UTF-16": (rewrite(lambda text: text.decode().encode("utf-16"), "users.csv"), r"users\.csv: .*not UTF-8"),
     "semicolons": (
         rewrite(lambda text: text.replace(b",", b";"), "users.csv"),
-        r"users\.csv: no column 'user' .*user;city",
+        r"users\.csv, line 1: the header 'user;city' .* write delimiter = \";\"",
     ),
     "a header that never ends": (
         rewrite(lambda text: b'"' + b"x" * 200_000, "users.csv"),
@@ -77,11 +78,11 @@ def test_a_wrong_file_is_one_fault_and_leaves_nothing(name: str, tmp_path: Path)
 def test_a_file_that_may_not_be_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may read everything, so the refusal is made up."""
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, encoding: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     recipe, raw = kiosk(tmp_path)
-    monkeypatch.setattr("infnet_rec.data.headers.open_bytes", refuse)
+    monkeypatch.setattr("infnet_rec.data.text_format.open_bytes", refuse)
     with pytest.raises(Fault, match=r"users\.csv: cannot be read \(Permission denied\)"):
         build(recipe, raw, tmp_path / "store", QUIET)
 
@@ -95,7 +96,7 @@ def test_a_log_of_headers_only_is_refused(tmp_path: Path) -> None:
             (raw / name).write_text(FILES["log_1.csv"][0] + "\n")
 
     recipe, raw = kiosk(tmp_path, edit)
-    with pytest.raises(Fault, match="no row of the log falls into train, valid, test"):
+    with pytest.raises(Fault, match=r"log_2\.csv: the log holds a header and no rows"):
         build(recipe, raw, tmp_path / "store", QUIET)
 
 
@@ -130,7 +131,7 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
     text = 'a,b\n\n1,2\n"x\n\ny",3\nq"q,4\n"d""\n""",5\n\n\n6,"\n"\n7,8'
     (tmp_path / "a.csv").write_text(text)
     with (tmp_path / "a.csv").open("rb") as file:
-        found = [(line, row.decode()) for _, line, row in places.rows(file) if row]
+        found = [(line, row.decode()) for _, line, row in places.rows(file, CSV_FORMAT) if row]
     expected = [
         (1, "a,b"),
         (3, "1,2"),
@@ -142,4 +143,4 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
     ]
     assert found == expected
     with (tmp_path / "a.csv").open("rb") as file:
-        assert all(text[offset:].startswith(row.decode()) for offset, _, row in places.rows(file))
+        assert all(text[offset:].startswith(row.decode()) for offset, _, row in places.rows(file, CSV_FORMAT))

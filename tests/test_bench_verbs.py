@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_the_tower_verb_without_a_configuration(ragged: list[str]) -> None:
     assert (answer["shape"]["events_per_example"] < 84) == bool(ragged)
     assert answer["ceilings"]["copy_bytes_per_s"] > 0
     assert answer["ceilings"]["matmul_flops_per_s"].keys() == {"float32", "bfloat16"}
-    assert answer["machine"]["versions"]["torch"] == torch.__version__
+    assert answer["machine"]["versions"]["torch"] == metadata.version("torch")
     assert answer["passes"]["forward_backward"]["forms"].keys() == {"literal", "eager"}
 
 

@@ -15,6 +15,7 @@ from infnet_rec.bench.verdict import Setting, judge
 from infnet_rec.commands.bench_asked import Asked
 from infnet_rec.commands.bench_compare import compare, lines
 from infnet_rec.faults import Fault
+from test_rank_environment import rank_environ
 
 CPU = Setting(on_gpu=False, loader_threads=1, communication="fp32", precision="fp32", spare_cores=0)
 GPU = Setting(on_gpu=True, loader_threads=1, communication="fp32", precision="fp32", spare_cores=8)
@@ -163,11 +164,13 @@ def test_ranks_to_start() -> None:
     asked = Asked()
     assert asked.ranks_to_start(None, {}) == 1
     assert asked.ranks_to_start("1x2", {}) == 2
-    assert asked.ranks_to_start("2x4", {"WORLD_SIZE": "8"}) == 1
+    eight = rank_environ(rank=0, world_size=8)
+    assert asked.ranks_to_start("2x4", eight) == 1
     for size, environment, words in (
         ("2x1", {}, "this node only"),
         ("1:2x4", {}, "one number of nodes"),
-        ("1x2", {"WORLD_SIZE": "4"}, "torchrun started 4 ranks"),
+        ("1x2", eight, "torchrun started 8 ranks"),
+        ("1x2", {"WORLD_SIZE": "two"}, "WORLD_SIZE='two' is no number"),
         ("2", {}, "NODESxRANKS"),
     ):
         with pytest.raises(Fault, match=words):

@@ -41,13 +41,13 @@ def folder(tmp_path: Path) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were read from the other side, in order."""
     names: list[str] = []
-    stream = cache._Remote.stream
+    stream = cache.Remote.stream
 
     def noted(remote: Any, name: str) -> Iterator[bytes]:
         names.append(name)
         return stream(remote, name)
 
-    monkeypatch.setattr(cache._Remote, "stream", noted)
+    monkeypatch.setattr(cache.Remote, "stream", noted)
     return names
 
 

@@ -42,12 +42,13 @@ def test_every_check_passes_on_sound_versions() -> None:
 @pytest.mark.parametrize(
     "versions",
     [
+        SOUND | {"torch": "2.12.1", "torchrec": "1.7.0", "fbgemm-gpu-cpu": "1.7.0"},
         SOUND | {"torch": "2.11.0+cu130", "torchrec": "1.6.1", "fbgemm-gpu": "1.6.0", "fbgemm-gpu-cpu": None},
         # As on a machine that finds torchrec and fbgemm through PYTHONPATH.
         SOUND | {"torch": "2.11.0+cu130", "torchrec": "", "fbgemm-gpu": "", "fbgemm-gpu-cpu": None},
     ],
 )
-def test_the_other_generation_fits_too(versions: dict[str, str | None]) -> None:
+def test_older_generations_fit_too(versions: dict[str, str | None]) -> None:
     assert doctor.check_fit(versions).sound
 
 
@@ -55,6 +56,7 @@ def test_the_other_generation_fits_too(versions: dict[str, str | None]) -> None:
     "other",
     [
         {"torch": "2.12.0"},
+        {"torch": "2.14.0", "torchrec": "1.9.0", "fbgemm-gpu-cpu": "1.9.0"},
         {"torch": "2.11.0"},
         {"torchrec": "1.6.1"},
         {"fbgemm-gpu-cpu": "1.7.0"},
@@ -68,6 +70,35 @@ def test_versions_of_two_generations_are_a_fault(other: dict[str, str | None]) -
     assert "do not fit" in check.found
     assert "torch==2.13.0" in check.remedy
     assert "--no-deps torchrec==1.8.0" in check.remedy
+
+
+OLDEST = {"torch": "2.11.0+cu130", "torchrec": "1.6.1", "fbgemm-gpu": None, "fbgemm-gpu-cpu": "1.6.0"}
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (OLDEST | {"torchrec": None}, ("2.11.0", "1.6.1", "1.6.0")),
+        # As a machine that has torch alone, and a driver for just that.
+        (OLDEST | {"torchrec": None, "fbgemm-gpu-cpu": None}, ("2.11.0", "1.6.1", "1.6.0")),
+        (OLDEST | {"torchrec": None, "fbgemm-gpu-cpu": "1.8.0"}, ("2.11.0", "1.6.1", "1.6.0")),
+        (OLDEST | {"torch": "2.12.0", "torchrec": "1.7.0"}, ("2.12.1", "1.7.0", "1.7.0")),
+        (OLDEST | {"torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}, ("2.13.0", "1.8.0", "1.8.0")),
+        ({"torch": None, "torchrec": None, "fbgemm-gpu-cpu": None}, ("2.13.0", "1.8.0", "1.8.0")),
+    ],
+)
+def test_remedies_change_as_little_as_will_do(found: dict[str, str | None], wanted: tuple[str, str, str]) -> None:
+    check, (torch, torchrec, fbgemm) = doctor.check_fit(SOUND | found), wanted
+    assert "do not fit" in check.found
+    for words in (f"install torch=={torch} fbgemm-gpu-cpu=={fbgemm} && ", f"--no-deps torchrec=={torchrec}"):
+        assert words in check.remedy
+
+
+def test_remedies_about_fbgemm_and_torch_are_of_the_releases_at_hand() -> None:
+    both = SOUND | OLDEST | {"fbgemm-gpu": "1.6.0"}
+    assert doctor.check_one_fbgemm(both, CPU).remedy.endswith("install fbgemm-gpu-cpu==1.6.0")
+    for torch, words in ((CUDA, "fbgemm-gpu==1.6.0"), (CPU, "--force-reinstall torch==2.11.0")):
+        assert doctor.check_gpu(TWO_GPUS, torch, SOUND | OLDEST).remedy.endswith(words)
 
 
 def test_two_builds_of_fbgemm_are_a_fault() -> None:

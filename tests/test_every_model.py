@@ -130,3 +130,20 @@ def test_a_study_is_a_matter_of_configuration(study: str, alone: None, small_sto
         assert dense[f"tower.blocks.0.gates.{kind}.layers.0.weight"].shape[1] == count * config.model.width
     losses = sharded_runs.run_steps(config, data, world, sharded, 2)
     assert np.isfinite(losses).all() and not np.array_equal(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_computes_in_bfloat16_nearly_what_it_computes_in_float32(
+    name: str, alone: None, small_store: Path
+) -> None:
+    """Products have 8 bits; losses, parameters and optimizer state are in float32."""
+    runs = {}
+    for precision in ("fp32", "bf16"):
+        config = sharded_runs.small_config(str(small_store), [section(name), *FEW, f"train.precision='{precision}'"])
+        data, world = sharded_runs.open_data(config), sharded_runs.world_of(0, 1)
+        sharded = sharded_runs.shard_model(config, data, world)
+        losses = sharded_runs.run_steps(config, data, world, sharded, 2)
+        runs[precision] = (losses, {v.dtype for v in sharded_runs.dense_of(sharded).values() if v.dtype.kind == "f"})
+    assert not np.array_equal(runs["bf16"][0], runs["fp32"][0])
+    np.testing.assert_allclose(runs["bf16"][0], runs["fp32"][0], atol=0.02, rtol=0)
+    assert runs["bf16"][0].dtype == np.float32 and runs["bf16"][1] == {np.dtype(np.float32)}

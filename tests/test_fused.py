@@ -260,14 +260,26 @@ def test_tokens_that_the_kernel_cannot_read_are_a_fault(monkeypatch: pytest.Monk
         lay_out_sequences(torch.randn(3, 136), TWO, "fused")
 
 
-def test_the_kernels_compile_for_gpus_and_keep_to_their_registers() -> None:
-    """The interpreter takes what the compiler refuses; Triton brings the compiler, so no GPU is needed."""
+def compiled(*arguments: str) -> list[list[str]]:
+    """What compile_kernels.py prints, in words. Triton brings the compiler, so no GPU is needed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     here = Path(__file__).parent
     environment["PYTHONPATH"] = str(here.parent)
-    command = [sys.executable, here / "compile_kernels.py", "80", "fp32:16:9:32:4", "bf16:96:20:32:4"]
+    command = [sys.executable, here / "compile_kernels.py", *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert finished.returncode == 0, finished.stderr
-    lines = [line.split() for line in finished.stdout.splitlines()]
+    return [line.split() for line in finished.stdout.splitlines()]
+
+
+def test_the_kernels_compile_for_gpus_and_keep_to_their_registers() -> None:
+    """The interpreter takes what the compiler refuses."""
+    lines = compiled("80", "fp32:16:9:32:4", "bf16:96:20:32:4")
     assert [line[2] for line in lines] == ["attend_forward", "attend_backward"] * 2
-    assert all(int(stack_bytes) == 0 for *_, stack_bytes, _shared in lines), finished.stdout
+    assert all(int(stack_bytes) == 0 for *_, stack_bytes, _shared in lines), lines
+
+
+def test_all_that_a_first_launch_would_try_compiles() -> None:
+    lines = compiled("90", "fp32:24:9")
+    kernels = [line[2] for line in lines]
+    assert kernels == ["attend_forward"] * (len(lines) // 2) + ["attend_backward"] * (len(lines) // 2)
+    assert len(lines) >= 8 and all(int(shared_bytes) > 0 for *_, shared_bytes in lines), lines

@@ -217,7 +217,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     for name in ("used/notes.txt", "file"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
-    for name, why in (("used", "not empty"), ("file", "not a folder"), ("file/below", "cannot be made")):
+    for name, why in (("used", "not empty"), ("file", "not a folder"), ("file/below", "is not a folder")):
         with pytest.raises(Fault, match=why):
             generate("kuairand-pure", tmp_path / name, num_examples=100)
     assert contents(tmp_path) == {"file": b"mine", "used/notes.txt": b"mine"}

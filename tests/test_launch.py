@@ -7,6 +7,7 @@ import configparser
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,7 +115,29 @@ def test_slurm_without_sbatch_is_said_in_one_line(
     assert said.startswith("infnet-rec: fault: -s slurm: there is no sbatch on ")
     assert said.count("\n") == 1
     (tmp_path / "sbatch").touch(0o755)
+    # torchx asks it after it has handed in; without accounting it does not answer.
+    for sacct, words in (
+        (None, "there is no sacct on "),
+        ("#!/bin/sh\necho Slurm accounting storage is disabled >&2; exit 1\n", "storage is disabled; 'infnet-rec sub"),
+    ):
+        if sacct is not None:
+            (tmp_path / "sacct").write_text(sacct)
+            (tmp_path / "sacct").chmod(0o755)
+        with pytest.raises(SystemExit, match="2"):
+            components.train(config="a", run_dir="b")
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1
+    (tmp_path / "sacct").write_text("#!/bin/sh\n")
     components.train(config="a", run_dir="b")
+
+
+@pytest.mark.parametrize("what", ["run", "embedding", "step", "input", "tower"])
+def test_every_bench_starts_as_it_is_asked_for(what: str) -> None:
+    """Alone where one rank is measured, and on two where several may be."""
+    ranks = re.search(r"--nproc-per-node=(\d)", components.bench(config="a", what=what).roles[0].args[1])
+    assert ranks is not None and ranks[1] == ("2" if what in ("run", "embedding") else "1")
+    asked = re.search(r"--nproc-per-node=(\d)", components.bench(config="a", what=what, j="1x4").roles[0].args[1])
+    assert asked is not None and asked[1] == "4"
 
 
 def test_the_example_of_a_configuration_names_what_schedulers_know() -> None:

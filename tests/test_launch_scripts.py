@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -87,6 +88,89 @@ def test_the_manifest_is_a_job_and_a_service_that_belong_together(size: str, num
     assert words[-3:] == [str(QUICKSTART), "--run-dir=/runs/it's", "--set=train.dense.lr=3e-4"]
     assert f"--nnodes={size.split('x')[0]}" in words
     assert ("--rdzv-conf=read_timeout=600,is_host=1" in words) == (num_pods > 1)
+
+
+def schema_versions() -> list[str]:
+    """Versions of Kubernetes whose schemas are there, from 1.26 on; written as 1.26.0."""
+    folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
+    found = [path.name.removeprefix("v").removesuffix("-local-strict") for path in folder.glob("v*-local-strict")]
+    return sorted((v for v in found if int(v.split(".")[1]) >= 26), key=lambda v: int(v.split(".")[1]))
+
+
+@pytest.mark.parametrize("version", schema_versions())
+def test_every_kubernetes_takes_the_manifest(version: str) -> None:
+    """From 1.26, and from 1.31 where nodes may come and go, as the manifest's module says; nothing is unknown to it."""
+    assert schema_versions()[0] == "1.26.0" and len(schema_versions()) >= 12
+    for size in ("1x8", "8x8", "1:2x8"):
+        for settings in (ON_K8S, [*ON_K8S, "user=1000", "gpus=0"]):
+            service, job = yaml.safe_load_all(rendered("k8s", size, *settings))
+            kubernetes_validate.validate(service, version, strict=True)
+            takes_policy = int(version.split(".")[1]) >= 31 or ":" not in size
+            try:
+                kubernetes_validate.validate(job, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                assert not takes_policy and "successPolicy" in str(error), error
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**job, "spec": {**job["spec"], "completions": "two"}}, version, strict=True)
+
+
+def test_a_pod_is_what_a_restricted_namespace_wants_where_a_user_is_named() -> None:
+    """The rules of the Pod Security Standard "restricted" that a pod of ours could break."""
+    _, job = yaml.safe_load_all(rendered("k8s", "8x8", *ON_K8S, "user=1000"))
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] == 1000
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert all({"emptyDir", "persistentVolumeClaim"} & set(volume) for volume in pod["volumes"])
+    assert {"name": "HOME", "value": "/tmp"} in container["env"]
+    # With one node's loss all pods fail; three such losses are allowed.
+    assert job["spec"]["backoffLimit"] == 24
+    # Without a user, the image's own is nobody's business.
+    _, job = yaml.safe_load_all(rendered("k8s", "1x8", *ON_K8S))
+    assert "runAsNonRoot" not in job["spec"]["template"]["spec"]["securityContext"]
+
+
+KUBECTL = """#!/bin/bash
+cat > /dev/null
+echo "service/infnet-rec-train unchanged"
+echo "job.batch/infnet-rec-train $STATE"
+"""
+
+
+def test_a_job_that_is_there_already_is_not_taken_for_started(tmp_path: Path) -> None:
+    (tmp_path / "kubectl").write_text(KUBECTL)
+    (tmp_path / "kubectl").chmod(0o755)
+    asked = ["submit", str(QUICKSTART), "-j", "2x4", "--as", "k8s", "--run-dir", "runs/a", "--with", "image=a"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert ask(*asked, PATH=path, STATE="created").returncode == 0
+    there = ask(*asked, PATH=path, STATE="unchanged")
+    assert (there.returncode, there.stdout, there.stderr.count("\n")) == (2, "", 1)
+    assert "a Job 'infnet-rec-train' is there already" in there.stderr
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2])
+@pytest.mark.parametrize("size", ["1x4", "2x4", "3:4x4"])
+def test_slurm_trains_on_no_other_number_of_nodes(size: str, num_nodes: int, tmp_path: Path) -> None:
+    slurm = FakeSlurm(tmp_path)
+    config = tmp_path / "a.toml"
+    config.write_text(QUICKSTART.read_text().replace("= 512", "= 768"))
+    done = slurm.run(rendered("sbatch", size, config=config), num_nodes)
+    asked = parse_size(size)
+    if asked.min_nodes <= num_nodes <= asked.max_nodes:
+        assert (done.returncode, done.stderr) == (0, "")
+        return
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and f"fault: --nodes={num_nodes}: this script is for" in done.stderr
+    assert slurm.asked("python") == []
+
+
+@pytest.mark.parametrize("at", ["checks", "ranks"])
+def test_a_signal_before_anything_listens_is_try_again(at: str, tmp_path: Path) -> None:
+    slurm = FakeSlurm(tmp_path)
+    done = slurm.run(rendered("sbatch", "1x4"), 1, 143, **({"FAKE_CHECKS_CODE": "143"} if at == "checks" else {}))
+    assert (done.returncode, slurm.asked("scontrol")) == (75, ["requeue 4321"])
+    assert len(slurm.asked("python")) == (at == "ranks")
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2])
@@ -192,10 +276,13 @@ def test_the_command_line_prints_or_writes_and_overwrites_nothing(tmp_path: Path
     out.write_text("mine")
     refused = ask(*asked, "--out", str(out))
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == f"infnet-rec: fault: --out {out}: exists and is left alone; name another, or remove it\n"
+    assert (
+        refused.stderr
+        == f"infnet-rec: fault: --out {out}: is there already and would be overwritten; name a new file, or move it\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["run.sh"]
     assert out.read_text() == "mine"
-    with pytest.raises(Fault, match="cannot be written: no such file or directory"):
+    with pytest.raises(Fault, match=r"cannot be written \(no such file or directory\)"):
         write("", tmp_path / "nowhere" / "run.sh")
 
 
@@ -217,6 +304,8 @@ def test_the_command_line_prints_or_writes_and_overwrites_nothing(tmp_path: Path
         ("sbatch", "2x2", ["cpus=2", "cpus=3"], "cpus was given before"),
         ("sbatch", "2x2", ["name=My_Run"], "small letters"),
         ("sbatch", "2x2", ["image=a"], "starts no container"),
+        ("sbatch", "2x2", ["user=1000"], "--with user=1000: --as sbatch starts no container"),
+        ("k8s", "2x2", ["image=a", "user=0"], "user=0: must be a whole number from 1"),
         ("k8s", "2x2", [], "image: is missing"),
         ("k8s", "2x2", ["image=a", "mount=type=bind,src=/a"], "mount type=bind,src=/a: must be"),
         ("k8s", "2x2", ["image=a", "mount=nonsense"], "mount nonsense: must be"),

@@ -1,13 +1,14 @@
 """plan.json: what is written is what is read, and the plan that was reviewed is the plan that trains."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import planned_runs
 from infnet_rec.commands.assemble import check_run, open_data
-from infnet_rec.faults import Fault
+from infnet_rec.faults import Fault, Refusal
 from infnet_rec.shard.planning.fingerprint import differences
 from infnet_rec.shard.planning.plan_diff import lines, plan_diff
 from infnet_rec.shard.planning.plan_file import PlanFile, read_plan, write_plan
@@ -115,9 +116,10 @@ def test_a_plan_for_other_hardware_or_versions_is_refused(plan: PlanFile, store:
     gpu = plan.fingerprint.model_copy(update={"hardware": "H100-SXM5-80GB", "device": "cuda"})
     wrong = plan.model_copy(update={"fingerprint": gpu})
     assert_refused(wrong, store, tmp_path, r"it is for H100-SXM5-80GB \(cuda\), this is CPU-node \(cpu\)")
-    old = plan.fingerprint.model_copy(update={"versions": {"torchrec": "1.6.1", "fbgemm": "1.8.0"}})
+    here = plan.fingerprint.versions
+    old = plan.fingerprint.model_copy(update={"versions": here | {"torchrec": "1.5.1"}})
     wrong = plan.model_copy(update={"fingerprint": old})
-    assert_refused(wrong, store, tmp_path, r"it was made with torchrec 1\.6\.1, here is 1\.8")
+    assert_refused(wrong, store, tmp_path, rf"it was made with torchrec 1\.5\.1, here is {re.escape(here['torchrec'])}")
 
 
 def test_a_plan_against_the_configurations_rules_is_refused(plan: PlanFile, store: str, tmp_path: Path) -> None:
@@ -143,8 +145,24 @@ def test_training_follows_its_plan_to_the_letter(plan: PlanFile, store: str, ran
 
 def test_training_without_a_plan_makes_the_one_that_plan_would(plan: PlanFile, store: str, ranks: RankPair) -> None:
     first, second = ranks(planned_runs.plan_of_run, store, ["sharding.hardware='cpu-node'"])
-    assert first == second
-    assert first[1] == repr(plan.sharding_plan())
+    assert first == second == (plan.text(), repr(plan.sharding_plan()))
+
+
+@pytest.mark.parametrize(("host_gib", "answer"), [(1.0, "DoesNotFit"), (4.0, "")])
+def test_what_the_verb_says_of_memory_training_says_too(
+    host_gib: float, answer: str, store: str, ranks: RankPair, tmp_path: Path
+) -> None:
+    """A process with torch needs most of a GiB, so two of them do not fit into one, however small the tables are."""
+    hardware = str(planned_runs.small_hardware(tmp_path, host_gib))
+    try:
+        made = make_plan(store, hardware=hardware).text()
+    except Refusal as refusal:
+        kind, made = type(refusal).__name__, str(refusal)
+    else:
+        kind = ""
+    (trained_kind, trained), _ = ranks(planned_runs.error_of_run, store, [f"sharding.hardware='{hardware}'"])
+    assert kind == trained_kind == answer
+    assert not answer or trained == made
 
 
 def test_a_plan_that_rank_0_cannot_make_is_one_refusal_on_all_ranks(

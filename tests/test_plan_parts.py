@@ -136,8 +136,9 @@ def test_bytes_of_a_batch_are_exact(l2: float, small_store: Path) -> None:
     config, data = run(small_store, f"train.loss.embedding_l2={l2}" if l2 else "train.seed=0")
     batch = first_batch(config, data)
     tensors: list[Tensor] = []
-    assert batch.managed is None
-    for value in (getattr(batch, name) for name in batch.__dataclass_fields__ if name != "managed"):
+    for value in (getattr(batch, name) for name in batch.__dataclass_fields__):
+        if value is None:
+            continue
         whole = isinstance(value, KeyedJaggedTensor)
         # TorchRec works offsets out when it first needs them: one more than lengths.
         tensors += [value.values(), value.lengths(), value.offsets()[1:]] if whole else [value]
@@ -178,7 +179,8 @@ def test_a_few_examples_foretell_a_batch(overrides: tuple[str, ...], small_store
     # Examples of unlike lengths that are read together are padded a little, which fake tensors do not know.
     assert cost.flops == pytest.approx(ledger.flops, rel=0.15)
     assert cost.moved_bytes == pytest.approx(ledger.moved_bytes, rel=0.15)
-    assert cost.num_operators == pytest.approx(ledger.num_operators, rel=0.15)
+    # Nor do they know the masks of chunks that are padded, some operators each.
+    assert cost.num_operators == pytest.approx(ledger.num_operators, rel=0.2)
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))

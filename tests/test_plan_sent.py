@@ -13,8 +13,8 @@ from infnet_rec.commands.training_plan import run_cluster
 from infnet_rec.config.load import load_config
 from infnet_rec.shard.planning.planned import TablePlan
 from infnet_rec.shard.planning.sent import sent_bytes
-from infnet_rec.shard.world import place
 from rank_pair import RankPair
+from sharded_runs import world_of
 
 SMALL = Path(__file__).parent / "small.toml"
 
@@ -22,7 +22,7 @@ SMALL = Path(__file__).parent / "small.toml"
 def exchanged(rank: int, world_size: int, store: str, overrides: list[str]) -> Any:
     """Bytes that this rank sends for one batch: of bags and events, in the forward and in the backward pass."""
     config = load_config(SMALL, [f"data.store={store}", *overrides])
-    data, world = open_data(config), replace(place(), rank=rank, world_size=world_size, local_world_size=world_size)
+    data, world = open_data(config), world_of(rank, world_size)
     sharded = shard_model(config, data, world)
     batch = next(train_loader(config, data, world).batches(0, 1))
     module: Any = sharded.model.module

@@ -1,6 +1,7 @@
 """Whether a run may go on in a folder, and what becomes of what stands there."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import resumed_runs
 from infnet_rec.commands.assemble import open_data
 from infnet_rec.commands.resume import Standing, claimed, look
 from infnet_rec.commands.run_dir import start_anew
-from infnet_rec.faults import Fault
+from infnet_rec.faults import Busy, Fault
 from infnet_rec.shard.world import joined
 from infnet_rec.train.checkpoint.progress import Spent
 from infnet_rec.train.checkpoint.shelf import Commit, Shelf
@@ -128,7 +129,8 @@ def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None and other.stdout.readline() == b"in\n"
-        with pytest.raises(Fault, match="another process trains in it"), claimed(tmp_path):
+        who = f"process {other.pid} on host {socket.gethostname()} trains in it"
+        with pytest.raises(Busy, match=who), claimed(tmp_path):
             pass
     finally:
         other.kill()

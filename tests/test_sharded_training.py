@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import sharded_runs
 from infnet_rec.commands.assemble import open_data, shard_model
+from infnet_rec.shard import parallelize
+from infnet_rec.shard.parallelize import TableShard
 from infnet_rec.shard.world import joined
 from rank_pair import RankPair
 
@@ -42,6 +45,29 @@ def test_two_ranks_lose_what_one_loses(one_rank: dict[str, Any], two_ranks: list
     assert np.array_equal(two_ranks[0]["losses"], two_ranks[1]["losses"])
     np.testing.assert_allclose(two_ranks[0]["losses"], one_rank["losses"], atol=1e-5, rtol=0)
     assert one_rank["losses"][-1, 0] < one_rank["losses"][0, 0]
+
+
+@pytest.mark.parametrize("num_threads", [2, 5])
+def test_tables_are_the_same_however_many_threads_draw_them(num_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any part of a table, too, is the same part of the same table."""
+    monkeypatch.setattr(parallelize, "INIT_CHUNK_ROWS", 50)
+    drawn = {}
+    for threads in (1, num_threads):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        whole, part = torch.empty(333, 8), torch.empty(170, 4)
+        parallelize._fill(TableShard("a", whole, 0, 0, 333, 8), key=7, std=0.5)
+        parallelize._fill(TableShard("a", part, 120, 4, 333, 8), key=7, std=0.5)
+        assert torch.equal(part, whole[120:290, 4:])
+        drawn[threads] = whole
+    assert torch.equal(drawn[1], drawn[num_threads])
+    assert not drawn[1][0].any() and drawn[1][1:].std().item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_what_goes_wrong_while_a_thread_draws_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallelize, "INIT_CHUNK_ROWS", 50)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with pytest.raises(RuntimeError):
+        parallelize._fill(TableShard("a", torch.empty(333, 8, 2), 0, 0, 333, 8), key=7, std=0.5)
 
 
 def test_two_ranks_spread_tables_both_ways(two_ranks: list[dict[str, Any]]) -> None:

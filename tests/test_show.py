@@ -184,7 +184,7 @@ def test_build_check_and_show_agree_on_exit_codes(run: Any, tmp_path: Path) -> N
     (raw := tmp_path / "raw").mkdir()
     recipe, store = ROOT / "configs" / "datasets" / "kuairand_pure.toml", tmp_path / "store"
     code, out, err = run("data", "build", recipe, "--raw", raw, "--out", store)
-    assert (code, out) == (2, "") and err.count("no such file") == 5 and not store.exists()
+    assert (code, out) == (2, "") and err.count("no such file") == 6 and not store.exists()
     code, _, err = run("data", "check", store)
     assert code == 2 and "store: holds no manifest.json; make a store with 'infnet-rec data build'" in err
     code, _, err = run("data", "show", store)

@@ -181,6 +181,7 @@ def with_tags(shop: Dataset, folder: Path, tags: dict[int, list[int]]) -> Store:
     manifest["encodings"]["tags"], manifest["order"] = "index", "file"
     manifest["schema"]["tables"].append({"name": "tags", "num_rows": 9})
     manifest["schema"]["features"].append({"name": "tags", "table": "tags", "side": "item", "max_values": 3})
+    manifest["log"] |= {"first": None, "last": None}
     manifest["files"] |= hash_files(path, ["items.arrow"])
     (path / "manifest.json").write_text(json.dumps(manifest))
     return Store(path)

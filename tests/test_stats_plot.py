@@ -17,11 +17,13 @@ from infnet_rec import cli
 from infnet_rec.commands import stats as command
 from infnet_rec.commands import stats_plot
 from infnet_rec.data.stats import store_stats
+from infnet_rec.files import PNG
 from slow_reference import SPLITS
 
 KEYS = ["store", "name", "order", "num_examples", "num_users", "num_items", "splits"]
 KEYS += ["examples_per_user", "examples_per_item", "periods", "histories", "tokens_per_example", "repeats"]
 KEYS += ["features", "tables", "memory", "disk", "plot"]
+KEYS[7:7] = ["log", "joins", "bad_rows", "flat_features", "warnings"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_json_is_one_object_and_the_picture_is_written_whole(shop: Dataset, run: Any, tmp_path: Path) -> None:
     plot = tmp_path / "shop.png"
-    plot.write_bytes(stats_plot.PNG_SIGNATURE + b"an older picture")
+    plot.write_bytes(PNG[0] + b"an older picture")
     code, out, err = run(shop.store.path, "--json", "--plot", plot)
     assert (code, err, out.count("\n")) == (0, "", 1)
     assert list(json.loads(out)) == KEYS
@@ -60,7 +62,7 @@ def test_json_is_one_object_and_the_picture_is_written_whole(shop: Dataset, run:
     [
         ("shop.pdf", "end its name with .png"),
         ("none/shop.png", "there is no folder"),
-        ("folder.png", "is not a file; name another"),
+        ("folder.png", "is a folder; name a file"),
         ("notes.png", "exists and is not a PNG file, so it is left alone; name another"),
     ],
 )

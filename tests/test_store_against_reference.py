@@ -17,7 +17,7 @@ from infnet_rec.batch import Batch
 from infnet_rec.data.check import check_store
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.store import Examples, Store
-from infnet_rec.schema import Schema
+from infnet_rec.schema import Feature, Schema, Sequence
 from slow_reference import FIRST_RANGE, FIRST_VALUE, NULL, SPLITS, UNSEEN, ZERO, Key, Reference
 
 NUM_SAMPLED = {"train": 150, "valid": 75, "test": 75}
@@ -75,7 +75,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 def test_every_row_of_the_log_is_an_example_once(case: Case) -> None:
     """Rows are compared with all that an example keeps of them, as multisets: twins stay twins."""
     store, reference = case.store, case.reference
-    context, found_rows = store.columns_of("context"), 0
+    context, found_rows = list(dict.fromkeys(store.columns_of("context"))), 0
     for split in SPLITS:
         expected = Counter(
             (
@@ -90,7 +90,7 @@ def test_every_row_of_the_log_is_an_example_once(case: Case) -> None:
         examples = store.examples(split)
         columns = [store.user_keys.take(examples.user_N).to_pylist(), store.item_keys.take(examples.item_N).to_pylist()]
         columns += [examples.time_N.tolist(), *(examples.labels[task].tolist() for task in reference.tasks)]
-        columns += [examples.context[name].tolist() for name in context]
+        columns += [[_plain(ids) for ids in examples.context[name].tolist()] for name in context]
         assert Counter(zip(*columns, strict=True)) == expected
         assert store.num_examples(split) == len(examples) == expected.total() > len(expected) / 2
         facts = store.manifest["splits"][split]["label_rates"]
@@ -131,11 +131,16 @@ def test_quantile_ranges_are_equally_frequent(case: Case) -> None:
         assert (columns["low"][0], columns["high"][0]) == (0.0, 0.0)
         assert columns["low"][1] == -math.inf and columns["high"][-1] == math.inf
         assert columns["high"][1:-1] == edges and all(a < b for a, b in pairwise(edges))
-        side = case.reference.features[name][0]["side"]
+        side, reference = case.reference.features[name][0]["side"], case.reference
         weight_of: Counter[float] = Counter()
-        for key, weight in case.reference.weights[side].items():
-            if number := case.reference.number(name, key):
-                weight_of[number] += weight
+        if side == "context":
+            place = reference.texts_of_context.index(name)
+            numbers = [reference.number_of(name, row.context[place]) for row in reference.rows_of("train")]
+            weight_of.update(number for number in numbers if number)
+        else:
+            for key, weight in reference.weights[side].items():
+                if number := reference.number(name, key):
+                    weight_of[number] += weight
         share = sum(weight_of.values()) / case.reference.features[name][0].get("buckets", 64)
         ranges = [
             {v: w for v, w in weight_of.items() if w and low <= v < high}
@@ -149,8 +154,13 @@ def test_quantile_ranges_are_equally_frequent(case: Case) -> None:
             assert sum(first.values()) + sum(second.values()) >= share, name
 
 
-def _unpack(batch: Batch, schema: Schema) -> tuple[dict[str, list[list[int]]], dict[str, list[list[int]]]]:
-    """Feature or sequence -> ids of each example. Tokens must lie in their own table's part."""
+def _plain(ids: int | list[int]) -> int | tuple[int, ...]:
+    """The ids of a context feature; empty slots of one of several values are left out."""
+    return ids if isinstance(ids, int) else tuple(id_ for id_ in ids if id_ != -1)
+
+
+def _unpack(batch: Batch, schema: Schema) -> tuple[dict[str, list[list[int]]], dict[str, list[list[list[int]]]]]:
+    """Feature -> ids of each example, sequence -> ids of each of its events. Rows must be of their own table's part."""
     num_examples = len(batch.user_B)
     lengths = batch.categorical.lengths().reshape(len(schema.bag_features), num_examples).tolist()
     ids = iter(batch.categorical.values().tolist())
@@ -162,17 +172,23 @@ def _unpack(batch: Batch, schema: Schema) -> tuple[dict[str, list[list[int]]], d
     size_of = dict(zip(batch.sequences.keys(), sizes, strict=True))
     distinct, rows, place = batch.sequences.values().tolist(), batch.spread_K.tolist(), 0
     assert len(distinct) == sum(sizes)
+    mean_of: list[list[int]] = []
+    if batch.mean_row_Q is not None and batch.mean_start_P is not None:
+        mean_of = [part.tolist() for part in np.split(batch.mean_row_Q.numpy(), batch.mean_start_P.numpy()[1:])]
 
-    def take(table: str, length: int) -> list[int]:
+    def take(part: Feature | Sequence, length: int) -> list[list[int]]:
         nonlocal place
         mine, place = rows[place : place + length], place + length
-        assert all(starts[table] <= row < starts[table] + size_of[table] for row in mine)
-        return [distinct[row] for row in mine]
+        assert all((row >= len(distinct)) == (part.max_values > 1) for row in mine)
+        of_tokens = [mean_of[row - len(distinct)] if part.max_values > 1 else [row] for row in mine]
+        start, end = starts[part.table], starts[part.table] + size_of[part.table]
+        assert all(start <= row < end for of_token in of_tokens for row in of_token)
+        return [[distinct[row] for row in of_token] for of_token in of_tokens]
 
     for feature in schema.shared_features:
-        features[feature.name] = [[id_] for id_ in take(feature.table, num_examples)]
+        features[feature.name] = take(feature, num_examples)
     sequences = {
-        sequence.name: [take(sequence.table, length) for length in lengths]
+        sequence.name: [take(sequence, length) for length in lengths]
         for sequence, lengths in zip(schema.sequences, batch.lengths_FB.tolist(), strict=True)
     }
     assert place == len(rows)
@@ -194,7 +210,8 @@ def test_batches_hold_the_features_and_labels_of_the_raw_files(case: Case, split
             if feature["side"] != "context":
                 key = user if feature["side"] == "user" else item
                 assert ids[name] == reference.side_ids(name, key, case.edges), (name, key)
-        context = {name: ids[name][0] for name in store.columns_of("context")}
+        several = {f.name for f in store.schema.features if f.max_values > 1}
+        context = {n: tuple(ids[n]) if n in several else ids[n][0] for n in store.columns_of("context")}
         twins = [r for r in reference.by_user[user] if (r.item, r.time, r.labels) == (item, time, labels)]
         assert context in [{n: reference.context_id(n, time, r.context) for n in context} for r in twins]
         assert store.user_keys[int(batch.user_B[place])].as_py() == user
@@ -220,7 +237,7 @@ def test_histories_are_what_the_user_did_strictly_before(case: Case, split: str)
             assert _stored_history(store, examples, behaviour, row) == [(e.time, e.item) for e in expected]
             longest = max(longest, len(expected))
             for attribute in attributes:
-                ids = [reference.event_id(attribute, event, case.edges) for event in expected]
+                ids = [reference.event_ids(attribute, event, case.edges) for event in expected]
                 assert whole[f"seq_{behaviour}_{attribute}"][place] == ids
                 assert short[f"seq_{behaviour}_{attribute}"][place] == ids[-SHORT_HISTORY:]
     assert longest > SHORT_HISTORY

@@ -21,6 +21,7 @@ from paper_check import SMALL
 # Nothing at first, at last and in between; several in a chunk of 8, and one that is longer.
 LENGTHS_FB = torch.tensor([[0, 3, 0, 5, 1, 4, 0], [0, 1, 0, 9, 0, 3, 0], [0, 2, 0, 4, 1, 0, 0]])
 GROUPS = (1, 0, 1)
+GROUP_F = torch.tensor(GROUPS)
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -41,7 +42,7 @@ def draw(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 def chained(token_LD: Tensor, query_BRD: Tensor, gate_BD: Tensor) -> Outputs:
     """Pooled, read, gated, and read by what was read, as two blocks do."""
-    sum_BGD, _, link_LD = pool_sequences(token_LD, LENGTHS_FB, GROUPS)
+    sum_BGD, _, link_LD = pool_sequences(token_LD, LENGTHS_FB, GROUP_F, 2)
     first_BRD, tokens = arrange_sequences(link_LD, LENGTHS_FB).attend(query_BRD + sum_BGD[:, :1])
     second_BRD, _ = tokens.gated(gate_BD).attend(first_BRD + query_BRD)
     return sum_BGD, first_BRD, second_BRD
@@ -49,7 +50,7 @@ def chained(token_LD: Tensor, query_BRD: Tensor, gate_BD: Tensor) -> Outputs:
 
 def forked(token_LD: Tensor, query_BRD: Tensor, gate_BD: Tensor) -> Outputs:
     """The same, but everything starts from the same tokens: autograd adds up what comes back."""
-    sum_BGD, _, link_LD = pool_sequences(token_LD, LENGTHS_FB, GROUPS)
+    sum_BGD, _, link_LD = pool_sequences(token_LD, LENGTHS_FB, GROUP_F, 2)
     tokens = arrange_sequences(link_LD, LENGTHS_FB)
     first_BRD, _ = tokens.attend(query_BRD + sum_BGD[:, :1])
     second_BRD, _ = tokens.gated(gate_BD).attend(first_BRD + query_BRD)
@@ -151,11 +152,11 @@ def test_a_look_without_gradients_does_not_cut_the_chain() -> None:
     token_LD, query_BRD, gate_BD = inputs = draw()
     expected = torch.autograd.grad(loss_of(looped(*inputs), (2,)), token_LD)
     with torch.no_grad():
-        sum_BGD, _, link_LD = pool_sequences(token_LD, LENGTHS_FB, GROUPS)
+        sum_BGD, _, link_LD = pool_sequences(token_LD, LENGTHS_FB, GROUP_F, 2)
         looked_BRD, tokens = arrange_sequences(link_LD, LENGTHS_FB).attend(query_BRD)
     assert not sum_BGD.requires_grad and not looked_BRD.requires_grad
 
-    sum_BGD, _, _ = pool_sequences(token_LD, LENGTHS_FB, GROUPS)
+    sum_BGD, _, _ = pool_sequences(token_LD, LENGTHS_FB, GROUP_F, 2)
     first_BRD, tokens = tokens.attend(query_BRD + sum_BGD[:, :1])
     second_BRD, _ = tokens.gated(gate_BD).attend(first_BRD + query_BRD)
 
@@ -186,7 +187,7 @@ def test_a_step_makes_one_gradient_of_the_tokens(checkpoint_blocks: bool, monkey
     torch.manual_seed(0)
     options = dataclasses.replace(SMALL, num_blocks=3, checkpoint_blocks=checkpoint_blocks)
     model = Infnet(num_features=2, group_of_sequence=(0, 0), num_tasks=2, width=32, options=options)
-    lengths_FB = torch.full((2, 20), 1000)
+    lengths_FB = torch.full((2, 20), 2000)
     tokens = Tokens(torch.randn(20, 2, 32), torch.randn(int(lengths_FB.sum()), 32).requires_grad_(), lengths_FB)
 
     with Ledger() as ledger:

@@ -135,7 +135,6 @@ def test_tasks_are_those_that_were_chosen_in_the_stores_order(small_store: Path)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (['model={name = "mmoe"}', "train.precision=bf16"], ['train.precision is "bf16": mmoe computes in "fp32"']),
         (['model={name = "hstu", num_heads = 3}'], ["hstu: num_heads is 3", "width 16"]),
         (['model={name = "hstu", num_heads = 3, transducer_width = 64}'], ["num_heads is 3", "transducer_width 64"]),
         (["model.num_blocks=1"], ["infnet: num_blocks is 1"]),
@@ -157,3 +156,44 @@ def test_benchmarks_of_infnets_forms_refuse_other_models(verb: list[object]) -> 
     answer = CliRunner().invoke(cli.app, ["bench", *map(str, verb), '--set=model={name = "ple"}'])
     assert isinstance(answer.exception, Fault)
     assert str(answer.exception).startswith('model.name is "ple": only "infnet" has several forms')
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_model_makes_tables_wider_than_the_kernels_take(name: str, small_store: Path) -> None:
+    """Beyond it FBGEMM gives zeros on a GPU: the widest width that is taken, and the next one, which is refused."""
+    loaded = load_config(SMALL, [f'data.store="{small_store}"', f'model={{name="{name}"}}'])
+    data = open_data(loaded)
+
+    def at(width: int) -> RunConfig:
+        return loaded.model_copy(update={"model": loaded.model.model_copy(update={"width": width})})
+
+    def width_of(width: int) -> int | None:
+        try:
+            return table_width(at(width), data.schema)
+        except Fault as fault:
+            assert "\n" not in str(fault) and str(fault).startswith(f"model.width = {width}: {name} ")
+            return None
+
+    widths = {width: width_of(width) for width in range(4, 1025, 4)}
+    taken = [width for width, found in widths.items() if found is not None]
+    assert taken == list(range(4, taken[-1] + 1, 4)) and all(
+        found is None or found <= 1024 for found in widths.values()
+    )
+    if name not in ("fm", "stem"):
+        assert taken[-1] == 1024
+    else:
+        with pytest.raises(
+            Fault, match=f"for 3 tasks makes tables of .* zeros beyond 1,024; take at most {taken[-1]}$"
+        ):
+            check_run(at(1024), data, CPU)
+    assert fault_of(SMALL, f'model={{name="{name}", width=1028}}').count("1024") == 1
+
+
+def test_a_width_that_no_choice_saves_names_the_tasks(small_store: Path) -> None:
+    loaded = load_config(SMALL, [f'data.store="{small_store}"', 'model={name="stem", width=8}'])
+    schema = open_data(loaded).schema
+    many = dataclasses.replace(
+        schema, tasks=tuple(dataclasses.replace(schema.tasks[0], name=f"t{k}") for k in range(300))
+    )
+    with pytest.raises(Fault, match=r"train fewer tasks \(train.tasks\)"):
+        table_width(loaded, many)

@@ -136,7 +136,7 @@ def test_the_launcher_ends_with_the_code_of_its_ranks(
         if end is not None:
             raise end
 
-    monkeypatch.setattr(torchrun, "run", run)
+    monkeypatch.setattr("torch.distributed.run.run", run)
     monkeypatch.delenv(SPOKEN_FOR, raising=False)
     assert torchrun.torchrun(["script.py"]) == code
 

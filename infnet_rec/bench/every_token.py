@@ -12,13 +12,24 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from infnet_rec.batch import Batch
+from infnet_rec.faults import Fault
 from infnet_rec.model.embeddings import TokenAssembly
 from infnet_rec.model.tokens import Tokens
 from infnet_rec.schema import Schema
 
 
 def make_token_events(schema: Schema, width: int) -> EmbeddingCollection:
-    """The tables of `make_events` by the same names; their features are the shared features and the sequences."""
+    """The tables of `make_events` by the same names; their features are the shared features and the sequences.
+
+    Raises:
+        Fault: a token is the mean of several rows.
+    """
+    if schema.averages_tokens:
+        part = next(p for p in (*schema.shared_features, *schema.sequences) if p.max_values > 1)
+        raise Fault(
+            f"{part.name}: has up to {part.max_values} values, which are averaged, and what looks up every token by "
+            "itself cannot; drop the feature and its sequences from the profile"
+        )
     readers = (*schema.shared_features, *schema.sequences)
     return EmbeddingCollection(
         tables=[
@@ -61,9 +72,11 @@ class TokenByTokenAssembly(TokenAssembly):
         spread_K: Tensor,
         lengths_FB: Tensor,
         managed: KeyedTensor | None = None,
+        mean_row_Q: Tensor | None = None,
+        mean_start_P: Tensor | None = None,
     ) -> Tokens:
         """See `TokenAssembly.forward`; here an id is not distinct, `spread_K` is not read, and no table is managed."""
-        assert managed is None
+        assert managed is None and mean_row_Q is None and mean_start_P is None
         in_order = list(bags.keys()) == self._bag
         bag_BX: Tensor = bags.values() if in_order else KeyedTensor.regroup([bags], [self._bag])[0]
         bag_BMD = bag_BX.view(-1, len(self._bag), self._width)

@@ -90,9 +90,16 @@ def make_tokens(shape: TowerShape, device: torch.device) -> Tokens:
 
 
 def make_forms(
-    shape: TowerShape, options: InfnetOptions, device: torch.device
+    shape: TowerShape, options: InfnetOptions, device: torch.device, *, interpreted: bool = False
 ) -> tuple[dict[Form, Infnet], dict[Form, str]]:
-    """The forms with the same weights, and why a form is missing."""
+    """The forms with the same weights, and why a form is missing.
+
+    Args:
+        shape: of the input.
+        options: of the tower.
+        device: where it will run.
+        interpreted: whether Triton's interpreter may stand in for a GPU; it is thousands of times slower.
+    """
     sizes: dict[str, Any] = {
         "num_features": shape.num_features,
         "group_of_sequence": shape.group_of_sequence,
@@ -110,8 +117,7 @@ def make_forms(
     missing: dict[Form, str] = {}
     if not has_fused:
         missing["fused"] = "this version has no fused attention"
-    elif device.type != "cuda":
-        # Triton's interpreter would run it, thousands of times slower than it is.
+    elif device.type != "cuda" and not interpreted:
         missing["fused"] = "its kernel needs a GPU"
     else:
         fused: Any = {"attention": "fused"}

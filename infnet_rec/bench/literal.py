@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from infnet_rec.model.attention import Flow
+from infnet_rec.model.attention import Flow, Readings
 from infnet_rec.model.heads import read_tokens
 from infnet_rec.model.infnet import Block, Infnet, SequenceProxies
 from infnet_rec.model.tokens import Tokens
@@ -83,9 +83,9 @@ def literal_block(
     """CA for every flow on its own, then X * sigmoid(MLP(flatten X~')) for every kind."""
     keys = {**sets, "task": PaddedTokens(query_BPD["task"])} if "task" in query_BPD else sets
     terms_BPD: dict[str, list[Tensor]] = {name: [query_BPD[name]] if block.adds_query else [] for name in block.norms}
-    for kind, reading in block.readings.items():
-        for name, flow in cast(nn.ModuleDict, reading).items():
-            terms_BPD[name].append(cross_attention(cast(Flow, flow), query_BPD[name], keys[kind]))
+    for kind in block.readings.kinds if block.readings else ():
+        for name, flow in cast(Readings, block.readings).flows(kind).items():
+            terms_BPD[name].append(cross_attention(flow, query_BPD[name], keys[kind]))
     updated_BPD = dict(query_BPD)
     for name, norm in block.norms.items():
         updated_BPD[name] = norm(sum(terms_BPD[name][1:], start=terms_BPD[name][0]))

@@ -55,6 +55,7 @@ def measure_tower(
     num_rounds: int,
     passes: tuple[Pass, ...] = ("forward", "forward_backward"),
     precision: Precision = "fp32",
+    interpreted: bool = False,
 ) -> dict[str, Any]:
     """Everything about the forms at one shape.
 
@@ -66,6 +67,7 @@ def measure_tower(
         num_rounds: of timing.
         passes: what to time.
         precision: of matrix products; "bf16" by autocast, in all forms alike. Tokens come in float32.
+        interpreted: see `make_forms`.
 
     Returns:
         Facts by pass and form, the same for scripts and tables; see `facts_of`.
@@ -73,7 +75,7 @@ def measure_tower(
     Raises:
         Failure: the forms' logits differ.
     """
-    every_form, missing = make_forms(shape, options, device)
+    every_form, missing = make_forms(shape, options, device, interpreted=interpreted)
     missing |= unfit(shape, every_form, device)
     forms: dict[Form, Infnet] = {name: form for name, form in every_form.items() if name not in missing}
     tokens = make_tokens(shape, device)

@@ -1,17 +1,25 @@
 """The command line. Only names are imported here: help answers at once, a verb imports what it needs.
 
 Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 understood, and the answer is no,
-75 stopped by a signal with its work saved: run it again.
+75 stopped by a signal with its work saved, or another process is at it: run it again.
 """
 
+import io
 import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-import typer
+try:
+    import typer
+except ImportError as error:
+    # Nothing can be read of the command line, and the doctor must be heard all the same.
+    from infnet_rec.commands.doctor import without_command_line
+
+    without_command_line(sys.argv[1:], error)
 
 from infnet_rec import __version__
 from infnet_rec.cli.attention import EPILOG as ATTENTION_EPILOG
@@ -27,8 +35,10 @@ from infnet_rec.cli.launch import SUBMIT_EPILOG, launch, submit
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
-from infnet_rec.faults import TRY_AGAIN, CommonFault, Failure, Fault, Interrupted, Refusal
+from infnet_rec.faults import TRY_AGAIN, Busy, CommonFault, Failure, Fault, Interrupted, Refusal
+from infnet_rec.files import is_full
 from infnet_rec.shard.last_words import ERROR_FILE, as_a_rank, left_to_launcher
+from infnet_rec.shard.rank_environment import end_early_on_signals, end_with_launcher, rank_number
 
 OTHER_RANKS_WAIT_S = 2.0
 app = typer.Typer(
@@ -107,7 +117,7 @@ Example:
 )
 def eval(
     run_dir: Annotated[Path, typer.Argument(help="A run directory that 'infnet-rec train' made.")],
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, valid, test or a further test.")] = "test",
     store: Annotated[str | None, typer.Option(help="Where the run's store is now, if it was moved.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -168,30 +178,86 @@ def _complain(code: int, text: str, error: Exception) -> None:
     """Says it once: under torchrun every rank finds most faults, and a rank that failed first ends the others."""
     if not isinstance(error, Interrupted) and left_to_launcher(error):
         sys.exit(code)
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
+    if (rank := rank_number()) != 0:
         time.sleep(OTHER_RANKS_WAIT_S)
         text = f"rank {rank}: {text}"
-    if rank == "0" or not isinstance(error, CommonFault | Interrupted):
+    if rank == 0 or not isinstance(error, CommonFault | Interrupted):
         print(f"infnet-rec: {text}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
-def _answer() -> None:
+def _names_of_files_as_utf8() -> None:
+    """Starts Python again in its UTF-8 mode, where the locale has another encoding.
+
+    Arrow and DuckDB take names of files as UTF-8, so that a folder with other letters than ASCII would not be found.
+    What is printed keeps the terminal's encoding.
+    """
+    if sys.getfilesystemencoding().replace("-", "") == "utf8":
+        return
+    os.environ["PYTHONUTF8"] = "1"  # for processes of ours, too
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _escape_what_the_terminal_lacks() -> None:
+    """Writes letters that the terminal's encoding does not have as escapes: a name in a log ends no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _app() -> None:
+    """The verb, with what it printed: a full disk or a closed pipe speaks up at the last flush only."""
     try:
         app()
+    finally:
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Python would write what is left in the buffer once more when it ends, and complain again."""
+    with suppress(OSError):  # it may have no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _answer() -> None:
+    _escape_what_the_terminal_lacks()
+    try:
+        _app()
+    except BrokenPipeError:
+        # Whoever read the output has enough of it.
+        _drop_output()
+        sys.exit(1)
     except Fault as fault:
         _complain(2, f"fault: {fault}", fault)
     except Failure as failure:
         _complain(1, f"failed: {failure}", failure)
     except Refusal as refusal:
         _complain(3, f"no: {refusal}", refusal)
+    except Busy as busy:
+        _complain(TRY_AGAIN, f"busy: {busy}", busy)
+    except ImportError as error:
+        from infnet_rec.commands.doctor import missing_in_words
+
+        if (error.name or "").partition(".")[0] in ("infnet_rec", "launch"):
+            raise
+        _complain(2, f"fault: {missing_in_words(error)}", error)
     except Interrupted as stopped:
         _complain(TRY_AGAIN, str(stopped), stopped)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(1, f"failed: {where}the disk is full; free some space and run it again", error)
 
 
 def main() -> None:
     """Entry point."""
+    _names_of_files_as_utf8()
+    end_with_launcher()
+    if sys.argv[1:2] in (["train"], ["experiment"]):
+        end_early_on_signals()
     if ERROR_FILE not in os.environ:
         _answer()
         return

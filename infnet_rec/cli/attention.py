@@ -29,7 +29,7 @@ def attention(
         str, typer.Option(metavar="CHECKPOINT", help="A run directory, its checkpoints or one of them; a path or URL.")
     ],
     out: Annotated[Path, typer.Option(help="A new folder for the pictures and tables.")],
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, valid, test or a further test.")] = "test",
     num_examples: Annotated[
         int, typer.Option("--examples", min=1, help="To average over, evenly spread over the split.")
     ] = 4096,

@@ -10,7 +10,7 @@ from infnet_rec.cli.options import SETTINGS, AsJson, leave
 from infnet_rec.faults import Fault
 
 data = typer.Typer(
-    help="Raw behaviour logs to a store: generate, build, check, stats, show.",
+    help="Raw behaviour logs to a store: generate, sniff, build, check, stats, show.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings=SETTINGS,
@@ -54,7 +54,7 @@ Example:
 )
 def build(
     recipe: Annotated[Path, typer.Argument(help="What the raw files mean (TOML).")],
-    raw: Annotated[Path, typer.Option(help="Folder of the raw files.")],
+    raw: Annotated[str, typer.Option(help="Folder of the raw files, or its URL.")],
     out: Annotated[Path, typer.Option(help="The store to make.")],
     memory_gib: Annotated[
         float, typer.Option(min=0.5, help="Memory to use, however long the log; the rest spills to disk.")
@@ -79,6 +79,34 @@ def build(
         replace=replace,
     )
     command.print_result(summary, command.summary_lines(summary), as_json=as_json)
+
+
+@data.command(
+    epilog="""\b
+Example:
+  $ infnet-rec data sniff ml-100k/u.data ml-100k/u.user --out movielens.toml
+  movielens.toml: a first recipe; look it over, then
+    infnet-rec data build movielens.toml --raw ml-100k --out STORE
+  log    u.data: 100,000 rows; user user, item item, time time in s
+  user   u.user, by user
+  tasks  liked: rating >= 4
+  ..."""
+)
+def sniff(
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="The log, and tables of users and items.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.toml", help="A new file for the recipe.")],
+    memory_gib: Annotated[float, typer.Option(min=0.5, help="Memory to use; the rest spills to disk.")] = 4.0,
+    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Write a first recipe for raw files: what each column may mean, guessed from all rows, with the reasons.
+
+    Exit code 2 where there is no guess for the user, the item or a label.
+    """
+    from infnet_rec.commands import data, sniff
+
+    result = sniff.sniff(files, out, memory_gib=memory_gib, num_threads=workers)
+    data.print_result(result, sniff.lines(result), as_json=as_json)
 
 
 def _local(store: str) -> Path:
@@ -155,7 +183,7 @@ Example:
 )
 def show(
     store: StorePath,
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",
+    split: Annotated[str, typer.Option(help="train, valid, test or a further test.")] = "train",
     row: Annotated[int, typer.Option(help="Number of the example within its split, from 0.")] = 0,
     sequence_length: Annotated[int, typer.Option(min=1, help="Newest events shown of each behaviour.")] = 10,
     as_json: AsJson = False,

@@ -1,5 +1,6 @@
 """`infnet-rec doctor`: is this machine, are these ranks fit to train?"""
 
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from infnet_rec.cli.options import AsJson, Overrides, Ranks, leave
 from infnet_rec.faults import Fault
+from infnet_rec.shard.rank_environment import is_rank
 
 EPILOG = """\b
 Example:
@@ -50,6 +52,11 @@ def doctor(
         raise Fault(f"--set {overrides[0]}: is laid on a configuration; name its file")
     if size is not None:
         ranks = _ranks_here(size)
+    from infnet_rec.commands import doctor as machine
+
+    # What is looked at next needs a sound installation. Of ranks, whoever started them has looked.
+    if not is_rank() and machine.broken():
+        leave(machine.run(json=as_json))
     if ranks > 1:
         from infnet_rec.commands import local_ranks
 
@@ -58,8 +65,14 @@ def doctor(
             local_ranks.check_ranks(config, overrides, ranks)
         arguments = [*([str(config)] if config else []), *(f"--set={o}" for o in overrides)]
         local_ranks.launch(["doctor", *arguments, *(["--json"] if as_json else [])], ranks)
-    from infnet_rec.commands import doctor_ranks
-
+    try:
+        from infnet_rec.commands import doctor_ranks
+    except Exception as error:  # a broken build raises whatever its loader raises
+        first_line = (str(error).splitlines() or [""])[0]
+        raise Fault(
+            f"installation on {socket.gethostname()}: {type(error).__name__}: {first_line}; 'infnet-rec doctor', alone "
+            "on that host, says what to do"
+        ) from error
     leave(doctor_ranks.run(config, overrides, json=as_json))
 
 

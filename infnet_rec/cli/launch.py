@@ -34,8 +34,8 @@ With = Annotated[
     typer.Option(
         "--with",
         metavar="KEY=VALUE",
-        help="gpus (of a node; default: one a rank; 0: CPUs), cpus, memory_gib, name, port, image, mount, env.NAME; "
-        "repeatable.",
+        help="gpus (of a node; default: one a rank; 0: CPUs), cpus, memory_gib, name, port, image, mount, user, "
+        "env.NAME; repeatable.",
     ),
 ]
 
@@ -57,6 +57,8 @@ def launch(
     """
     from infnet_rec.commands import launch as command
 
+    if out is not None:
+        command.check_new(out)
     result = command.launch(config, overrides or [], size, form, run_dir, settings or [])
     if out is not None:
         command.write(result["text"], out)

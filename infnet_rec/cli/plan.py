@@ -1,7 +1,6 @@
 """`infnet-rec plan`: a run on hardware that nobody has rented yet, and the difference between two plans."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 
 from infnet_rec.cli.options import AsJson, Overrides, leave
 from infnet_rec.faults import Fault
+from infnet_rec.shard.rank_environment import is_rank
 
 if TYPE_CHECKING:
     from infnet_rec.commands.plan_asked import Asked
@@ -20,25 +20,25 @@ Example:
   89 tables with 55,073,532 rows of width 64, rowwise_adagrad; 1,011,331 dense parameters, bf16
   ...
   GiB of HBM         weights  optimizer  inputs  activations  dense  reserve   free    of  tables ms  host GiB
-  median of 32          0.30       0.00    0.09         2.61   0.02     1.77  74.31  79.1      12.08      1.61
-  fullest: rank 15      3.68       0.06    0.09         2.61   0.02     1.77  70.88  79.1      11.37      1.61
-  slowest: rank 0 *     0.31       0.00    0.09         2.61   0.02     1.77  74.30  79.1      12.08      1.61
+  median of 32          0.30       0.00    0.09         2.17   0.02     1.72  74.79  79.1      12.08      1.61
+  fullest: rank 15      3.68       0.06    0.09         2.17   0.02     1.72  71.37  79.1      11.37      1.61
+  slowest: rank 0 *     0.31       0.00    0.09         2.17   0.02     1.72  74.79  79.1      12.08      1.61
   ...
   table               rows  dim  sharding    kernel  shards     bytes  ms a shard
   video_id      32,038,727   64  row_wise    fused       32  7.98 GiB       4.980
   music_id      14,155,987   64  table_wise  fused        1  3.43 GiB       0.706
   ...
-  a step of rank 0                           ms
-  look-ups and updates of tables           0.53
-  embeddings between ranks                11.55
-  tower, forward and backward (launches)   9.77
-  all-reduce of dense gradients            0.16
-  dense optimizer                          0.01
-  in all, estimated                       22.02
+  a step of rank 0                                   ms
+  look-ups and updates of tables                   0.53
+  embeddings between ranks                        11.55
+  tower, forward and backward (memory bandwidth)   6.10
+  all-reduce of dense gradients                    0.16
+  dense optimizer                                  0.01
+  in all, estimated                               18.35
   ...
   also planned                                     answer                     step ms  fullest rank  rank h an epoch
-  largest local batch                              49,152 (1,572,864 in all)   452.53      73.8 GiB             0.36
-  smallest cluster, same global batch              1x2                         160.59      56.2 GiB             0.19
+  largest local batch                              65,536 (2,097,152 in all)   501.41      78.8 GiB             0.30
+  smallest cluster, same global batch              1x2                         125.70      48.5 GiB             0.15
   ..."""
 
 What = Annotated[
@@ -123,7 +123,7 @@ def _check(question: "Asked", *, as_json: bool) -> None:
     (cluster,) = question.clusters
     if cluster.num_nodes > 1:
         raise Fault(f"-j {cluster.name} with --check: it is built on this machine, which is one node; say -j 1xRANKS")
-    if cluster.world_size > 1 and "WORLD_SIZE" not in os.environ:
+    if cluster.world_size > 1 and not is_rank():
         from infnet_rec.commands import local_ranks
 
         local_ranks.check_ranks(question.config_path, question.overrides, cluster.world_size)

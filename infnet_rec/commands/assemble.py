@@ -13,9 +13,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infnet_rec.commands.fetch import fetched
 from infnet_rec.commands.managed_tables import check_managed
-from infnet_rec.commands.run_schema import run_schema
-from infnet_rec.commands.table_rules import precisions_of
-from infnet_rec.commands.towers import check_tower, make_tower, table_width
+from infnet_rec.commands.run_schema import Data, run_schema
+from infnet_rec.commands.towers import check_tower, meta_model
 from infnet_rec.commands.training_plan import check_tables, training_plan
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.check import ids_outside_tables
@@ -23,10 +22,7 @@ from infnet_rec.data.loader import BatchReader, Loader
 from infnet_rec.data.order import EvalOrder, ShuffledOrder, TimeOrder, TrainOrder, check_divides, check_fits
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault
-from infnet_rec.model.embeddings import TokenAssembly, make_bags, make_events
-from infnet_rec.model.managed import make_managed
-from infnet_rec.model.ranking import MultiTaskLoss, RankingModel
-from infnet_rec.schema import Schema
+from infnet_rec.model.ranking import RankingModel
 from infnet_rec.shard.optim import Optimizers, check_sparse, fuse_sparse
 from infnet_rec.shard.parallelize import initialise_tables, parallelize
 from infnet_rec.shard.planning.plan_file import PlanFile
@@ -35,19 +31,6 @@ from infnet_rec.train.evaluate import Evaluation
 from infnet_rec.train.guard import GuardedForward
 
 RENEWAL_SEEDS = 1_000_003  # apart from the seeds that people give
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """The opened store as a run sees it."""
-
-    store: Store
-    schema: Schema
-
-    @property
-    def task_names(self) -> list[str]:
-        """Tasks in the order of labels and logits."""
-        return [task.name for task in self.schema.tasks]
 
 
 def open_data(config: RunConfig) -> Data:
@@ -117,19 +100,6 @@ def _loader(reader: BatchReader, order: TrainOrder | EvalOrder, config: RunConfi
     )
 
 
-def meta_model(config: RunConfig, data: Data) -> RankingModel:
-    """The whole model on the meta device: nothing is allocated."""
-    schema, width = data.schema, table_width(config, data.schema)
-    weights = tuple(config.train.loss.task_weights.get(name, 1.0) for name in data.task_names)
-    with torch.device("meta"):
-        tower = make_tower(config, schema)
-        criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
-    half = [name for name, precision in precisions_of(config, schema).items() if precision == "fp16"]
-    bags, events = make_bags(schema, width, half), make_events(schema, width, half)
-    managed = make_managed(schema, width, config.model.table_std)
-    return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion, managed)
-
-
 def plan_model(model: RankingModel, config: RunConfig, data: Data, world: World) -> PlanFile:
     """Attaches the fused optimizers, which the plan counts, and plans. Nothing is allocated. Collective."""
     fuse_sparse(model, config.train.sparse.optimizer, lr=config.train.sparse.lr)
@@ -180,10 +150,11 @@ def shard(
 ) -> Sharded:
     """The same for a model that stands on the meta device."""
     sparse, dense, seed = config.train.sparse, config.train.dense, config.train.seed
-    if config.model.compile:
-        model.tower.compile()
     plan = plan_model(model, config, data, world)
     before_tables(plan)
+    if config.model.compile:
+        # After the plan, whose count goes through the tower as it is written.
+        model.tower.compile()
     sharded = parallelize(
         model,
         plan.sharding_plan(),

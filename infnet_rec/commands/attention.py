@@ -74,13 +74,13 @@ def attention(config_path: Path, overrides: Sequence[str], asked: Asked, out: Pa
         Fault: the model is not INFNet, or has no task token that attends to anything; the checkpoint is not there, or
             of another model or store; no such split or example; `out` is taken; or there are several ranks.
     """
-    check_split(asked.split)
     config, world = load_config(config_path, overrides), place()
     _check_model(config)
     if world.world_size > 1:
         raise Fault(f"attention: works on one rank, and torchrun started {world.world_size}; start it alone")
     check_gpus(world)
     data = open_data(config)
+    check_split(asked.split, data.store)
     shelf, commit = find(asked.checkpoint)
     where = f"checkpoint {name_of(commit.step)} in {shelf.where}"
     _check_checkpoint(config, data, commit, where)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from infnet_rec.bench.length import Length
 from infnet_rec.faults import Fault
+from infnet_rec.files import try_file
 from infnet_rec.shard.hardware import parse_size
+from infnet_rec.shard.rank_environment import read_rank_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,13 @@ class Asked:
         """Refuses what could not be written in the end.
 
         Raises:
-            Fault: a file that is there already, or a folder that is not.
+            Fault: a file that is there already, or a folder that is not or cannot be written.
+            Failure: the disk is full.
         """
         traces = [trace_of(self.trace, rank, num_ranks) for rank in range(num_ranks)] if self.trace else []
         for option, path in [("--out", self.out), *(("--trace", trace) for trace in traces)]:
-            if path is not None and path.exists():
-                raise Fault(f"{option} {path}: is there already and would be overwritten; name a new file, or move it")
-            if path is not None and not path.parent.is_dir():
-                raise Fault(f"{option} {path}: there is no folder {path.parent}; make it first")
+            if path is not None:
+                try_file(option, path)
 
     def ranks_to_start(self, size: str | None, environment: Mapping[str, str]) -> int:
         """How many processes are to be started here: 1 without -j, and where torchrun has started them.
@@ -55,11 +56,12 @@ class Asked:
         """
         if size is None:
             return 1
-        asked, started = parse_size(size), environment.get("WORLD_SIZE")
+        asked, env = parse_size(size), read_rank_environment(environment)
+        started = None if env is None else env.world_size
         if asked.is_elastic:
             raise Fault(f"-j {size}: is measured on one number of nodes; name it, such as {asked.max_nodes}x1")
         num_ranks = asked.max_nodes * asked.ranks_per_node
-        if started is not None and int(started) != num_ranks:
+        if started is not None and started != num_ranks:
             raise Fault(f"-j {size}: torchrun started {started} ranks; leave -j out under torchrun")
         if started is None and asked.max_nodes > 1:
             raise Fault(

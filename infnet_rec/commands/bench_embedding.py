@@ -41,7 +41,7 @@ def bench_embedding(config_path: Path, overrides: Sequence[str], *, num_rounds: 
         Fault: the configuration or its store is at fault.
     """
     config = load_config(config_path, overrides)
-    data, world = open_data(config), place()
+    world, data = place(), open_data(config)
     check_run(config, data, world)
     refuse_managed(data.schema, "bench embedding")
     quieten()

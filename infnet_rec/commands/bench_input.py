@@ -34,7 +34,7 @@ def bench_input(config_path: Path, overrides: Sequence[str], *, num_batches: int
         Fault: the configuration or its store is at fault, or there are several ranks.
     """
     config = load_config(config_path, overrides)
-    data, world = open_data(config), place()
+    world, data = place(), open_data(config)
     if world.world_size > 1:
         raise Fault(f"bench input: measures one rank, and torchrun started {world.world_size}; start it alone")
     check_run(config, data, world)

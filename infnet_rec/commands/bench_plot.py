@@ -12,6 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from infnet_rec.commands.stats_plot import DPI, STYLE, check_destination
 from infnet_rec.faults import Fault
+from infnet_rec.files import whole_file
 
 COLOURS = {"literal": "#B0503C", "eager": "#2F6DA8", "fused": "#3C8C5A"}
 PANEL_WIDTH_IN, HEIGHT_IN = 5.6, 7.2
@@ -28,7 +29,7 @@ def check_sweep_files(picture: Path) -> Path:
     Raises:
         Fault: see `stats_plot.check_destination`; or something else stands where the points would.
     """
-    check_destination(picture)
+    check_destination(picture, "--sweep")
     points = picture.with_suffix(".jsonl")
     if points.exists() and not (points.is_file() and points.read_bytes().startswith(b'{"bench": "sweep"')):
         raise Fault(f"--sweep {picture}: {points} would hold the points, but exists and is no sweep; name another")
@@ -37,15 +38,10 @@ def check_sweep_files(picture: Path) -> Path:
 
 def draw_sweep(points: Sequence[JSON], slopes: Sequence[JSON], machine: JSON, path: Path) -> None:
     """Writes the picture, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), whole_file(path) as temporary:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        try:
-            figure_of(points, slopes, machine).savefig(temporary, format="png", dpi=DPI)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        figure_of(points, slopes, machine).savefig(temporary, format="png", dpi=DPI)
 
 
 def figure_of(points: Sequence[JSON], slopes: Sequence[JSON], machine: JSON) -> Figure:

@@ -21,6 +21,7 @@ from infnet_rec.commands.towers import table_width
 from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
+from infnet_rec.files import whole_file
 from infnet_rec.shard.planning.tower_cost import TowerCost, tower_cost
 from infnet_rec.shard.planning.workload import batch_shape
 from infnet_rec.shard.world import World, gathered, joined, place
@@ -43,7 +44,7 @@ def bench_run(config_path: Path, overrides: Sequence[str], asked: Asked) -> JSON
         Fault: the configuration or its store is at fault, or a file cannot be written.
     """
     config = load_config(config_path, overrides)
-    data, world = open_data(config), place()
+    world, data = place(), open_data(config)
     check_run(config, data, world)
     asked.check(world.world_size)
     quieten()
@@ -119,12 +120,8 @@ def _trace_file(wanted: Path | None, world: World) -> Iterator[Path]:
             yield Path(folder) / "trace.json"
         return
     path = trace_of(wanted, world.rank, world.world_size)
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
+    with whole_file(path, f"--trace {path}") as temporary:
         yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _tower(config: RunConfig, data: Data, world: World) -> TowerCost:

@@ -42,7 +42,7 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
     """
     config = load_config(config_path, overrides)
     infnet_options(config)
-    data, world = open_data(config), place()
+    world, data = place(), open_data(config)
     if world.world_size > 1:
         raise Fault(f"bench step: measures one rank, and torchrun started {world.world_size}; start it alone")
     check_run(config, data, world)

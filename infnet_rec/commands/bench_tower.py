@@ -25,6 +25,7 @@ from infnet_rec.config.run import RunConfig
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.order import ShuffledOrder
 from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.files import write_text
 from infnet_rec.shard.world import place
 
 # Without a configuration: the paper's setting in size, 89 features and 28 sequences of 7 behaviours.
@@ -84,9 +85,7 @@ def bench_sweep(
     points = list(sweep(shape, options, where, limits, num_rounds=num_rounds, say=say))
     machine = describe(where)
     lines = [json.dumps({"bench": "sweep", "machine": machine, "ceilings": limits, **p}) for p in points]
-    temporary = points_path.with_name(f".{points_path.name}.writing")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(points_path)
+    write_text(points_path, "\n".join(lines) + "\n")
     fitted = slopes(points)
     bench_plot.draw_sweep(points, fitted, machine, picture)
     return {

@@ -13,6 +13,7 @@ from infnet_rec.commands.fetch import fetched
 from infnet_rec.config.experiment import Experiment, key_of
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault
+from infnet_rec.files import named_faults, try_folder
 from infnet_rec.strict import read_json
 from infnet_rec.train.report import write_json
 
@@ -40,8 +41,10 @@ def opened(out: Path, experiment: Experiment) -> Iterator[JSON]:
     is_foreign = bool(names - {".lock", f".{EXPERIMENT}.writing"}) or (out.exists() and not out.is_dir())
     if is_foreign and not (out / EXPERIMENT).is_file():
         raise Fault(f"--out {out}: exists, is not empty and holds no experiment; name a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
+    with named_faults(f"--out {out}"):
+        try_folder("--out", out)
+        out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         is_ours = (out / EXPERIMENT).is_file()
         now = identity(experiment, dataset)

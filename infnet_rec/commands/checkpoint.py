@@ -53,6 +53,12 @@ def show(source: str) -> dict[str, Any]:
     }
 
 
+def _best_so_far(progress: dict[str, Any]) -> str:
+    if progress["best_auc"] is None:
+        return "none: no evaluation of valid could be judged"
+    return f"step {progress['best_step']:,}; evaluations since: {progress['evaluations_since_best']}"
+
+
 def show_lines(result: dict[str, Any]) -> list[str]:
     """`show` for people."""
     progress, run = result["progress"], result["run"]
@@ -60,7 +66,7 @@ def show_lines(result: dict[str, Any]) -> list[str]:
     lines = [
         result["where"],
         f"{'step':<16}{result['step']:,}, written {result['written_at']}",
-        f"{'best so far':<16}step {progress['best_step']:,}; evaluations since: {progress['evaluations_since_best']}",
+        f"{'best so far':<16}{_best_so_far(progress)}",
         f"{'trained':<16}{progress['spent']['train_examples']:,} examples in {progress['spent']['elapsed_s']:,.0f} s",
         f"{'run':<16}seed {run['config']['train']['seed']}, store {run['store']}",
         f"{'written by':<16}{run['world_size']} ranks; tables: {kinds}",

@@ -1,16 +1,22 @@
 """The saver of a run and the point it starts from: a checkpoint of its own, the weights of another, or nothing."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from infnet_rec.commands.assemble import Data, Sharded
+from infnet_rec.commands.fetch import fetched
 from infnet_rec.commands.resume import Standing
 from infnet_rec.commands.shelves import find, shelf_of
 from infnet_rec.config.run import RunConfig
+from infnet_rec.data.store import Store
+from infnet_rec.data.vocabulary_match import NUM_SHOWN, RowSources, match_rows, table_meanings
+from infnet_rec.faults import Fault
 from infnet_rec.shard.world import World, connecting
 from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.checkpoint.restore import load_weights, newest_whole, restore
 from infnet_rec.train.checkpoint.save import Keep, Saver
+from infnet_rec.train.checkpoint.shelf import Commit, Shelf, name_of
 from infnet_rec.train.report import Report
 
 
@@ -22,6 +28,7 @@ def make_saver(config: RunConfig, data: Data, world: World, run_dir: Path, shard
         "store": data.store.fingerprint,
         "world_size": world.world_size,
         "plan": sharding_types(sharded),
+        "meanings": table_meanings(data.store, data.schema),
     }
     keep = Keep(settings.keep_last, settings.keep_best)
     with connecting(config.train.collective_timeout_s, "process group of checkpoints"):
@@ -61,15 +68,75 @@ def _redone(steps: int) -> str:
     return f"; {steps} step{'s' * (steps > 1)} after that {'are' if steps > 1 else 'is'} done again" if steps else ""
 
 
-def start_from(source: str, sharded: Sharded, report: Report) -> None:
+def start_from(source: str, data: Data, sharded: Sharded, report: Report) -> None:
     """Takes another run's weights, and nothing else of it; all ranks call it.
+
+    Rows of tables move by what their ids mean. A value that the other run's store never saw keeps its fresh row.
 
     Args:
         source: a run directory (its best checkpoint), a folder of checkpoints, or one checkpoint.
+        data: of this run.
+        sharded: this run's model.
+        report: whom to tell.
 
     Raises:
-        Fault: there is none, or it is of another model.
+        Fault: there is none, it is of another model, or what its ids meant is not known any more.
     """
     shelf, commit = find(source)
-    load_weights(shelf, commit, sharded.model)
+    moved = rows_that_moved(shelf, commit, data)
+    load_weights(shelf, commit, sharded.model, {table: rows.row_R for table, rows in moved.items()})
     report.say(f"starts from the weights of {shelf.where}, step {commit.step}")
+    for line in moved_lines(moved, "start afresh"):
+        report.say(line)
+
+
+def rows_that_moved(shelf: Shelf, commit: Commit, data: Data) -> dict[str, RowSources]:
+    """Tables whose ids mean something else in this run's store than in the one that a checkpoint was trained on.
+
+    Raises:
+        Fault: that store's vocabularies are needed and not there, or no row of a table can be matched.
+    """
+    if commit.run["store"] == data.store.fingerprint:
+        return {}
+    here, there = table_meanings(data.store, data.schema), commit.run.get("meanings", {})
+    differ = [table for table, meaning in here.items() if there.get(table) != meaning]
+    if not differ:
+        return {}
+    what = f"checkpoint {name_of(commit.step)} in {shelf.where}"
+    if managed := [table.name for table in data.schema.managed_tables if table.name in differ]:
+        raise Fault(
+            f"{what}: the ids of managed table {managed[0]!r} meant something else in the store that it was trained "
+            "on, and its rows cannot be matched; start a new run"
+        )
+    former = _store_of(commit, what, differ)
+    return match_rows(former, data.store, data.schema, differ)
+
+
+def _store_of(commit: Commit, what: str, tables: Sequence[str]) -> Store:
+    """The store that a checkpoint was trained on.
+
+    Raises:
+        Fault: it is not where it was, or was built anew since.
+    """
+    path = commit.run["config"]["data"]["store"]
+    names = ", ".join(tables[:NUM_SHOWN]) + (f" and {len(tables) - NUM_SHOWN} more" if len(tables) > NUM_SHOWN else "")
+    lost = (
+        f"{what}: ids of {names} may mean something else in this run's store than in the one it was trained on "
+        f"({path}, fingerprint {commit.run['store'] or 'unknown'}), and that one is needed to match their rows, but"
+    )
+    try:
+        former = Store(fetched(path))
+    except Fault as fault:
+        raise Fault(f"{lost} {fault}") from fault
+    if former.fingerprint != commit.run["store"]:
+        raise Fault(f"{lost} what is there now has fingerprint {former.fingerprint}; train on the store that it had")
+    return former
+
+
+def moved_lines(moved: Mapping[str, RowSources], fate: str) -> list[str]:
+    """For people: how many rows of which table were found again; `fate` is what the others do."""
+    return [
+        f"table {table}: {len(rows.row_R) - rows.num_new:,} of {len(rows.row_R):,} rows were matched by what their ids "
+        f"mean, {rows.num_new:,} {fate}"
+        for table, rows in moved.items()
+    ]

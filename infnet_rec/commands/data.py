@@ -12,6 +12,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from infnet_rec.data.build import Progress, build
+from infnet_rec.data.build_summary import log_lines
 from infnet_rec.data.check import bytes_to_read, differences
 from infnet_rec.data.inspect import describe_example
 from infnet_rec.data.recipe import load_recipe
@@ -20,7 +21,7 @@ from infnet_rec.data.store import Store
 
 def build_store(
     recipe_path: Path,
-    raw: Path,
+    raw: str,
     out: Path,
     *,
     memory_gib: float,
@@ -42,7 +43,8 @@ def build_store(
             max_bad_fraction=max_bad_fraction,
             replace=replace,
         )
-    kept = ("name", "num_users", "num_items", "splits", "behaviours", "history_lengths", "bad_rows")
+    kept = ("name", "num_users", "num_items", "splits", "behaviours", "history_lengths", "bad_rows", "log", "joins")
+    kept += ("flat_features", "warnings")
     bytes_on_disk = sum(file["bytes"] for file in manifest["files"].values())
     return {
         "store": str(out),
@@ -80,13 +82,18 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         f"{summary['store']}: {summary['num_users']:,} users, {summary['num_items']:,} items, "
         f"{summary['bytes'] / 2**20:,.1f} MiB, built in {summary['wall_s']:.1f} s"
     ]
+    lines += [f"  {line}" for line in log_lines(summary)]
     for split, facts in summary["splits"].items():
         rates = "  ".join(f"{task} {rate:.4f}" for task, rate in facts["label_rates"].items())
         lines.append(f"  {split:<6}{facts['num_examples']:>12,} examples   label rates  {rates}")
     for table, count in summary["bad_rows"].items():
         lines.append(f"  {count:,} bad rows of {table} left out; see {summary['store']}/quarantine.csv")
     lengths = "  ".join(f"{name} {stats['mean']:.1f}" for name, stats in summary["history_lengths"].items())
-    lines.append(f"  events before a training example, mean  {lengths}")
+    events = "  ".join(f"{name} {facts['num_events']:,}" for name, facts in summary["behaviours"].items())
+    if events:
+        lines.append(f"  events  {events}")
+        lines.append(f"  events before a training example, mean  {lengths}")
+    lines += [f"  warning: {line}" for line in summary["warnings"]]
     return lines
 
 

@@ -9,19 +9,31 @@ import json as json_module
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
+
+from infnet_rec.commands.installation import (
+    JUDGED_ELSEWHERE,
+    Requirement,
+    asked_by_torch,
+    import_faults,
+    modules_of,
+    requirements,
+    version_of,
+    will_do,
+)
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchmetrics", "torchx", "urllib3")
 PYTHONS = ((3, 11), (3, 12))
-# torch, torchrec, fbgemm: they share compiled interfaces, so nothing between these lines works.
-FITTING = (("2.13", "1.8", "1.8"), ("2.11", "1.6", "1.6"))
-PINNED = ("torch==2.13.0", "torchrec==1.8.0", "1.8.0")
+# torch, torchrec, fbgemm: they share compiled interfaces, so nothing between these lines works. Newest first; of each,
+# the release to install.
+FITTING = (("2.13.0", "1.8.0", "1.8.0"), ("2.12.1", "1.7.0", "1.7.0"), ("2.11.0", "1.6.1", "1.6.0"))
 _ANEW = "make clean && make install"
 MIN_DISK_GIB = 2.0
 MIN_SHARED_MEMORY_GIB = 0.5
@@ -88,19 +100,54 @@ def diagnose(collectives: Literal["tried", "left out"] = "tried") -> list[Check]
     Args:
         collectives: left out by ranks, which are about to do them.
     """
-    versions, torch, gpus = installed_versions(), installed_torch(), driver_gpus()
-    trials = [] if torch.fault else lookup_trials(torch)
-    trials += [] if torch.fault or collectives == "left out" else collective_trials(torch)
+    versions, gpus = installed_versions(), driver_gpus()
+    asked = requirements()
+    # A rank has imported what the others would be asked about.
+    faults = {} if collectives == "left out" else import_faults(modules_of(asked))
+    torch = Torch(fault=faults["torch"]) if "torch" in faults else installed_torch()
+    trials = [] if torch.fault or faults else lookup_trials(torch)
+    trials += [] if torch.fault or faults or collectives == "left out" else collective_trials(torch)
     return [
         check_python(sys.version_info[:2]),
         check_fit(versions),
+        *check_packages(asked, {r.name: version_of(r.name) for r in asked}),
         check_torchmetrics(versions),
         check_urllib3(versions),
+        check_triton(version_of("triton"), asked_by_torch("triton")),
         *check_torch(torch, gpus, versions),
+        *([] if collectives == "left out" else check_imports(faults)),
+        check_host_name(socket.gethostname()),
+        *gpu_checks(torch, gpus),
         *trials,
         check_free("disk", Path.cwd(), MIN_DISK_GIB, "df -h . && du -sh runs"),
         check_free("shared memory", Path("/dev/shm"), MIN_SHARED_MEMORY_GIB, "mount -o remount,size=2G /dev/shm"),
     ]
+
+
+def broken() -> bool:
+    """Whether something that verbs lean on is missing or cannot be imported; `diagnose` then says what."""
+    asked = requirements()
+    missing = [r for r in asked if r.name not in JUDGED_ELSEWHERE and version_of(r.name) is None]
+    return bool(missing or import_faults(modules_of(asked)))
+
+
+def without_command_line(arguments: Sequence[str], error: ImportError) -> NoReturn:
+    """Answers in the place of a command line that cannot be read, as what reads it cannot be imported.
+
+    Args:
+        arguments: of the command; all but `doctor` are answered with the fault.
+        error: what was raised.
+    """
+    if list(arguments[:1]) == ["doctor"]:
+        sys.exit(run(json="--json" in arguments))
+    print(f"infnet-rec: fault: {missing_in_words(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def missing_in_words(error: ImportError) -> str:
+    """One line for a verb that met a package that is missing or broken."""
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"installation: {first_line}; 'infnet-rec doctor' says what to do"
 
 
 def table(checks: Sequence[Check]) -> str:
@@ -144,7 +191,9 @@ def installed_torch() -> Torch:
 def driver_gpus() -> list[str]:
     """GPUs that a working NVIDIA driver lists."""
     try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [line for line in listing.stdout.splitlines() if line.startswith("GPU ")] if not listing.returncode else []
@@ -162,15 +211,27 @@ def check_python(version: tuple[int, int]) -> Check:
 def check_fit(versions: Versions) -> Check:
     """Torch, torchrec and fbgemm are of one generation."""
     fbgemm = "fbgemm-gpu" if versions["fbgemm-gpu"] is not None else "fbgemm-gpu-cpu"
-    names = ("torch", "torchrec", fbgemm)
-    found = ", ".join(f"{name} {_shown(versions[name])}" for name in names)
+    found = ", ".join(f"{name} {_shown(versions[name])}" for name in ("torch", "torchrec", fbgemm))
+    torch, torchrec, number = wanted = fitting(versions)
     # A version without a record cannot be judged here; the lookup below is its judge.
-    fits = any(all(_is(versions[n], w) for n, w in zip(names, wanted, strict=True)) for wanted in FITTING)
-    if fits:
+    if all(_belong(versions, wanted)):
         return Check("versions", found)
-    torch, torchrec, number = PINNED
-    remedy = f"{_pip('install', torch, f'{fbgemm}=={number}')} && {_pip('install', '--no-deps', torchrec)}"
-    return Check("versions", f"{found} do not fit", remedy)
+    install = _pip("install", f"torch=={torch}", f"{fbgemm}=={number}")
+    return Check(
+        "versions", f"{found} do not fit", f"{install} && {_pip('install', '--no-deps', f'torchrec=={torchrec}')}"
+    )
+
+
+def fitting(versions: Versions) -> tuple[str, str, str]:
+    """Releases of torch, torchrec and fbgemm that fit, and of which most are here; of equals those that leave torch."""
+    return max(FITTING, key=lambda wanted: (sum(_belong(versions, wanted)), _belong(versions, wanted)[0]))
+
+
+def _belong(versions: Versions, wanted: tuple[str, str, str]) -> list[bool]:
+    """Which of the three are of the wanted releases."""
+    fbgemm = versions["fbgemm-gpu-cpu"] if versions["fbgemm-gpu"] is None else versions["fbgemm-gpu"]
+    found = (versions["torch"], versions["torchrec"], fbgemm)
+    return [_is(version, release) for version, release in zip(found, wanted, strict=True)]
 
 
 def check_one_fbgemm(versions: Versions, torch: Torch) -> Check:
@@ -178,7 +239,8 @@ def check_one_fbgemm(versions: Versions, torch: Torch) -> Check:
     name = "fbgemm build"
     cuda, cpu = versions["fbgemm-gpu"], versions["fbgemm-gpu-cpu"]
     wanted = "fbgemm-gpu" if torch.cuda_build else "fbgemm-gpu-cpu"
-    anew = f"{_pip('uninstall', '-y', 'fbgemm-gpu', 'fbgemm-gpu-cpu')} && {_pip('install', f'{wanted}=={PINNED[2]}')}"
+    install = _pip("install", f"{wanted}=={fitting(versions)[2]}")
+    anew = f"{_pip('uninstall', '-y', 'fbgemm-gpu', 'fbgemm-gpu-cpu')} && {install}"
     if cuda is not None and cpu is not None:
         return Check(name, "fbgemm-gpu and fbgemm-gpu-cpu, which overwrite each other's files", anew)
     if cuda is None and cpu is None:
@@ -193,7 +255,8 @@ def check_torchmetrics(versions: Versions) -> Check:
     version = versions["torchmetrics"]
     if version in (None, "1.0.3"):
         return Check("torchmetrics", version or "none; only torchrec.metrics needs it")
-    return Check("torchmetrics", f"{version}; torchrec needs 1.0.3", _pip("install", "torchmetrics==1.0.3"))
+    found = f"{version}; torchrec.metrics, which training does not use, needs 1.0.3"
+    return Check("torchmetrics", found, _pip("install", "torchmetrics==1.0.3"), "warning")
 
 
 def check_urllib3(versions: Versions) -> Check:
@@ -206,18 +269,62 @@ def check_urllib3(versions: Versions) -> Check:
     return Check("urllib3", f"{_shown(version)}; torchx needs one below 1.27", _pip("install", "urllib3<1.27"))
 
 
+def check_triton(version: str | None, wanted: str | None) -> Check:
+    """The triton that torch was built with, where it was built with one: kernels are compiled by it."""
+    if wanted is None or version == wanted:
+        return Check("triton", f"{_shown(version)}{'' if wanted else '; torch asks for none'}")
+    return Check("triton", f"{_shown(version)}; torch was built with {wanted}", _pip("install", f"triton=={wanted}"))
+
+
+def check_packages(asked: Sequence[Requirement], versions: Versions) -> list[Check]:
+    """Everything that is asked for is there, in a version that will do; what has a check of its own is left to that."""
+    faults, num_there = [], 0
+    for requirement in asked:
+        version = versions[requirement.name]
+        if requirement.name in JUDGED_ELSEWHERE:
+            continue
+        if version is not None and will_do(version, requirement.versions):
+            num_there += 1
+            continue
+        found = f"{_shown(version)}; {requirement.words} is needed"
+        faults.append(Check(requirement.name, found, _pip("install", requirement.words)))
+    return faults or [Check("packages", f"{num_there} there, in versions that will do")]
+
+
+def check_imports(faults: Mapping[str, str]) -> list[Check]:
+    """What is installed can be imported; torch has a line of its own."""
+    remedies = {"triton": "the line 'triton' above, or " + _ANEW}
+    others = {name: fault for name, fault in faults.items() if name != "torch"}
+    if not faults:
+        return [Check("imports", "all of them")]
+    return [Check(f"import {name}", fault, remedies.get(name, _ANEW)) for name, fault in others.items()]
+
+
+def check_host_name(name: str) -> Check:
+    """The name that this host gives itself has an address here; ranks of one host do without."""
+    try:
+        address = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]
+    except (OSError, UnicodeError):
+        found = f"{name} does not resolve; ranks of this host meet at the loopback, those of several hosts cannot"
+        return Check("host name", found, f"echo '127.0.1.1 {name}' >> /etc/hosts", "warning")
+    return Check("host name", f"{name} is {address}")
+
+
 def check_gpu(gpus: Sequence[str], torch: Torch, versions: Versions) -> Check:
     """Every GPU that the driver lists can be trained on."""
     if not gpus:
         return Check("GPU", "none; training runs on the CPU with gloo")
     found = f"{len(gpus)} listed by the driver"
     if not torch.cuda_build:
-        return Check("GPU", f"{found}, but torch is built for the CPU", _pip("install", "--force-reinstall", PINNED[0]))
+        remedy = _pip("install", "--force-reinstall", f"torch=={fitting(versions)[0]}")
+        return Check("GPU", f"{found}, but torch is built for the CPU", remedy)
     if not torch.num_gpus:
         remedy = "nvidia-smi  # its CUDA version must not be older than torch's"
         return Check("GPU", f"{found}, but torch, built for CUDA {torch.cuda_build}, can use none", remedy)
     if versions["fbgemm-gpu-cpu"] is not None:
-        remedy = f"{_pip('uninstall', '-y', 'fbgemm-gpu-cpu')} && {_pip('install', f'fbgemm-gpu=={PINNED[2]}')}"
+        remedy = (
+            f"{_pip('uninstall', '-y', 'fbgemm-gpu-cpu')} && {_pip('install', f'fbgemm-gpu=={fitting(versions)[2]}')}"
+        )
         return Check("GPU", f"{found}, but fbgemm is built for the CPU", remedy)
     return Check("GPU", f"{found}, {torch.num_gpus} usable by torch (CUDA {torch.cuda_build})")
 
@@ -239,7 +346,10 @@ def check_free(name: str, folder: Path, min_gib: float, remedy: str) -> Check:
 def check_torch(torch: Torch, gpus: Sequence[str], versions: Versions) -> list[Check]:
     """What can be asked of a torch that can be imported."""
     if torch.fault is not None:
-        return [Check("torch", torch.fault, _ANEW)]
+        both = versions["fbgemm-gpu"] is not None and versions["fbgemm-gpu-cpu"] is not None
+        # Which of the two is wanted is known once torch can be asked.
+        builds = [check_one_fbgemm(versions, Torch("unknown" if gpus else None))] if both else []
+        return [Check("torch", torch.fault, _ANEW), *builds]
     return [check_one_fbgemm(versions, torch), check_gpu(gpus, torch, versions)]
 
 
@@ -251,6 +361,13 @@ def lookup_trials(torch: Torch) -> list[Check]:
     if torch.num_gpus:
         checks.append(check_trial("lookup on a GPU", "right", lookup_fault("cuda"), _ANEW))
     return checks
+
+
+def gpu_checks(torch: Torch, gpus: Sequence[str]) -> list[Check]:
+    """What is asked where a GPU is listed: its generation, its driver, nccl, and the kernels of every optimizer."""
+    from infnet_rec.commands import doctor_gpu
+
+    return doctor_gpu.gpu_checks(torch) if gpus and not torch.fault else []
 
 
 def collective_trials(torch: Torch) -> list[Check]:
@@ -272,7 +389,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _is(version: str | None, release: str) -> bool:
-    return version == "" or (version is not None and _numbers(version)[:2] == _numbers(release))
+    return version == "" or (version is not None and _numbers(version)[:2] == _numbers(release)[:2])
 
 
 def _shown(version: str | None) -> str:

@@ -1,7 +1,6 @@
 """The doctor of a run: one machine's checks on every host, and what ranks can only find out together."""
 
 import json as json_module
-import os
 import socket
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Refusal
 from infnet_rec.shard.planning.plan_file import PlanFile
+from infnet_rec.shard.rank_environment import is_rank
 from infnet_rec.shard.world import World, check_gpus, from_first_rank, gathered, joined, place
 
 
@@ -31,10 +31,10 @@ def run(config_path: Path | None, overrides: Sequence[str], *, json: bool) -> in
     Raises:
         Fault: the configuration or its store is at fault.
     """
-    if config_path is None and "WORLD_SIZE" not in os.environ:
+    if config_path is None and not is_rank():
         return doctor.run(json=json)
     config = None if config_path is None else load_config(config_path, overrides)
-    data, world = None if config is None else open_data(config), place()
+    world, data = place(), None if config is None else open_data(config)
     check_gpus(world)
     if config is not None and data is not None:
         check_run(config, data, world)

@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from infnet_rec.commands.assemble import evaluation, open_data, shard_model
+from infnet_rec.commands.continue_run import moved_lines, rows_that_moved
 from infnet_rec.commands.shelves import shelf_of
 from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.run import RunConfig
-from infnet_rec.data.store import SPLITS
+from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.shard.world import check_gpus, joined, place
 from infnet_rec.strict import check, read_json
 from infnet_rec.train.checkpoint.restore import load_weights
 from infnet_rec.train.checkpoint.shelf import best_of
 from infnet_rec.train.evaluate import final_metrics
+from infnet_rec.train.voice import say
 
 
 def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> dict[str, Any] | None:
@@ -21,16 +23,15 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
 
     Args:
         run_dir: what `train` left.
-        split: train, valid or test.
+        split: train, valid, test or a further test of the store.
         store: folder or URL where the run's store is now; None where it was.
 
     Returns:
         Metrics by task, on rank 0.
 
     Raises:
-        Fault: no such run, checkpoint or split, or another store than the run's.
+        Fault: no such run, checkpoint or split, or a store whose ids cannot be matched with those that the run learned.
     """
-    check_split(split)
     path = run_dir / "config.json"
     config = check(RunConfig, read_json(path), str(path))
     shelf = shelf_of(config, run_dir)
@@ -41,19 +42,18 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
     if store is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"store": str(store)})})
     config = for_scoring(config)
-    data, world = open_data(config), place()
+    world, data = place(), open_data(config)
+    check_split(split, data.store)
     check_gpus(world)
-    trained_on = read_json(run_dir / "environment.json")["store"]
-    if data.store.fingerprint != trained_on:
-        raise Fault(
-            f"store {data.store.path}: is not the one that {run_dir} was trained on (it has fingerprint "
-            f"{data.store.fingerprint}, that one {trained_on}); name the right one with --store"
-        )
+    moved = rows_that_moved(shelf, best, data)
+    if world.is_first:
+        for line in moved_lines(moved, "are scored as never seen"):
+            say(line)
     quieten()
     use_threads(config.train.num_threads, world)
     with joined(world):
         sharded = shard_model(config, data, world)
-        load_weights(shelf, best, sharded.model)
+        load_weights(shelf, best, sharded.model, {table: rows.or_unseen().row_R for table, rows in moved.items()})
         predictions = evaluation(config, data, world, split).predictions(sharded.model, sharded.pipeline)
     if predictions is None:
         return None
@@ -65,14 +65,14 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
     }
 
 
-def check_split(split: str) -> None:
-    """Refuses a name that is none of a split.
+def check_split(split: str, store: Store) -> None:
+    """Refuses a name that is none of a split of the store.
 
     Raises:
         Fault: it is none.
     """
-    if split not in SPLITS:
-        raise Fault(f"--split {split!r}: is one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+    if split not in store.splits:
+        raise Fault(f"--split {split!r}: is one of {', '.join(store.splits)}{did_you_mean(split, store.splits)}")
 
 
 def for_scoring(config: RunConfig) -> RunConfig:
@@ -94,8 +94,9 @@ def lines(result: dict[str, Any]) -> list[str]:
         low, high = m["gauc_interval"]
         interval = "-" if low is None else f"{low:.4f} to {high:.4f}"
         auc, gauc = ("-" if m[name] is None else f"{m[name]:.4f}" for name in ("auc", "gauc"))
+        log_loss = "-" if m["log_loss"] is None else f"{m['log_loss']:.4f}"
         ne, calibration = ("-" if m[name] is None else f"{m[name]:.3f}" for name in ("ne", "calibration"))
         text.append(
-            f"{task:<12}{auc:>9}{gauc:>9}{interval:>18}{m['num_users']:>9,}{m['log_loss']:>10.4f}{ne:>8}{calibration:>8}"
+            f"{task:<12}{auc:>9}{gauc:>9}{interval:>18}{m['num_users']:>9,}{log_loss:>10}{ne:>8}{calibration:>8}"
         )
     return text

@@ -18,6 +18,7 @@ from infnet_rec.config.experiment import Variant, key_of, load_experiment, overr
 from infnet_rec.config.load import make_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Failure, Fault, Interrupted
+from infnet_rec.shard.rank_environment import is_rank
 from infnet_rec.strict import read_json, read_toml
 from infnet_rec.train.stop import StopSignal
 
@@ -42,7 +43,7 @@ def experiment(path: Path, overrides: Sequence[str], out: Path | None, asked: As
         Interrupted: somebody asked us to stop; what was done is saved.
     """
     planned = load_experiment(path, overrides)
-    if "WORLD_SIZE" in os.environ:
+    if is_rank():
         raise Fault("experiment: starts its own processes; run it outside torchrun, with --ranks for several a cell")
     out = out or Path("runs") / planned.name
     for doubt in check_against_store(planned, path, asked.num_ranks):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infnet_rec.commands.fetch import fetched
 from infnet_rec.commands.managed_tables import check_managed
-from infnet_rec.commands.run_schema import run_schema
+from infnet_rec.commands.run_schema import one_class_tasks, run_schema, unjudgeable
 from infnet_rec.commands.table_rules import precisions_of
 from infnet_rec.config.experiment import Experiment, Variant, override_of
 from infnet_rec.config.load import make_config
@@ -18,6 +18,7 @@ from infnet_rec.config.train import hasty_patience
 from infnet_rec.data.order import check_divides, check_fits
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault
+from infnet_rec.schema import Schema
 from infnet_rec.strict import read_toml
 
 # A choice of any other key changes nothing that a store knows of.
@@ -43,12 +44,14 @@ def check_against_store(experiment: Experiment, path: Path, num_ranks: int) -> l
     for variant in experiment.variants:
         for config in _configs(experiment, variant):
             try:
-                _check(config, store, num_ranks)
+                schema = _check(config, store, num_ranks)
+                _check_search(experiment, variant, store, schema)
             except Fault as fault:
                 raise Fault(f"{path}: variant {variant.name!r}: {fault}") from fault
-            doubt = hasty_patience(config.train, store.num_examples("train"))
-            if doubt is not None:
-                doubts.setdefault(doubt, f"warning: {variant.name}: {doubt}")
+            hasty = hasty_patience(config.train, store.num_examples("train"))
+            for doubt in (hasty, unjudgeable(store, schema), _unreportable(store, schema)):
+                if doubt is not None:
+                    doubts.setdefault(doubt, f"warning: {variant.name}: {doubt}")
     return list(doubts.values())
 
 
@@ -69,9 +72,27 @@ def _configs(experiment: Experiment, variant: Variant) -> Iterator[RunConfig]:
             yield from (trial(override_of(key, choice)) for choice in choices)
 
 
-def _check(config: RunConfig, store: Store, num_ranks: int) -> None:
+def _check_search(experiment: Experiment, variant: Variant, store: Store, schema: Schema) -> None:
+    if experiment.config.search is None or not variant.space:
+        return
+    if len(one_class_tasks(store, schema, "valid")) == len(schema.tasks):
+        raise Fault(
+            "search: valid has one class only in every task, so no trial could be judged; leave the search out, or "
+            "build a store with other [splits]"
+        )
+
+
+def _unreportable(store: Store, schema: Schema) -> str | None:
+    if not (one_class := one_class_tasks(store, schema, "test")):
+        return None
+    which = ", ".join(f"{name} ({what})" for name, what in one_class.items())
+    return f"test has one class only in {which}: the report will refuse that; leave it out of train.tasks"
+
+
+def _check(config: RunConfig, store: Store, num_ranks: int) -> Schema:
     check_divides("train.global_batch_size", config.train.global_batch_size, num_ranks)
     check_fits(config.train.global_batch_size, store.num_examples("train"))
     schema = run_schema(config, store)
     check_managed(config, schema)
     precisions_of(config, schema)
+    return schema

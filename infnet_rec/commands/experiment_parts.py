@@ -82,7 +82,7 @@ def held(out: Path, experiment: Experiment, part: Part) -> Iterator[None]:
     with ExitStack() as stack:
         # Where there are more parts or fewer, a variant is in another part, and still has this lock.
         for name in (part.cells_file, *(f"variant.{variant.folder}" for variant in experiment.variants)):
-            file = stack.enter_context((out / LOCKS / name).open("w"))
+            file = stack.enter_context((out / LOCKS / name).open("w", encoding="utf-8"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

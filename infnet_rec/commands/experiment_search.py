@@ -127,7 +127,11 @@ def _try(
     """
 
     def is_hopeless(step: int, metrics: Mapping[str, Mapping[str, Any]]) -> bool:
-        trial.report(mean_over_tasks(metrics, search.metric), step)
+        value = mean_over_tasks(metrics, search.metric)
+        if math.isnan(value):
+            # Optuna takes what is not known for the worst there is.
+            return False
+        trial.report(value, step)
         return trial.should_prune()
 
     ended = train_in_a_process(job, wants_stop, is_hopeless if search.prune else None)
@@ -152,9 +156,14 @@ def _value(ended: Ended, metric: str) -> float:
 
 
 def mean_over_tasks(metrics: Mapping[str, Mapping[str, Any]], metric: str) -> float:
-    """What is searched for; NaN where no task has it."""
-    known = [task[metric] for task in metrics.values() if task[metric] is not None]
-    return sum(known) / len(known) if known else math.nan
+    """What is searched for: see `train.metrics.mean_over_tasks`, of metrics as a run writes them down."""
+    values = [task[metric] for task in metrics.values() if task[metric] is not None or _is_answerable(task, metric)]
+    return math.nan if None in values or not values else sum(values) / len(values)
+
+
+def _is_answerable(task: Mapping[str, Any], metric: str) -> bool:
+    has_both_classes = 0 < task.get("num_positives", 0) < task.get("num_examples", 0)
+    return has_both_classes and (metric == "auc" or task.get("num_users", 0) > 0)
 
 
 def _said(study: optuna.Study, trial: Trial) -> str:

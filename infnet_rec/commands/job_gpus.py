@@ -21,7 +21,9 @@ def gpus_here(environment: Mapping[str, str]) -> list[str]:
 def _num_gpus() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["nvidia-smi", "-L"], capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+    )
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.order import check_divides
 from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.files import not_written, try_file
 from infnet_rec.shard.hardware import Size, parse_size
 from launch.k8s import as_k8s
 from launch.scripts import as_sbatch, as_torchrun
@@ -22,7 +24,7 @@ from launch.spec import PORT, Launch, Node
 FORMS: Mapping[str, Callable[[Launch], str]] = {"torchrun": as_torchrun, "sbatch": as_sbatch, "k8s": as_k8s}
 # Both read what they are given, so no file is needed.
 HAND_IN: Mapping[str, tuple[str, ...]] = {"sbatch": ("sbatch",), "k8s": ("kubectl", "apply", "-f", "-")}
-NUMBERS = ("gpus", "cpus", "memory_gib", "port")
+NUMBERS = ("gpus", "cpus", "memory_gib", "port", "user")
 SETTINGS = (*NUMBERS, "image", "mount", "name")
 VARIABLE = re.compile(r"env\.([A-Za-z_]\w*)", re.ASCII)
 # What Kubernetes takes for the name of a Service, with room for the number of a pod.
@@ -80,6 +82,16 @@ def read_settings(settings: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def check_new(path: Path) -> None:
+    """Refuses a file that could not be written.
+
+    Raises:
+        Fault: something stands there, or its folder cannot be written.
+        Failure: the disk is full.
+    """
+    try_file("--out", path)
+
+
 def write(text: str, path: Path) -> None:
     """Writes a new file, whole or not at all.
 
@@ -89,15 +101,15 @@ def write(text: str, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     try:
         temporary.write_text(text, encoding="utf-8")
-        try:
-            # Unlike a rename, a link does not replace what appeared in the meantime.
-            path.hardlink_to(temporary)
-        finally:
-            temporary.unlink()
+        # Unlike a rename, a link does not replace what appeared in the meantime.
+        path.hardlink_to(temporary)
     except FileExistsError as error:
         raise Fault(f"--out {path}: exists and is left alone; name another, or remove it") from error
     except OSError as error:
-        raise Fault(f"--out {path}: cannot be written: {str(error.strerror).lower()}") from error
+        raise not_written(f"--out {path}", error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _check_batch(global_batch_size: int, size: Size) -> None:
@@ -155,10 +167,17 @@ def hand_in(form: str, text: str) -> str:
         Fault: the scheduler refuses it.
     """
     program = check_hand_in(form)
-    done = subprocess.run([*HAND_IN[form]], input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*HAND_IN[form]], input=text, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         reason = done.stderr.strip() or f"it ended with code {done.returncode}"
         raise Fault(f"--as {form}: {program} refused it: {reason}")
+    if (there := re.search(r"^job\.batch/(\S+) (unchanged|configured)", done.stdout, re.MULTILINE)) is not None:
+        raise Fault(
+            f"--as {form}: a Job {there[1]!r} is there already, and one that has ended is not started again; 'kubectl "
+            f"delete job {there[1]}' and hand it in again: the run goes on from its last checkpoint"
+        )
     return done.stdout.strip()
 
 
@@ -169,7 +188,7 @@ def _job(words: tuple[str, ...], size: Size, form: str, settings: Mapping[str, l
     if not NAME.fullmatch(name):
         raise Fault(f"--with name={name}: must be small letters, digits and dashes, a letter first; 52 at most")
     in_container = form == "k8s"
-    for key in ("image", "mount"):
+    for key in ("image", "mount", "user"):
         if key in settings and not in_container:
             raise Fault(f"--with {key}={settings[key][0]}: --as {form} starts no container; leave it out")
     gpus = numbers.get("gpus", size.ranks_per_node)
@@ -188,11 +207,12 @@ def _job(words: tuple[str, ...], size: Size, form: str, settings: Mapping[str, l
         # A container has an interpreter of its own.
         python="python" if in_container else sys.executable,
         port=numbers.get("port", PORT),
+        user=numbers.get("user", 0),
     )
 
 
 def _number(key: str, text: str) -> int:
-    least, most = {"gpus": (0, 1024), "port": (1, 65535)}.get(key, (1, 10**6))
-    if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not least <= int(text) <= most:
+    least, most = {"gpus": (0, 1024), "port": (1, 65535), "user": (1, 2**31 - 1)}.get(key, (1, 10**6))
+    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not least <= int(text) <= most:
         raise Fault(f"--with {key}={text}: must be a whole number from {least} to {most}")
     return int(text)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from infnet_rec.commands.assemble import Data, check_run, open_data
-from infnet_rec.commands.resume import look
+from infnet_rec.commands.resume import look, try_destinations
 from infnet_rec.commands.run_dir import default_run_dir, num_cores
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
+from infnet_rec.shard.rank_environment import hold_signals, is_rank, read_rank_environment
 from infnet_rec.shard.world import place
 
 
@@ -20,7 +21,8 @@ def check_before_launch(config_path: Path, overrides: Sequence[str], run_dir: Pa
     """Finds every fault before a process is started, and names the run directory once for all ranks."""
     run_dir = run_dir or default_run_dir(config_path)
     config, data = check_ranks(config_path, overrides, num_ranks)
-    look(run_dir, config, data)
+    if look(run_dir, config, data).result is None:
+        try_destinations(config, run_dir)
     return run_dir
 
 
@@ -38,9 +40,10 @@ def check_own(num_ranks: int) -> None:
     """Refuses ranks within ranks.
 
     Raises:
-        Fault: torchrun started this process.
+        Fault: torchrun started this process, or the environment says half of that.
     """
-    if "WORLD_SIZE" in os.environ:
+    read_rank_environment()
+    if is_rank():
         raise Fault(f"--ranks {num_ranks}: is for a run of its own; under torchrun leave it out")
 
 
@@ -48,4 +51,5 @@ def launch(arguments: Sequence[str], num_ranks: int) -> NoReturn:
     """Becomes torchrun with `infnet-rec ARGUMENTS` as that many ranks; see `shard/torchrun.py` for signals."""
     command = [sys.executable, "-m", "infnet_rec.shard.torchrun", "--standalone", f"--nproc-per-node={num_ranks}"]
     environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // num_ranks)), **os.environ}
+    hold_signals()
     os.execve(sys.executable, [*command, "-m", "infnet_rec.cli", *arguments], environment)

@@ -7,6 +7,7 @@ from pathlib import Path
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
+from infnet_rec.files import try_file
 from infnet_rec.shard.hardware import Cluster, load_hardware, parse_cluster
 from infnet_rec.strict import read_json
 
@@ -57,8 +58,7 @@ def check_plan_destination(path: Path) -> None:
     Raises:
         Fault: no such folder, or something that is not a plan stands there.
     """
-    if not path.parent.is_dir():
-        raise Fault(f"--out {path}: there is no folder {path.parent}; make it first")
+    try_file("--out", path, replaces=(b"", "a plan"))
     if not path.exists():
         return
     try:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
-from infnet_rec.commands.assemble import Data, meta_model
 from infnet_rec.commands.managed_tables import check_managed
-from infnet_rec.commands.run_schema import run_schema
+from infnet_rec.commands.run_schema import Data, run_schema
 from infnet_rec.commands.table_rules import controls_of
-from infnet_rec.commands.towers import table_width
+from infnet_rec.commands.towers import meta_model, table_width
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.cache import is_url, read_manifest
 from infnet_rec.data.order import check_divides
@@ -78,17 +77,32 @@ def _store_source(name: str, store: Store) -> Source:
     return Source(path=name, manifest=store.manifest, is_store=True, store=store)
 
 
+def planned_run(config: RunConfig, data: Data, cluster: Cluster, model: RankingModel | None = None) -> "Case":
+    """A run on a cluster as it is planned, for whoever asks: `plan`, the doctor and training get one answer.
+
+    Args:
+        config: of the run.
+        data: of which the manifest alone is read.
+        cluster: all ranks.
+        model: on the meta device with its fused optimizers, where there is one already.
+
+    Raises:
+        Fault: see `Case`.
+    """
+    return Case(config, _store_source(str(data.store.path), data.store), cluster, model)
+
+
 class Case:
-    """A run on a cluster; what is asked for is worked out once.
+    """A run on a cluster; what is asked for is worked out once. See `planned_run` for one that has its data.
 
     Raises:
         Fault: the batch does not divide by the ranks, or a profile, a feature or a rule for tables is at fault.
     """
 
-    def __init__(self, config: RunConfig, source: Source, cluster: Cluster) -> None:
+    def __init__(self, config: RunConfig, source: Source, cluster: Cluster, model: RankingModel | None = None) -> None:
         check_divides("train.global_batch_size", config.train.global_batch_size, cluster.world_size)
         check_sparse(config.train.sparse.optimizer, torch.device(cluster.hardware.device))
-        self.config, self.source, self.cluster = config, source, cluster
+        self.config, self.source, self.cluster, self._given_model = config, source, cluster, model
         self.schema: Schema = run_schema(config, source.store)
         check_managed(config, self.schema)
         self.width = table_width(config, self.schema)
@@ -109,6 +123,8 @@ class Case:
     @cached_property
     def model(self) -> RankingModel:
         """On the meta device, with the optimizers of its tables."""
+        if self._given_model is not None:
+            return self._given_model
         model = meta_model(self.config, Data(self.source.store, self.schema))
         sparse = self.config.train.sparse
         fuse_sparse(model, sparse.optimizer, lr=sparse.lr)

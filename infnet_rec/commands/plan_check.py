@@ -103,7 +103,7 @@ def check_plan(config_path: Path, overrides: Sequence[str], hardware: str | None
     """
     named = [f"sharding.hardware='{hardware}'"] if hardware else []
     config = load_config(config_path, [*overrides, *named])
-    data, world = open_data(config), place()
+    world, data = place(), open_data(config)
     check_run(config, data, world)
     refuse_managed(data.schema, "plan --check")
     quieten()

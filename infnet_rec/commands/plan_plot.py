@@ -15,6 +15,7 @@ from infnet_rec.commands.plan_report import PARTS, STEP_PARTS
 from infnet_rec.commands.plan_text import STEP_WORDS
 from infnet_rec.commands.stats import size
 from infnet_rec.commands.stats_plot import DPI, GREY, HEIGHT_PX, STYLE, WIDTH_PX
+from infnet_rec.files import whole_file
 
 GIB = 2**30
 # Okabe and Ito's colours, as in the picture of a store; what is assumed and not counted is grey.
@@ -53,15 +54,10 @@ def draw(result: JSON, path: Path) -> None:
         result: what `plan` gives.
         path: a PNG file.
     """
-    temporary = path.with_name(f".{path.name}.writing")
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), whole_file(path) as temporary:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        try:
-            figure_of(result).savefig(temporary, format="png", dpi=DPI)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        figure_of(result).savefig(temporary, format="png", dpi=DPI)
 
 
 def figure_of(result: JSON) -> Figure:

@@ -13,8 +13,10 @@ from infnet_rec.commands.report_folder import read_results
 from infnet_rec.commands.report_rows import METRICS, Row, check_cells, complete, rows_of, tasks_of
 from infnet_rec.commands.report_tests import compared
 from infnet_rec.faults import Fault
+from infnet_rec.files import PNG, Kind, named_faults, try_file, try_folder, write_text
 
 MARKDOWN, TABLE = "report.md", "report.csv"
+HEADER = ("model", "setting", "task", "split", "metric", "mean", "deviation", "by_seed", "paper", "paper_doubt")
 
 JSON = dict[str, Any]
 
@@ -34,6 +36,8 @@ def report(results: Path, out: Path | None, *, with_paper: bool) -> JSON:
         Fault: see `check_cells`; or the paper is asked for and the experiment names no dataset of it.
     """
     found = read_results(results)
+    out = out or results
+    _try_files(out)
     cells, missing = found.cells, found.missing
     where = str(results / CELLS)
     check_cells(cells, where)
@@ -48,7 +52,6 @@ def report(results: Path, out: Path | None, *, with_paper: bool) -> JSON:
     num_examples = sum(cells[0]["dataset"]["num_examples"].values())
     same = bool(dataset) and not found.generated and is_of_that_size(dataset, num_examples)
     tests = compared(rows, cells[0]["reference"], results)
-    out = out or results
     out.mkdir(parents=True, exist_ok=True)
     files = [MARKDOWN, TABLE]
     lines = [*report_text.heading(found, rows), *report_text.main_table(rows)]
@@ -66,18 +69,37 @@ def report(results: Path, out: Path | None, *, with_paper: bool) -> JSON:
             lines += [f"![{title}]({name})", ""]
     if len(files) > 2:
         lines += report_text.not_drawn(cells, missing)
-    _write(out / MARKDOWN, "\n".join(lines))
-    _write(out / TABLE, _csv(rows, paper if same else {}))
+    write_text(out / MARKDOWN, "\n".join(lines))
+    write_text(out / TABLE, _csv(rows, paper if same else {}))
     return {"files": [str(out / name) for name in files]}
+
+
+def _try_files(out: Path) -> None:
+    """Refuses a folder that cannot be written, and files in it that are no report's.
+
+    Raises:
+        Fault: something else stands there.
+        Failure: the disk is full.
+    """
+    try_folder("--out", out)
+    if not out.is_dir():
+        return
+    kinds: dict[str, Kind] = {TABLE: (HEADER[0].encode() + b",", "a report's table")}
+    kinds |= dict.fromkeys(("efficiency.png", "series.png"), PNG)
+    for name, kind in kinds.items():
+        try_file("--out", out / name, replaces=kind)
+    page = out / MARKDOWN
+    try_file("--out", page, replaces=(b"#", "a report"))
+    with named_faults(f"--out {out}"):
+        if page.is_file() and report_text.MADE_BY not in page.read_text(encoding="utf-8", errors="replace"):
+            raise Fault(f"--out {page}: exists and was not made by this command, so it is left alone; name another")
 
 
 def _csv(rows: Sequence[Row], paper: report_text.Paper) -> str:
     """Every number: a line for each row, task, split and metric."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["model", "setting", "task", "split", "metric", "mean", "deviation", "by_seed", "paper", "paper_doubt"]
-    )
+    writer.writerow(HEADER)
     for row in rows:
         for task in tasks_of(rows):
             for split in ("valid", "test"):
@@ -93,10 +115,3 @@ def _csv(rows: Sequence[Row], paper: report_text.Paper) -> str:
                     mean = f"{row.mean(task, metric, split):.6f}"
                     writer.writerow([row.label, row.setting, task, split, metric, mean, spread, by_seed, *said])
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

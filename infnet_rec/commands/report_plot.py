@@ -16,6 +16,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from infnet_rec.commands.stats_plot import DPI, STYLE
+from infnet_rec.files import whole_file
 
 OURS, OTHERS = "#B0503C", "#2F6DA8"
 PANEL_IN = (4.6, 3.4)
@@ -134,9 +135,5 @@ def styled() -> Iterator[None]:
 
 def _write(figure: Figure, path: Path) -> None:
     """Whole or not at all; without the version of matplotlib, so that the same results give the same bytes."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
+    with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,6 +15,9 @@ from infnet_rec.train.significance import kendall, spearman
 SHOWN = ("auc", "gauc")
 Paper = Mapping[tuple[str, str, str], PaperNumber]
 
+MADE_BY = "Made by `infnet-rec report`"
+
+MADE_BY = "Made by `infnet-rec report`"
 JSON = dict[str, Any]
 
 
@@ -35,7 +38,7 @@ def heading(results: Results, rows: Sequence[Row]) -> list[str]:
     return [
         f"# {cells[0]['experiment']}",
         "",
-        "Made by `infnet-rec report` from `cells.jsonl`; not to be edited.",
+        f"{MADE_BY} from `cells.jsonl`; not to be edited.",
         "",
         f"Dataset {dataset['name']}, fingerprint `{dataset['fingerprint']}`: {sizes} examples{made}. {models}, "
         f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}{lacks}. {'; '.join(versions)}.",

@@ -1,17 +1,22 @@
 """What a run directory holds already, and whether the run that is asked for may go on there."""
 
 import fcntl
+import json
+import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from infnet_rec.commands.assemble import Data
 from infnet_rec.commands.shelves import shelf_of
 from infnet_rec.config.run import RunConfig
-from infnet_rec.faults import Fault
+from infnet_rec.data.cache import is_url
+from infnet_rec.faults import Busy, Fault
+from infnet_rec.files import named_faults, try_folder
 from infnet_rec.strict import check, read_json
 from infnet_rec.train.checkpoint.shelf import name_of
 
@@ -98,24 +103,56 @@ def former_config(run_dir: Path) -> RunConfig | None:
     return None
 
 
+def try_destinations(config: RunConfig, run_dir: Path) -> None:
+    """Finds out whether a run could be written where it is to be, and leaves nothing behind.
+
+    Raises:
+        Fault: the run directory, or the folder of its checkpoints, cannot be written.
+        Failure: the disk is full.
+    """
+    try_folder("--run-dir", run_dir)
+    if config.checkpoint.folder and not is_url(config.checkpoint.folder):
+        try_folder("checkpoint.folder", Path(config.checkpoint.folder))
+
+
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
     """Makes the folder if it is not there, and keeps other processes from training in it; a lock dies with its process.
 
     Raises:
-        Fault: the folder cannot be made, or another process trains in it.
+        Fault: the folder cannot be made.
+        Busy: another process trains in it, which the message names.
     """
-    try:
+    with named_faults(f"--run-dir {run_dir}"):
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / ".lock").open("w")
-    except OSError as error:
-        raise Fault(f"--run-dir {run_dir}: cannot be made: {error.strerror}") from error
+        # Not emptied: who has the lock has written there who it is.
+        file = (run_dir / ".lock").open("a+", encoding="utf-8")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise Busy(
+                f"--run-dir {run_dir}: {_holder(file)} trains in it; wait for its end, or end it, and run this again"
+            ) from error
         except OSError as error:
-            raise Fault(f"--run-dir {run_dir}: another process trains in it; wait for it or name another") from error
+            raise Fault(
+                f"--run-dir {run_dir}: its file system cannot lock ({str(error.strerror).lower()}), so two processes "
+                "could train in it; name a folder on another"
+            ) from error
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+        file.flush()
         yield
+
+
+def _holder(file: IO[str]) -> str:
+    """Who has the lock, as it wrote itself; earlier versions wrote nothing."""
+    try:
+        file.seek(0)
+        holder = json.load(file)
+        return f"process {int(holder['pid'])} on host {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
 
 
 def differences(was: RunConfig, now: RunConfig) -> dict[str, str]:

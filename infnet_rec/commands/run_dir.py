@@ -63,7 +63,14 @@ def _git_commit() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    found = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
+    found = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     return found.stdout.strip()
 
 

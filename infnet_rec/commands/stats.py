@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from infnet_rec.data.build_summary import log_lines
 from infnet_rec.data.stats import store_stats
 from infnet_rec.data.store import SPLITS, Store
 from infnet_rec.data.tally import rows_to_read
@@ -56,11 +57,13 @@ def lines(report: JSON) -> list[str]:
             f"{report['num_users']:,} users, {report['num_items']:,} items"
         ],
         _split_lines(report),
+        log_lines(report),
         _popularity_lines(report),
         _history_lines(report),
         _feature_lines(report["features"]),
         _table_lines(report),
         _disk_lines(report["disk"], has_histories=bool(report["histories"])),
+        [f"warning: {line}" for line in report["warnings"] or []],
     ]
     if "plot" in report:
         parts.append([f"plot: {report['plot']}"])

@@ -15,8 +15,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from infnet_rec.commands import stats_panels
 from infnet_rec.faults import Fault
+from infnet_rec.files import PNG, try_file, whole_file
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WIDTH_PX, HEIGHT_PX, DPI = 1600, 1000, 100
 GREY, PALE = stats_panels.GREY, "#DDDDDD"
 STYLE: dict[Any, Any] = {
@@ -42,23 +42,16 @@ STYLE: dict[Any, Any] = {
 JSON = dict[str, Any]
 
 
-def check_destination(path: Path) -> None:
+def check_destination(path: Path, option: str = "--plot") -> None:
     """Refuses a file that the picture cannot be written to; an older picture may give way.
 
     Raises:
-        Fault: no .png, no such folder, or something that is not a PNG file stands there.
+        Fault: no .png, no such folder, one that cannot be written, or something that is not a PNG file stands there.
+        Failure: the disk is full.
     """
     if path.suffix != ".png":
-        raise Fault(f"--plot {path}: the picture is a PNG file; end its name with .png")
-    if not path.parent.is_dir():
-        raise Fault(f"--plot {path}: there is no folder {path.parent}; make it first")
-    if not path.exists():
-        return
-    if not path.is_file():
-        raise Fault(f"--plot {path}: is not a file; name another")
-    with path.open("rb") as file:
-        if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-            raise Fault(f"--plot {path}: exists and is not a PNG file, so it is left alone; name another")
+        raise Fault(f"{option} {path}: the picture is a PNG file; end its name with .png")
+    try_file(option, path, replaces=PNG)
 
 
 def draw(report: JSON, path: Path) -> None:
@@ -68,16 +61,10 @@ def draw(report: JSON, path: Path) -> None:
         report: what `store_stats` gives.
         path: a PNG file.
     """
-    temporary = path.with_name(f".{path.name}.writing")
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), whole_file(path) as temporary:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure = figure_of(report)
-        try:
-            figure.savefig(temporary, format="png", dpi=DPI)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        figure_of(report).savefig(temporary, format="png", dpi=DPI)
 
 
 def figure_of(report: JSON) -> Figure:

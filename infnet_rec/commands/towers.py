@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from infnet_rec.config.model import InfnetConfig, ModelConfig
+from infnet_rec.commands.run_schema import Data
+from infnet_rec.commands.table_rules import precisions_of
+from infnet_rec.config.model import MAX_TABLE_WIDTH, InfnetConfig, ModelConfig
 from infnet_rec.config.run import RunConfig
 from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.dcn import Dcn, DcnOptions
@@ -21,9 +23,12 @@ from infnet_rec.model.baselines.ple import Ple, PleOptions
 from infnet_rec.model.baselines.shared_bottom import SharedBottom, SharedBottomOptions
 from infnet_rec.model.baselines.stem import Stem, StemOptions
 from infnet_rec.model.baselines.wukong import Wukong, WukongOptions
+from infnet_rec.model.embeddings import TokenAssembly, make_bags, make_events
 from infnet_rec.model.fused import why_eager
 from infnet_rec.model.infnet import Infnet
 from infnet_rec.model.infnet_options import InfnetOptions
+from infnet_rec.model.managed import make_managed
+from infnet_rec.model.ranking import MultiTaskLoss, RankingModel
 from infnet_rec.model.tokens import TokenLayout
 from infnet_rec.schema import Schema
 from infnet_rec.shard.world import World
@@ -59,14 +64,32 @@ def make_tower(config: RunConfig, schema: Schema) -> nn.Module:
     model = config.model
     if isinstance(model, InfnetConfig):
         return make_infnet(config, schema, Infnet)
-    tower, options = BASELINES[model.name]
-    return tower(TokenLayout.of(schema), model.width, _options(options, model))
+    make, options = BASELINES[model.name]
+    tower: Any = make(TokenLayout.of(schema), model.width, _options(options, model))
+    tower.precision = config.train.precision
+    return tower
 
 
 def table_width(config: RunConfig, schema: Schema) -> int:
-    """Columns of every embedding table: `model.width`, unless the model keeps more in a row."""
-    wider = WIDE.get(config.model.name)
-    return wider(TokenLayout.of(schema), config.model.width) if wider else config.model.width
+    """Columns of every embedding table: `model.width`, unless the model keeps more in a row.
+
+    Raises:
+        Fault: wider than FBGEMM's kernels take.
+    """
+    wider, width = WIDE.get(config.model.name), config.model.width
+    if wider is None:
+        return width
+    layout = TokenLayout.of(schema)
+    found = wider(layout, width)
+    if found > MAX_TABLE_WIDTH:
+        # Widths go in fours.
+        fitting = [w for w in range(4, width, 4) if wider(layout, w) <= MAX_TABLE_WIDTH]
+        remedy = f"take at most {fitting[-1]}" if fitting else "train fewer tasks (train.tasks)"
+        raise Fault(
+            f"model.width = {width}: {config.model.name} for {layout.num_tasks} tasks makes tables of {found:,} "
+            f"columns of it, and FBGEMM's kernels for GPUs give zeros beyond {MAX_TABLE_WIDTH:,}; {remedy}"
+        )
+    return found
 
 
 def make_infnet(config: RunConfig, schema: Schema, form: type[Infnet]) -> Infnet:
@@ -104,11 +127,6 @@ def check_tower(config: RunConfig, schema: Schema, world: World) -> None:
     """
     if isinstance(config.model, InfnetConfig):
         why_eager(config.model.attention, world.device, config.model.width)
-    elif config.train.precision != "fp32":
-        raise Fault(
-            f'train.precision is "{config.train.precision}": {config.model.name} computes in "fp32"; "infnet" alone '
-            "has another"
-        )
     with torch.device("meta"):
         make_tower(config, schema)
 
@@ -127,3 +145,16 @@ def _options(kind: type[Options], model: ModelConfig) -> Options:
     names = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]
     values: dict[str, Any] = {name: getattr(model, name) for name in names}
     return kind(**values)
+
+
+def meta_model(config: RunConfig, data: Data) -> RankingModel:
+    """The whole model on the meta device: nothing is allocated."""
+    schema, width = data.schema, table_width(config, data.schema)
+    weights = tuple(config.train.loss.task_weights.get(name, 1.0) for name in data.task_names)
+    with torch.device("meta"):
+        tower = make_tower(config, schema)
+        criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
+    half = [name for name, precision in precisions_of(config, schema).items() if precision == "fp16"]
+    bags, events = make_bags(schema, width, half), make_events(schema, width, half)
+    managed = make_managed(schema, width, config.model.table_std)
+    return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion, managed)

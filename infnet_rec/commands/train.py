@@ -29,8 +29,9 @@ from infnet_rec.commands.assemble import (
 from infnet_rec.commands.attend import Attendants, attended, make_guard
 from infnet_rec.commands.continue_run import go_on, make_saver, start_from
 from infnet_rec.commands.preflight import Preflight
-from infnet_rec.commands.resume import Standing, claimed, look
+from infnet_rec.commands.resume import Standing, claimed, look, try_destinations
 from infnet_rec.commands.run_dir import default_run_dir, environment, num_cores, start_anew
+from infnet_rec.commands.run_schema import unjudgeable
 from infnet_rec.commands.towers import describe_tower, table_width
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
@@ -67,8 +68,7 @@ def train(
         Fault: anything a person can mend, before any process group is made.
     """
     config = load_config(config_path, overrides)
-    data = open_data(config)
-    world = place()
+    world, data = place(), open_data(config)
     check_run(config, data, world)
     quieten()
     use_threads(config.train.num_threads, world)
@@ -81,6 +81,8 @@ def train(
         if world.is_first:
             print(f"{run_dir} is finished; nothing is left to train, so here are its results again", file=sys.stderr)
         return standing.result if world.is_first else None
+    if world.is_first:
+        try_destinations(config, run_dir)
     rank_log = RankLog(run_dir, world.rank, say if world.is_first else lambda _: None)
     # Nobody writes to the folder before all ranks have looked at it, and the group is joined by all of them.
     with claimed(run_dir) if world.is_first else nullcontext(), attended(config, world, rank_log) as attendants:
@@ -116,11 +118,12 @@ def run(config: RunConfig, data: Data, world: World, start: Start, attendants: A
     size = f"{len(tables)} tables with {num_sparse:,} parameters, {num_dense:,} dense parameters"
     for line in (*preflight.lines(), f"{describe_work(data, pace, world)}; {size}", describe_tower(config, world)):
         report.say(line)
-    if (doubt := hasty_patience(settings, data.store.num_examples("train"))) is not None:
-        report.say(f"warning: {doubt}")
+    for doubt in (hasty_patience(settings, data.store.num_examples("train")), unjudgeable(data.store, data.schema)):
+        if doubt is not None:
+            report.say(f"warning: {doubt}")
     at = go_on(config, world, run_dir, start.standing, sharded, report)
     if start.weights_from is not None and at.step == 0:
-        start_from(start.weights_from, sharded, report)
+        start_from(start.weights_from, data, sharded, report)
     saver = make_saver(config, data, world, run_dir, sharded, report)
     guard = make_guard(config, data, world, run_dir, report.say, attendants.stop)
     training = Training(
@@ -167,20 +170,32 @@ def describe_work(data: Data, pace: Pace, world: World) -> str:
 
 
 def test_at_end(config: RunConfig, data: Data, world: World, sharded: Sharded, run_dir: Path) -> dict[str, Any]:
-    """Metrics on test and how fast it was scored, on rank 0; neither where `train.test` leaves the split unread."""
+    """Metrics on test and how fast it was scored, and metrics on the store's further tests, on rank 0.
+
+    Nothing where `train.test` leaves them unread.
+    """
     nothing: dict[str, Any] = {"metrics": {}, "scoring": None}
     if config.train.test == "skip":
         return nothing
     started_at, batch_size = time.perf_counter(), config.train.eval_batch_size
     predictions = evaluation(config, data, world, "test").predictions(sharded.model, sharded.pipeline)
     elapsed_s = time.perf_counter() - started_at
+    further = {
+        split: evaluation(config, data, world, split).predictions(sharded.model, sharded.pipeline)
+        for split in data.store.further_tests
+    }
     if predictions is None:
         return nothing
-    if config.train.test == "keep":
-        keep_predictions(predictions, data.task_names, run_dir / "predictions.npz")
+    metrics = {}
+    for split, found in {"test": predictions, **further}.items():
+        assert found is not None
+        if config.train.test == "keep":
+            name = "predictions.npz" if split == "test" else f"predictions-{split}.npz"
+            keep_predictions(found, data.task_names, run_dir / name)
+        metrics[split] = final_metrics(found, data.task_names)
     num_batches = math.ceil(data.store.num_examples("test") / batch_size)
     return {
-        "metrics": {"test": final_metrics(predictions, data.task_names)},
+        "metrics": metrics,
         "scoring": {"batch_size": batch_size, "ms_per_batch": 1000 * elapsed_s / max(1, num_batches)},
     }
 
@@ -244,10 +259,17 @@ def table(result: dict[str, Any]) -> str:
         ]
         text = ["-" if cell is None else f"{cell:.4f}" for cell in cells]
         lines.append(f"{task:<12}{text[0]:>11}{text[1]:>12}{text[2]:>11}{text[3]:>12}{text[4]:>15}")
+    for split, metrics in result["metrics"].items():
+        if split not in ("valid", "test"):
+            lines += ["", f"{split:<35}{'AUC':>11}{'gAUC':>12}{'log loss':>15}"]
+            for task, m in metrics.items():
+                text = ["-" if m[name] is None else f"{m[name]:.4f}" for name in ("auc", "gauc", "log_loss")]
+                lines.append(f"{task:<35}{text[0]:>11}{text[1]:>12}{text[2]:>15}")
     lines.append("")
+    weights = "best" if any(task["auc"] is not None for task in valid.values()) else "last weights,"
     lines.append(
-        f"best at step {result['best_step']} of {result['steps_done']}; {result['examples_per_s']:,.0f} examples/s on "
-        f"{result['num_ranks']} rank{'s' * (result['num_ranks'] > 1)}; {clock(result['wall_s'])} in all"
+        f"{weights} at step {result['best_step']} of {result['steps_done']}; {result['examples_per_s']:,.0f} "
+        f"examples/s on {result['num_ranks']} rank{'s' * (result['num_ranks'] > 1)}; {clock(result['wall_s'])} in all"
     )
     lines.append(f"results: {result['run_dir']}")
     return "\n".join(lines)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
+from infnet_rec.commands.plan_case import planned_run
+from infnet_rec.commands.run_schema import Data
 from infnet_rec.commands.table_rules import controls_of
 from infnet_rec.commands.towers import table_width
 from infnet_rec.config.run import RunConfig
@@ -15,20 +17,14 @@ from infnet_rec.schema import Schema
 from infnet_rec.shard.hardware import Cluster, load_hardware
 from infnet_rec.shard.plan import cluster_of, group_cluster, make_sharders
 from infnet_rec.shard.planning.demand import TableControl, TableTraffic, Workload
-from infnet_rec.shard.planning.dense import dense_memory
 from infnet_rec.shard.planning.fingerprint import fingerprint_of
 from infnet_rec.shard.planning.options import check_control
-from infnet_rec.shard.planning.plan_file import PlanFile, check_made_for, plan_file, read_plan
-from infnet_rec.shard.planning.search import search_plan
+from infnet_rec.shard.planning.plan_file import PlanFile, check_made_for, read_plan
 from infnet_rec.shard.planning.tables import read_tables
-from infnet_rec.shard.planning.tower_cost import tower_cost
-from infnet_rec.shard.planning.workload import batch_shape, traffic_of
+from infnet_rec.shard.planning.workload import traffic_of
 from infnet_rec.shard.this_machine import hardware_here
 from infnet_rec.shard.world import World, from_first_rank
 from infnet_rec.strict import check
-
-# Of a rank's share of the host's memory, for all that is no table. What a GPU needs besides tables is counted.
-RESERVED_HOST_FRACTION = 0.15
 
 
 def training_plan(model: RankingModel, config: RunConfig, store: Store, schema: Schema, world: World) -> PlanFile:
@@ -73,40 +69,11 @@ def check_tables(model: RankingModel, config: RunConfig, store: Store, schema: S
 
 
 def _decide(model: RankingModel, config: RunConfig, store: Store, schema: Schema, world: World) -> PlanFile:
-    cluster, sharding = run_cluster(config, world), config.sharding
-    controls = controls_of(config, schema, cluster.hardware.device)
-    if sharding.plan is not None:
-        return _checked(sharding.plan, model, config, cluster, controls)
-    group = group_cluster(cluster, sharding.replica_groups)
-    planned = search_plan(
-        model,
-        group,
-        workload_of(model, config, store, schema, group),
-        controls,
-        sharders=make_sharders(sharding.communication, world.device),
-    )
-    here = fingerprint_of(model, cluster, replica_groups=sharding.replica_groups)
-    return plan_file(planned, here, local_batch_size=_local_batch_size(config, group))
-
-
-def workload_of(model: RankingModel, config: RunConfig, store: Store, schema: Schema, group: Cluster) -> Workload:
-    """What a rank of a replica group does in a step, and the memory that is not for tables."""
-    local_batch_size = _local_batch_size(config, group)
-    on_gpu = group.hardware.device == "cuda"
-    reserved_hbm_bytes = 0
-    if on_gpu:
-        length, width = config.data.sequence_length, table_width(config, schema)
-        shape = batch_shape(store.manifest, schema, sequence_length=length, local_batch_size=local_batch_size)
-        tower = tower_cost(model, schema, shape, width=width, on_gpu=True)
-        optimizer = config.train.dense.optimizer
-        dense = dense_memory(model, schema, shape, tower, width=width, optimizer=optimizer, on_gpu=True)
-        reserved_hbm_bytes = dense.total_bytes
-    return Workload(
-        local_batch_size=local_batch_size,
-        traffic=_traffic(config, store, schema, group),
-        reserved_hbm_bytes=reserved_hbm_bytes,
-        reserved_host_bytes=int(group.host_memory_bytes * RESERVED_HOST_FRACTION),
-    )
+    cluster = run_cluster(config, world)
+    if config.sharding.plan is not None:
+        controls = controls_of(config, schema, cluster.hardware.device)
+        return _checked(config.sharding.plan, model, config, cluster, controls)
+    return planned_run(config, Data(store, schema), cluster, model).file()
 
 
 def _local_batch_size(config: RunConfig, group: Cluster) -> int:

@@ -20,7 +20,6 @@ from infnet_rec.strict import read_json
 POLL_S = 0.5
 # The last: how the launcher begins what it says of a rank.
 OUR_WORDS = ("infnet-rec: fault:", "infnet-rec: failed:", "infnet-rec: rank ")
-# A run whose whole validation has one class has no AUC to stop by.
 Judge = Callable[[int, Mapping[str, Mapping[str, Any]]], bool]
 
 
@@ -83,10 +82,10 @@ def train_in_a_process(job: Job, wants_stop: Callable[[], bool], is_hopeless: Ju
     """
     job.log.parent.mkdir(parents=True, exist_ok=True)
     # The run has this lock from its first moment, long before its ranks have come so far as to lock their folder.
-    with job.log.with_suffix(".lock").open("a") as lock:
+    with job.log.with_suffix(".lock").open("a", encoding="utf-8") as lock:
         wait_until_free(lock, job.run_dir, wants_stop)
         if (ranks := job.run_dir / ".lock").exists():
-            with ranks.open("a") as file:
+            with ranks.open("a", encoding="utf-8") as file:
                 wait_until_free(file, job.run_dir, wants_stop)
         if wants_stop():
             return Ended("stopped")

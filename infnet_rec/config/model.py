@@ -7,6 +7,11 @@ from pydantic import Field, model_validator
 from infnet_rec.config.ranges import Count, Dropout, Hidden, Positive
 from infnet_rec.strict import StrictModel
 
+# FBGEMM's forward kernels for GPUs have returned zeros for wider rows (https://github.com/pytorch/FBGEMM/pull/5569),
+# and its optimizers apart from the backward pass take none. A run must be able to move from a CPU to a GPU, so the
+# limit holds on every device.
+MAX_TABLE_WIDTH = 1024
+
 
 class ManagedTable(StrictModel):
     """A table of fixed size for a feature with encoding "hash", whose rows are given to ids as they come.
@@ -43,14 +48,14 @@ class ModelConfig(StrictModel):
 
     Attributes:
         width: of every token, and so of every embedding table (FM's and STEM's are wider, see there); FBGEMM's kernels
-            want a multiple of 4.
+            want a multiple of 4, and tables of at most 1,024 columns.
         table_std: standard deviation of the initial embeddings.
         tables: by name, those that are not simply one row an id.
         compile: the tower by torch.compile. The first steps, and the first evaluation, take a minute or more each time
             that nothing is in its cache; the steps after them are hardly faster on a CPU, and differ in the last bits.
     """
 
-    width: Annotated[int, Field(ge=4, multiple_of=4)] = 16
+    width: Annotated[int, Field(ge=4, le=MAX_TABLE_WIDTH, multiple_of=4)] = 16
     table_std: Positive = 0.01
     tables: dict[str, ManagedTable] = Field(default_factory=dict)
     compile: bool = False

@@ -15,21 +15,33 @@ from typing import Any
 
 import duckdb
 
+from infnet_rec.data.build_summary import (
+    Join,
+    as_json,
+    flat_features,
+    measure_history,
+    measure_joins,
+    measure_log,
+    warnings_of,
+)
+from infnet_rec.data.cache import is_url
 from infnet_rec.data.generate.files import NOTES
 from infnet_rec.data.log import join_numbers, number, read_log, weigh
 from infnet_rec.data.manifest import make_manifest
-from infnet_rec.data.publish import new_store
+from infnet_rec.data.publish import new_store, refuse_what_exists
 from infnet_rec.data.quarantine import Quarantine
 from infnet_rec.data.raw import connect, faults_of, release
+from infnet_rec.data.raw_folder import RawFolder, find_raw
 from infnet_rec.data.recipe import Recipe
 from infnet_rec.data.repeats import measure_repeats
 from infnet_rec.data.sides import SideTables, sorted_keys
-from infnet_rec.data.sources import SIDES, RawFiles, open_raw
+from infnet_rec.data.sources import SIDES, RawFiles, names_of_files, open_raw
 from infnet_rec.data.spool import ColumnSpool
-from infnet_rec.data.store import SPLITS, Store, hash_files, to_arrow, write_arrow
+from infnet_rec.data.store import Store, hash_files, to_arrow, write_arrow
 from infnet_rec.data.timeline import Bucketing, Timeline, count_users, fit_context, run_timeline
 from infnet_rec.data.vocab import Vocabulary, vocabulary_columns
 from infnet_rec.faults import Fault
+from infnet_rec.files import try_folder
 from infnet_rec.schema import Side
 
 # Of the memory given: DuckDB's share, and that of the parts in work (ranges of a side, buckets of users). The rest is
@@ -53,7 +65,7 @@ class Progress:
 
 def build(
     recipe: Recipe,
-    raw: Path,
+    raw: Path | str,
     out: Path,
     progress: Progress,
     *,
@@ -66,7 +78,7 @@ def build(
 
     Args:
         recipe: what the raw files mean.
-        raw: folder of the raw files.
+        raw: folder of the raw files, or a URL of one that fsspec reads.
         out: the store to make.
         progress: whom to tell.
         memory_gib: what the process may use, whatever the number of rows; the rest spills to disk.
@@ -80,14 +92,18 @@ def build(
     """
     if "?" in str(out.absolute()):
         raise Fault(f"--out {out}: its path has a '?', which DuckDB cuts a path at; name another folder")
-    files = open_raw(recipe, raw)
-    with faults_of(f"building {out}"), new_store(out, replace=replace) as work:
+    refuse_what_exists(out, replace=replace)
+    try_folder("--out", out)
+    folder = find_raw(raw, names_of_files(recipe), progress.stage, progress.done)
+    with _in_words(folder):
+        files = open_raw(recipe, folder)
+    with _in_words(folder), faults_of(f"building {out}"), new_store(out, replace=replace) as work:
         connection = connect(work, memory_gib=memory_gib * DUCKDB_SHARE, num_threads=num_threads)
         with connection:
             memory = memory_gib * PARTS_SHARE / (num_threads + 1)
             construction = _Construction(connection, recipe, work, num_threads, memory, progress)
-            manifest = construction.run(files, Quarantine(max_bad_fraction))
-        if (raw / NOTES).is_file():
+            manifest = construction.run(files, Quarantine(max_bad_fraction, shown=folder.shown))
+        if not is_url(str(raw)) and (Path(raw) / NOTES).is_file():
             manifest["generated"] = True
         _write_manifest(work / "store", manifest)
         progress.stage("counting repeated ids", 0, "")
@@ -95,6 +111,17 @@ def build(
             manifest["repeats"] = repeats
             _write_manifest(work / "store", manifest)
     return manifest
+
+
+@contextmanager
+def _in_words(folder: RawFolder) -> Iterator[None]:
+    """Names fetched files by their URLs in what goes wrong."""
+    try:
+        yield
+    except Fault as fault:
+        if (text := folder.in_words(str(fault))) == str(fault):
+            raise
+        raise Fault(text) from fault
 
 
 def _write_manifest(store: Path, manifest: dict[str, Any]) -> None:
@@ -116,14 +143,19 @@ class _Construction:
         """Writes everything but the manifest, and returns that."""
         store = self.work / "store"
         sides: dict[Side, SideTables] = {side: SideTables(self.recipe, side, files.sides[side]) for side in SIDES}
-        num_rows, counts = self._read(files, sides, quarantine)
+        num_rows, counts, joins = self._read(files, sides, quarantine)
         spools: dict[Side, ColumnSpool] = {side: self._encode(table, counts[side]) for side, table in sides.items()}
         vocabularies = sides["user"].vocabularies | sides["item"].vocabularies
         vocabularies |= fit_context(self.connection, self.recipe)
         timeline = self._sort(vocabularies, counts["user"], num_rows)
+        log = measure_log(self.connection, self.recipe, quarantine)
         self.progress.stage("writing the store", 0, "")
         release(self.connection)
         keys = {side: sorted_keys(self.connection, side) for side in SIDES}
+        manifest = make_manifest(self.recipe, vocabularies, timeline, counts, quarantine)
+        flat = flat_features(spools, timeline.examples["train"], manifest["columns"])
+        manifest |= {"log": log, "joins": as_json(joins), "flat_features": flat}
+        manifest["warnings"] = warnings_of(manifest)
         spools["user"].finish(store / "users.arrow", key=keys["user"], starts=to_arrow(timeline.starts_UV))
         spools["item"].finish(store / "items.arrow", key=keys["item"])
         for name, spool in timeline.events.items():
@@ -134,27 +166,30 @@ class _Construction:
             write_arrow(store / "vocab" / f"{name}.arrow", vocabulary_columns(self.connection, vocabulary))
         if quarantine.rows:
             quarantine.write(store / "quarantine.csv")
-        manifest = make_manifest(self.recipe, vocabularies, timeline, counts, quarantine)
         names = [str(path.relative_to(store)) for path in store.rglob("*.arrow")]
         self.progress.stage("hashing", sum((store / name).stat().st_size for name in names), "B")
         return manifest | {"files": hash_files(store, names, self._adding(), num_threads=self.num_threads)}
 
     def _read(
         self, files: RawFiles, sides: dict[Side, SideTables], quarantine: Quarantine
-    ) -> tuple[int, dict[Side, int]]:
-        """Reads every raw file, numbers users and items; returns the rows of the log and of each side."""
-        with self._watched("reading the log", files.log.num_bytes):
-            num_rows = read_log(self.connection, self.recipe, files.log, files.histories, quarantine)
+    ) -> tuple[int, dict[Side, int], list[Join]]:
+        """Reads every raw file, numbers users and items; returns the rows of the log and each side, and the joins."""
+        with watched(self.connection, self.progress, "reading the log", files.log.num_bytes):
+            besides = files.histories, files.further_tests
+            num_rows = read_log(self.connection, self.recipe, files.log, besides, quarantine)
         weigh(self.connection, self.recipe)
         counts: dict[Side, int] = {}
+        joins = measure_history(self.connection, self.recipe)
         for side, table in sides.items():
-            with self._watched(f"reading the {side}s", sum(source.num_bytes for source in table.sources)):
+            num_bytes = sum(source.num_bytes for source in table.sources)
+            with watched(self.connection, self.progress, f"reading the {side}s", num_bytes):
                 table.read(self.connection, quarantine)
-            sources = [f"SELECT {side}_key AS key FROM log"]
+            joins += measure_joins(self.connection, self.recipe, side)
+            sources = [f"SELECT key FROM {side}_weight"]
             sources += [f"SELECT key FROM side_{side}_{k}" for k in range(len(table.sources))]
             counts[side] = number(self.connection, f"{side}s", sources)
         join_numbers(self.connection)
-        return num_rows, counts
+        return num_rows, counts, joins
 
     def _encode(self, table: SideTables, num_rows: int) -> ColumnSpool:
         self.progress.stage(f"fitting the {table.side}s' features", len(table.features), " features")
@@ -181,11 +216,16 @@ class _Construction:
             num_threads=self.num_threads,
             progress=self._adding(),
         )
-        empty = [split for split in SPLITS if not timeline.examples[split].num_rows]
+        empty = [split for split, spool in timeline.examples.items() if not spool.num_rows]
         if empty:
             raise Fault(
                 f"recipe {self.recipe.name}: no row of the log falls into {', '.join(empty)}; move the boundaries of "
                 "[splits]"
+            )
+        if self.recipe.log.weight and not timeline.weight > 0:
+            raise Fault(
+                f"recipe {self.recipe.name}: log.weight = {self.recipe.log.weight!r}: is 0 for every training example, "
+                "so nothing would be learned; leave it out"
             )
         return timeline
 
@@ -200,20 +240,21 @@ class _Construction:
 
         return add
 
-    @contextmanager
-    def _watched(self, text: str, num_bytes: int) -> Iterator[None]:
-        """A stage of DuckDB's own, whose share of the work it is asked for now and then."""
-        self.progress.stage(text, num_bytes, "B")
-        over = threading.Event()
 
-        def watch() -> None:
-            while not over.wait(POLL_S):
-                self.progress.done(max(0, int(num_bytes * self.connection.query_progress() / 100)))
+@contextmanager
+def watched(connection: duckdb.DuckDBPyConnection, progress: Progress, text: str, num_bytes: int) -> Iterator[None]:
+    """A stage of DuckDB's own, whose share of the work it is asked for now and then."""
+    progress.stage(text, num_bytes, "B")
+    over = threading.Event()
 
-        watcher = threading.Thread(target=watch, name="progress", daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            watcher.join()
+    def watch() -> None:
+        while not over.wait(POLL_S):
+            progress.done(max(0, int(num_bytes * connection.query_progress() / 100)))
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()

@@ -22,6 +22,7 @@ import fsspec
 
 from infnet_rec.data.store import HASH_CHUNK_BYTES, STORE_VERSION, Store
 from infnet_rec.faults import Fault
+from infnet_rec.files import named_faults, try_folder
 
 MANIFEST = "manifest.json"
 CACHE_VARIABLE = "INFNET_REC_CACHE"
@@ -47,21 +48,23 @@ def local_store(url_or_path: str, cache_folder: Path | None = None, progress: Pr
     """
     if not is_url(url_or_path):
         return Path(url_or_path)
-    remote = _Remote.connect(url_or_path)
+    remote = Remote.connect(url_or_path)
     text = remote.read(MANIFEST)
     manifest = _checked_manifest(remote, text)
     fingerprint = hashlib.blake2b(text, digest_size=16).hexdigest()
-    folder = cache_folder or _default_folder()
+    folder = cache_folder or default_folder("stores")
     place = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', manifest.get('name', 'store'))}-{fingerprint}"
     if place.is_dir():
         return place
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(place.with_name(f".{place.name}.lock")):
-        if not place.is_dir():
-            partial = place.with_name(f".{place.name}.partial")
-            _fetch(remote, manifest["files"], partial, progress or (lambda done, total: None))
-            _write(partial / MANIFEST, text)
-            partial.rename(place)
+    try_folder(f"${CACHE_VARIABLE}", folder)
+    with named_faults(f"${CACHE_VARIABLE} {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(place.with_name(f".{place.name}.lock")):
+            if not place.is_dir():
+                partial = place.with_name(f".{place.name}.partial")
+                _fetch(remote, manifest["files"], partial, progress or (lambda done, total: None))
+                _write(partial / MANIFEST, text)
+                partial.rename(place)
     return place
 
 
@@ -72,7 +75,7 @@ def read_manifest(url_or_path: str) -> dict[str, Any]:
         Fault: there is no store, or no driver for the URL.
     """
     if is_url(url_or_path):
-        remote = _Remote.connect(url_or_path)
+        remote = Remote.connect(url_or_path)
         return _checked_manifest(remote, remote.read(MANIFEST))
     return Store(Path(url_or_path)).manifest
 
@@ -83,29 +86,31 @@ def is_url(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Remote:
+class Remote:
     """A folder that fsspec reads; whatever a driver raises becomes a `Fault`."""
 
     url: str
     files: Any
     root: str
+    what: str = "store"
 
     @classmethod
-    def connect(cls, url: str) -> "_Remote":
+    def connect(cls, url: str, what: str = "store") -> "Remote":
+        """Opens a folder; `what` it is to a person."""
         try:
             files, root = fsspec.core.url_to_fs(url)
         except ImportError as error:
-            raise Fault(f"store {url}: a package is missing that reads such URLs ({error})") from error
+            raise Fault(f"{what} {url}: a package is missing that reads such URLs ({error})") from error
         except Exception as error:
-            raise Fault(f"store {url}: cannot be opened ({_first_line(error)})") from error
-        return cls(url, files, root.rstrip("/"))
+            raise Fault(f"{what} {url}: cannot be opened ({first_line(error)})") from error
+        return cls(url, files, root.rstrip("/"), what)
 
     def read(self, name: str) -> bytes:
         """A whole small file."""
         try:
             return self.files.cat_file(f"{self.root}/{name}")
         except Exception as error:
-            self._fail(name, error)
+            self.fail(name, error)
 
     def stream(self, name: str) -> Iterator[bytes]:
         """A file in pieces."""
@@ -114,27 +119,30 @@ class _Remote:
                 while chunk := file.read(HASH_CHUNK_BYTES):
                     yield chunk
         except Exception as error:
-            self._fail(name, error)
+            self.fail(name, error)
 
-    def _fail(self, name: str, error: Exception) -> NoReturn:
+    def fail(self, name: str, error: Exception) -> NoReturn:
+        """Turns what a driver raised about a file into a Fault."""
         if isinstance(error, FileNotFoundError):
             remedy = (
                 "is there a store? 'infnet-rec data build' makes one" if name == MANIFEST else "copy the store again"
             )
-            raise Fault(f"store {self.url}: holds no {name}; {remedy}") from error
-        raise Fault(f"store {self.url}: {name} cannot be read ({_first_line(error)})") from error
+            raise Fault(f"{self.what} {self.url}: holds no {name}; {remedy}") from error
+        raise Fault(f"{self.what} {self.url}: {name} cannot be read ({first_line(error)})") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of an error's text."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _default_folder() -> Path:
+def default_folder(kind: str) -> Path:
+    """Where fetched things of one kind are kept."""
     own = os.environ.get(CACHE_VARIABLE)
-    return (Path(own) if own else Path.home() / ".cache" / "infnet_rec") / "stores"
+    return (Path(own) if own else Path.home() / ".cache" / "infnet_rec") / kind
 
 
-def _checked_manifest(remote: _Remote, text: bytes) -> dict[str, Any]:
+def _checked_manifest(remote: Remote, text: bytes) -> dict[str, Any]:
     """The manifest, if its store can be read here and its files stay inside their folder."""
     try:
         manifest = json.loads(text)
@@ -152,14 +160,14 @@ def _checked_manifest(remote: _Remote, text: bytes) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Holds a lock that the system lets go of when the process ends, however it ends."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _fetch(remote: _Remote, files: dict[str, dict[str, Any]], partial: Path, progress: Progress) -> None:
+def _fetch(remote: Remote, files: dict[str, dict[str, Any]], partial: Path, progress: Progress) -> None:
     """Fetches what is not there yet; a file gets its name when its hash was right."""
     missing = [name for name in files if not (partial / name).is_file()]
     total = sum(facts["bytes"] for facts in files.values())
@@ -195,7 +203,7 @@ def _fetch(remote: _Remote, files: dict[str, dict[str, Any]], partial: Path, pro
 
 
 def _fetch_file(
-    remote: _Remote, name: str, facts: dict[str, Any], partial: Path, arrived: Callable[[int], None]
+    remote: Remote, name: str, facts: dict[str, Any], partial: Path, arrived: Callable[[int], None]
 ) -> None:
     place = partial / name
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from infnet_rec.data.store import SPLITS, Examples, Store, hash_files, read_arrow
+from infnet_rec.data.store import Examples, Store, hash_files, read_arrow
 from infnet_rec.data.tally import chunks
 from infnet_rec.schema import EMPTY_SLOT, FIRST_VALUE_ID, Schema
 
@@ -27,7 +27,7 @@ def _nobody(_: int) -> None:
 def bytes_to_read(store: Store) -> int:
     """What `progress` adds up to: every file is hashed, and the examples are looked at once more."""
     files = store.manifest["files"]
-    return sum(file["bytes"] for file in files.values()) + sum(files[_name(split)]["bytes"] for split in SPLITS)
+    return sum(file["bytes"] for file in files.values()) + sum(files[_name(split)]["bytes"] for split in store.splits)
 
 
 def check_store(store: Store, progress: Progress = _nobody) -> list[str]:
@@ -52,7 +52,7 @@ def differences(store: Store, progress: Progress = _nobody) -> Iterator[str]:
             yield fault
     if sound:
         yield from _event_items(store)
-        for split in SPLITS:
+        for split in store.splits:
             yield from _examples(store, split, progress)
         yield from (f"{file}: {fault}" for file, fault in _ids_outside(store, store.schema))
 
@@ -182,7 +182,7 @@ def _ids_outside(store: Store, schema: Schema) -> Iterator[tuple[str, str]]:
         for name in dict.fromkeys(columns):
             mine = [c for c, column in enumerate(columns) if column == name]
             found[name] = [(f"{side}s.arrow", *_range(lows[mine], highs[mine]))]
-    for split in SPLITS:
+    for split in store.splits:
         for name, ids in store.examples(split).context.items():
             ends = _range(np.atleast_1d(ids.min(0)), np.atleast_1d(ids.max(0)))
             found.setdefault(name, []).append((_name(split), *ends))

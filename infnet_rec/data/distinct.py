@@ -1,19 +1,19 @@
 """Each distinct id of a batch once, without sorting.
 
-Shapes: N numbers, X distinct ones, B examples, S shared features, V behaviours, E events of a batch, A attributes of an
-event, K unpooled tokens.
+Shapes: N numbers, X distinct ones, B examples, S shared features, V behaviours, E events of a batch, W item columns
+read for an event, k most values of an attribute, K unpooled tokens, P means of Q rows.
 """
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from infnet_rec.data.gather import Events
 from infnet_rec.data.store import Store
-from infnet_rec.schema import Schema
+from infnet_rec.schema import EMPTY_SLOT, Schema
 
 # Attributes of items are copied side by side up to this size: an item's whole row is scattered over many more pages.
 COPIED_BYTES = 256 << 20
@@ -57,10 +57,12 @@ class Distinct:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """`Batch.sequences` and `Batch.spread_K` in parts: distinct ids of each table, and rows among all of them."""
+    """`Batch.sequences` in parts (distinct ids of each table), and what `Batch` has under the same names."""
 
     ids: list[np.ndarray]
     spread_K: np.ndarray
+    mean_row_Q: np.ndarray | None = None
+    mean_start_P: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,9 @@ class _Family:
 
     Attributes:
         behaviours: their numbers in the schema.
-        columns: item columns read for each event, int64 [A].
-        tables: for each of them its number among the schema's sequence tables.
+        columns: item columns read for each event, int64 [W].
+        places: for each attribute of the item, which of them are its own: one, or several of several values.
+        tables: for each of these attributes its number among the schema's sequence tables.
         context: attributes that the log itself gives each event, with their tables.
         slots: the attributes in the order of the sequences: a place in `tables`, or a name in `context`.
         item_ids: these columns of all items, int32 [items, A], or None where they are too large to copy.
@@ -78,10 +81,41 @@ class _Family:
 
     behaviours: list[int]
     columns: np.ndarray
+    places: tuple[slice, ...]
     tables: tuple[int, ...]
     context: dict[str, int]
     slots: tuple[int | str, ...]
     item_ids: np.ndarray | None
+
+
+@dataclass(slots=True)
+class _Means:
+    """Tokens of several ids: each is a row of its own, behind the rows of all distinct ids.
+
+    Attributes:
+        first: the number of these; where the next mean stands.
+        rows: of each mean, one after the other.
+        counts: of rows of each.
+    """
+
+    first: int
+    rows: list[np.ndarray] = field(default_factory=list)
+    counts: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, row_Q: np.ndarray, count_P: np.ndarray) -> np.ndarray:
+        """Takes some means; returns their rows [P]."""
+        self.rows.append(row_Q)
+        self.counts.append(count_P)
+        self.first += len(count_P)
+        return np.arange(self.first - len(count_P), self.first)
+
+    def tokens(self, ids: list[np.ndarray], spread_K: np.ndarray, *, averages: bool) -> Tokens:
+        """All that was found."""
+        if not averages:
+            return Tokens(ids, spread_K)
+        empty = [np.empty(0, np.int64)]  # a batch may have no event
+        count_P = np.concatenate(self.counts + empty)
+        return Tokens(ids, spread_K, np.concatenate(self.rows + empty), np.cumsum(count_P) - count_P)
 
 
 class _Scratch(threading.local):
@@ -102,44 +136,56 @@ class UnpooledTokens:
     def __init__(self, store: Store, schema: Schema) -> None:
         tables = [t.name for t in schema.sequence_tables]
         self._shared_tables = [tables.index(f.table) for f in schema.shared_features]
+        self._shared_is_one = [f.max_values == 1 for f in schema.shared_features]
+        self._averages = schema.averages_tokens
         self._families = _families(store, schema)
         self._item_ids, self._item_width = store.item_ids.reshape(-1), store.item_ids.shape[1]
         self._scratch = _Scratch(len(store.item_ids), [t.num_rows for t in schema.sequence_tables])
 
-    def read(self, shared_SB: np.ndarray, events: Events) -> Tokens:
+    def read(self, shared: tuple[np.ndarray, np.ndarray, list[int]], events: Events) -> Tokens:
         """The tokens of a batch.
 
         Args:
-            shared_SB: ids of the shared features.
+            shared: ids of the shared features, see `FeatureIds.jagged`.
             events: of all examples.
         """
         cuts = np.cumsum(events.num_V)[:-1]
         parts: list[list[np.ndarray]] = [[] for _ in self._scratch.tables]
-        for table, ids_B in zip(self._shared_tables, shared_SB, strict=True):
-            parts[table].append(ids_B)
-        items_of, row_of_event = np.split(events.item_E, cuts), []
+        shared_ids, shared_counts, num_of_shared = shared
+        for table, ids in zip(self._shared_tables, np.split(shared_ids, np.cumsum(num_of_shared)[:-1]), strict=False):
+            parts[table].append(ids)
+        items_of, row_of_event, counts_of = np.split(events.item_E, cuts), [], []
         for family in self._families:
             item_X, row_E = self._scratch.items.of(np.concatenate([items_of[v] for v in family.behaviours]))
             if family.item_ids is not None:
-                ids_XA = family.item_ids.take(item_X, axis=0)
+                ids_XW = family.item_ids.take(item_X, axis=0)
             else:
-                ids_XA = self._item_ids.take((item_X * self._item_width)[:, None] + family.columns)
-            for a, table in enumerate(family.tables):
-                parts[table].append(ids_XA[:, a])
+                ids_XW = self._item_ids.take((item_X * self._item_width)[:, None] + family.columns)
+            counts: dict[int | str, np.ndarray] = {}
+            for a, (place, table) in enumerate(zip(family.places, family.tables, strict=True)):
+                parts[table].append(_given(ids_XW[:, place], a, counts))
             for name, table in family.context.items():
                 given_of = np.split(events.context[name], cuts)
-                parts[table].append(np.concatenate([given_of[v] for v in family.behaviours]))
+                ids_Ek = np.concatenate([given_of[v] for v in family.behaviours])
+                parts[table].append(_given(ids_Ek if ids_Ek.ndim == 2 else ids_Ek[:, None], name, counts))
             row_of_event.append(row_E.astype(np.int64))
+            counts_of.append(counts)
         ids, rows = self._rows(parts)
-        spread_K = np.empty(shared_SB.size + self._num_tokens(events.num_V), np.int64)
+        means = _Means(sum(map(len, ids)))
+        spread_K = np.empty(len(shared_counts) + self._num_tokens(events.num_V), np.int64)
+        counts_SB = shared_counts.reshape(len(self._shared_tables), events.length_VB.shape[1])
+        spread_SB = spread_K[: len(shared_counts)].reshape(counts_SB.shape)
         for s, table in enumerate(self._shared_tables):
-            spread_K[s * shared_SB.shape[1] : (s + 1) * shared_SB.shape[1]] = rows[table].pop(0)
+            found = rows[table].pop(0)
+            spread_SB[s] = found if self._shared_is_one[s] else means.add(found, counts_SB[s])
         rows_of_family: list[dict[int | str, np.ndarray]] = []
-        for family in self._families:
-            found: dict[int | str, np.ndarray] = {a: rows[table].pop(0) for a, table in enumerate(family.tables)}
-            rows_of_family.append(found | {name: rows[table].pop(0) for name, table in family.context.items()})
-        self._spread(spread_K[shared_SB.size :], rows_of_family, row_of_event, events.num_V)
-        return Tokens(ids, spread_K)
+        for family, counts in zip(self._families, counts_of, strict=True):
+            found_of = {a: rows[table].pop(0) for a, table in (*enumerate(family.tables), *family.context.items())}
+            rows_of_family.append(
+                {a: means.add(found, counts[a]) if a in counts else found for a, found in found_of.items()}
+            )
+        self._spread(spread_K[len(shared_counts) :], rows_of_family, row_of_event, events.num_V)
+        return means.tokens(ids, spread_K, averages=self._averages)
 
     def _rows(self, parts: list[list[np.ndarray]]) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
         """Distinct ids of each table, and for each part of its ids their rows among those of all tables, int64."""
@@ -181,6 +227,15 @@ class UnpooledTokens:
                 start = stop
 
 
+def _given(ids_Nk: np.ndarray, attribute: int | str, counts: dict[int | str, np.ndarray]) -> np.ndarray:
+    """The ids that there are; of an attribute of several values, how many each row has is put into `counts`."""
+    if ids_Nk.shape[1] == 1:
+        return ids_Nk[:, 0]
+    given_Nk = ids_Nk != EMPTY_SLOT
+    counts[attribute] = given_Nk.sum(axis=1)
+    return ids_Nk[given_Nk]
+
+
 def _families(store: Store, schema: Schema) -> list[_Family]:
     """Behaviours by what is read for their events."""
     tables = [t.name for t in schema.sequence_tables]
@@ -195,12 +250,16 @@ def _families(store: Store, schema: Schema) -> list[_Family]:
 
 def _family(store: Store, behaviours: list[int], reads: tuple[tuple[str, int], ...]) -> _Family:
     columns = store.columns_of("item")
-    of_items = [(columns.index(name), table) for name, table in reads if name in columns]
+    of_items = [name for name, _ in reads if name in columns]
+    mine = [[c for c, column in enumerate(columns) if column == name] for name in of_items]
+    stops = np.cumsum([len(places) for places in mine]).tolist()
+    places = tuple(slice(stop - len(own), stop) for own, stop in zip(mine, stops, strict=True))
     context = {name: table for name, table in reads if name not in columns}
     place = iter(range(len(of_items)))
     slots = tuple(name if name in context else next(place) for name, _ in reads)
-    places, tables = tuple(column for column, _ in of_items), tuple(table for _, table in of_items)
-    return _Family(behaviours, np.array(places, np.int64), tables, context, slots, _copied(store, places))
+    tables = tuple(table for name, table in reads if name in columns)
+    read = tuple(column for own in mine for column in own)
+    return _Family(behaviours, np.array(read, np.int64), places, tables, context, slots, _copied(store, read))
 
 
 # The splits of a store share one copy.

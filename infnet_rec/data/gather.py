@@ -122,7 +122,7 @@ class Events:
 
     Attributes:
         item_E: the items, int32.
-        context: what the log itself gives each event, ids [E] by name.
+        context: what the log itself gives each event, ids by name: [E], or [E, k] of a feature of several values.
         length_VB: the events of each example, int64.
         num_V: the events of each behaviour.
     """
@@ -174,10 +174,10 @@ class Histories:
 
 def _taken(columns: list[np.ndarray], positions: list[np.ndarray], dtype: type[np.integer]) -> np.ndarray:
     """From each behaviour's column its own positions, end to end."""
-    taken = np.empty(sum(map(len, positions)), dtype)
+    taken = np.empty((sum(map(len, positions)), *columns[0].shape[1:]), dtype)
     start = 0
     for column, position_E in zip(columns, positions, strict=True):
-        taken[start : start + len(position_E)] = column.take(position_E)
+        taken[start : start + len(position_E)] = column.take(position_E, axis=0)
         start += len(position_E)
     return taken
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from infnet_rec.data.instants import ticks_per_second
 from infnet_rec.data.store import Store
 from infnet_rec.faults import Fault
 from infnet_rec.schema import EMPTY_SLOT, FIRST_VALUE_ID, NULL_ID, UNSEEN_ID
@@ -57,7 +58,10 @@ def describe_example(store: Store, split: str, row: int, sequence_length: int) -
     ids = {
         "user": store.user_ids[user],
         "item": store.item_ids[item],
-        "context": np.array([examples.context[name][row] for name in store.columns_of("context")]),
+        "context": np.concatenate(
+            [np.atleast_1d(examples.context[name][row]) for name in dict.fromkeys(store.columns_of("context"))]
+            or [np.empty(0, np.int32)]
+        ),
     }
     features = [
         {"feature": name, "side": side, "id": int(id_), "value": meanings.of(name, int(id_))}
@@ -92,18 +96,19 @@ def _history(
     events = []
     for position in range(start + max(0, seen - sequence_length), start + seen):
         item, time = int(columns_E.item_E[position]), int(columns_E.time_E[position])
-        ids = {
-            name: int(
-                store.item_ids[item, columns.index(name)] if name in columns else columns_E.context[name][position]
-            )
-            for name in attributes
-        }
+        shown = {}
+        for name in attributes:
+            places = [c for c, column in enumerate(columns) if column == name]
+            given = store.item_ids[item, places] if places else np.atleast_1d(columns_E.context[name][position])
+            ids = [int(id_) for id_ in given if id_ != EMPTY_SLOT]
+            values = ", ".join(meanings.of(name, id_) for id_ in ids)
+            shown[name] = {"id": ids[0] if len(given) == 1 else ids, "value": values}
         events.append(
             {
                 "time": time,
                 "local_time": local_time(store, time),
                 "item": store.item_keys[item].as_py(),
-                "attributes": {name: {"id": id_, "value": meanings.of(name, id_)} for name, id_ in ids.items()},
+                "attributes": shown,
             }
         )
     return {"num_events": seen, "shown": events}
@@ -114,9 +119,9 @@ def local_time(store: Store, instant: int) -> str:
     if store.manifest["order"] == "file":
         return f"row {instant}"
     log = store.manifest["recipe"]["log"]
-    seconds = instant / (1000 if log["time_unit"] == "ms" else 1)
+    seconds = instant // ticks_per_second(log["time_unit"])
     try:
         local = datetime.fromtimestamp(seconds, UTC) + timedelta(hours=log["utc_offset_hours"])
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return f"instant {instant}"
-    return local.strftime("%Y-%m-%d %H:%M:%S")
+    return local.replace(tzinfo=None).isoformat(" ")  # four digits of the year, which strftime does not give

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_rec.batch import Batch
@@ -33,13 +34,14 @@ class BatchReader:
 
         Args:
             store: the dataset.
-            split: train, valid or test.
+            split: train, valid, test or a further test.
             schema: the features and sequences to read (a profile of the store's own schema).
             sequence_length: newest events kept of each behaviour.
             with_rarity: whether batches carry `rarity_BM`; it takes four bytes a row of every index table.
         """
         self.schema = schema
         self._examples: Examples = store.examples(split)
+        self._mean_weight = store.mean_weight
         self._rows = ExampleRows(store, self._examples)
         self._bag = FeatureIds(store, schema.bag_features, with_rarity=with_rarity)
         self._plain = FeatureIds(store, schema.plain_bag_features)
@@ -62,7 +64,7 @@ class BatchReader:
         rows_B = np.where(real_B, indices_B, 0)
         rows, user_B = self._rows.read(rows_B)
         events = self._histories.read(rows_B, user_B)
-        tokens = self._unpooled.read(self._shared.single(rows), events)
+        tokens = self._unpooled.read(self._shared.jagged(rows), events)
         labels_TB = np.stack([self._examples.labels[t.name][rows_B] for t in self.schema.tasks])
         rarity_BM = np.concatenate([self._bag.rarity(rows), self._shared.rarity(rows)], axis=1)
         return Batch(
@@ -74,8 +76,16 @@ class BatchReader:
             user_B=torch.from_numpy(user_B.astype(np.int64)),
             rarity_BM=torch.from_numpy(rarity_BM),
             weight_B=torch.from_numpy(real_B.astype(np.float32)),
+            mean_row_Q=None if tokens.mean_row_Q is None else torch.from_numpy(tokens.mean_row_Q),
+            mean_start_P=None if tokens.mean_start_P is None else torch.from_numpy(tokens.mean_start_P),
+            loss_weight_B=self._loss_weights(rows_B, real_B),
             managed=_keyed(self._managed_keys, *self._managed.jagged(rows)) if self._managed_keys else None,
         )
+
+    def _loss_weights(self, rows_B: np.ndarray, real_B: np.ndarray) -> Tensor | None:
+        if self._examples.weight_N is None:
+            return None
+        return torch.from_numpy((self._examples.weight_N[rows_B] * real_B / self._mean_weight).astype(np.float32))
 
     def _sequences(self, ids: list[np.ndarray], batch_size: int) -> KeyedJaggedTensor:
         """Distinct ids keyed by table; all are counted to the first example."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 import infnet_rec
 from infnet_rec.data.quarantine import Quarantine
-from infnet_rec.data.recipe import Recipe
+from infnet_rec.data.recipe import Recipe, sequence_name, sequence_table
 from infnet_rec.data.store import STORE_VERSION
 from infnet_rec.data.timeline import Timeline
 from infnet_rec.data.vocab import Vocabulary
@@ -24,15 +24,15 @@ def schema_of(recipe: Recipe, vocabularies: dict[str, Vocabulary]) -> Schema:
     if recipe.sequences:
         for behaviour in recipe.behaviours:
             for attribute in recipe.sequences.attributes:
-                table = attribute if recipe.sequences.share_tables else f"seq_{attribute}"
-                sequences.append(
-                    Sequence(f"seq_{behaviour.name}_{attribute}", behaviour.name, attribute, table, behaviour.name)
-                )
+                table = attribute if recipe.sequences.share_tables else sequence_table(attribute)
+                name = sequence_name(behaviour.name, attribute)
+                most = vocabularies[attribute].max_values
+                sequences.append(Sequence(name, behaviour.name, attribute, table, behaviour.name, most))
         if not recipe.sequences.share_tables:
-            tables += [Table(f"seq_{a}", vocabularies[a].num_rows) for a in recipe.sequences.attributes]
-    tasks = tuple(Task(t.name, t.label) for t in recipe.tasks)
+            tables += [Table(sequence_table(a), vocabularies[a].num_rows) for a in recipe.sequences.attributes]
+    tasks = tuple(Task(t.name, t.source) for t in recipe.tasks)
     features = tuple(Feature(n, n, side, vocabularies[n].max_values) for n, side in names)
-    return Schema(tuple(tables), features, tuple(sequences), tasks)
+    return Schema(tuple(tables), features, tuple(sequences), tasks).with_free_table_names()
 
 
 def make_manifest(
@@ -47,6 +47,10 @@ def make_manifest(
     for split, spool in timeline.examples.items():
         rates = {task: n / spool.num_rows for task, n in timeline.positives[split].items()}
         splits[split] = {"num_examples": spool.num_rows, "label_rates": rates}
+    weight = {}
+    if recipe.log.weight:
+        mean = timeline.weight / splits["train"]["num_examples"]
+        weight = {"weight": {"column": recipe.log.weight, "train_mean": mean}}
     columns: dict[str, list[str]] = {"user": [], "item": [], "context": []}
     for feature in recipe.features:
         for name in feature.named_columns:
@@ -60,6 +64,7 @@ def make_manifest(
         "num_users": counts["user"],
         "num_items": counts["item"],
         "splits": splits,
+        **weight,
         "behaviours": {b.name: {"num_events": timeline.events[b.name].num_rows} for b in recipe.behaviours},
         "history_lengths": timeline.history_lengths(),
         "bad_rows": quarantine.counts,

@@ -7,12 +7,13 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from signal import SIGTERM
 from typing import IO
 
 from infnet_rec.faults import Fault
+from infnet_rec.files import not_written, parents_of
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
@@ -27,19 +28,20 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
     Raises:
         Fault: `out` exists (and is not a store to be replaced), cannot be made, or is being built elsewhere.
     """
-    _refuse_what_exists(out, replace=replace)
+    refuse_what_exists(out, replace=replace)
     parent = out.absolute().parent
     work, lock = parent / f".{out.name}.building", parent / f".{out.name}.lock"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        locked = _locked(lock)
-    except BlockingIOError as error:
-        raise Fault(f"--out {out}: another process is building it; wait for it or name another folder") from error
-    except OSError as error:
-        raise Fault(f"--out {out}: cannot be made ({error.strerror}); name another folder") from error
-    with locked, _stopped_in_order():
+    with ExitStack() as stack:
         try:
-            _refuse_what_exists(out, replace=replace)  # it may have been finished just now
+            stack.enter_context(parents_of(out))
+            stack.enter_context(_locked(lock))
+        except BlockingIOError as error:
+            raise Fault(f"--out {out}: another process is building it; wait for it or name another folder") from error
+        except OSError as error:
+            raise not_written(f"--out {out}", error) from error
+        stack.enter_context(_stopped_in_order())
+        try:
+            refuse_what_exists(out, replace=replace)  # it may have been finished just now
             shutil.rmtree(work, ignore_errors=True)
             (work / "store").mkdir(parents=True)
             yield work
@@ -50,7 +52,8 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
             lock.unlink(missing_ok=True)
 
 
-def _refuse_what_exists(out: Path, *, replace: bool) -> None:
+def refuse_what_exists(out: Path, *, replace: bool) -> None:
+    """Raises a Fault if something stands at `out` that may not be replaced."""
     is_store = (out / "manifest.json").is_file()
     if (out.exists() or out.is_symlink()) and not (replace and is_store):
         remedy = "use --replace to build it anew" if is_store else "it is not a store; name another folder"
@@ -64,7 +67,7 @@ def _locked(lock: Path) -> IO[str]:
         BlockingIOError: another process holds it.
     """
     while True:
-        file = lock.open("w")
+        file = lock.open("w", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

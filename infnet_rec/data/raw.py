@@ -4,17 +4,24 @@ DuckDB scans, joins and sorts out of core; this file turns its errors into fault
 types, first rows) is told instead.
 """
 
-import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 
+from infnet_rec.data.columns import ColumnTypes, RawColumn
+from infnet_rec.data.text_format import CSV_FORMAT, TextFormat, is_parquet
+from infnet_rec.data.values import ONLY_DUCKDB, literal, quoted
 from infnet_rec.faults import Failure, Fault
+from infnet_rec.files import is_full
+
+__all__ = ["literal", "quoted"]
+
+__all__ = ["literal", "quoted"]
 
 # What DuckDB raises for data or predicates that do not fit; anything else is a bug or a failure of the machine.
 COMPLAINTS = (
@@ -25,23 +32,10 @@ COMPLAINTS = (
     duckdb.CatalogException,
 )
 NO_SPACE = re.compile(r"no space left|disk quota|file too large", re.IGNORECASE)
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN_GZIP = re.compile(r"gzip", re.IGNORECASE)
-WHOLE_NUMBER = r"\s*[+-]?[0-9]+(\.0*)?\s*"
-CSV_FORMAT = "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', comment = ''"
 MAX_REJECTS = 1_000_000
 KEPT_MIB = 64
-SNIFFED_ROWS, MAX_BAD_SNIFFED = 20_480, 0.1
-
-
-def quoted(name: str) -> str:
-    """An SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """An SQL string."""
-    return "'" + text.replace("'", "''") + "'"
+SCAN_BYTES = 1 << 24
 
 
 def connect(folder: Path, *, memory_gib: float, num_threads: int) -> duckdb.DuckDBPyConnection:
@@ -49,6 +43,7 @@ def connect(folder: Path, *, memory_gib: float, num_threads: int) -> duckdb.Duck
     connection = duckdb.connect(str(folder / "build.duckdb"))
     connection.execute(f"SET memory_limit = '{memory_gib:.3f}GiB'; SET threads = {num_threads}")
     connection.execute(f"SET temp_directory = {literal(str(folder / 'spill'))}; SET preserve_insertion_order = false")
+    connection.execute("SET TimeZone = 'UTC'")  # or a Parquet instant, read as a text, would be the machine's
     connection.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")
     return connection
 
@@ -94,9 +89,23 @@ def faults_of(where: str) -> Iterator[None]:
             raise Failure(f"{where}: needs more memory ({detail[:200]}); give more with --memory-gib") from error
         raise
     except OSError as error:
-        if error.errno in FULL_DISK:
+        if is_full(error):
             raise Failure(f"{where}: the disk is full ({error.strerror}); free some space and run it again") from error
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetTime:
+    """What a Parquet column of times holds.
+
+    Attributes:
+        kind: "instant" on the world's clock, "local" date and time of day, "date", or "clock", a time of day;
+            "mixed" where the parts of a table differ.
+        nanoseconds: whether it counts nanoseconds.
+    """
+
+    kind: Literal["instant", "local", "date", "clock", "mixed"]
+    nanoseconds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +113,31 @@ class RawTable:
     """Files that are parts of one table; all have the same columns.
 
     Attributes:
-        paths: the files, all CSV (perhaps .gz) or all Parquet.
-        columns: column names, in the order of the files.
-        lists: Parquet columns that hold lists.
-        numbers: Parquet columns that hold numbers.
-        integers: those of them that hold whole numbers.
+        paths: the files, all text (perhaps .gz or .zst) or all Parquet.
+        columns: column names, in the order of the files; those of the partitions last.
+        null_values: texts that mean "missing" in any column, besides the empty field.
+        types: the types of Parquet columns.
+        form: how text files are written.
+        partitions: columns that the names of folders give: name -> the text of each file, None where it is missing.
+        instants: Parquet columns that hold times.
     """
 
     paths: tuple[Path, ...]
     columns: tuple[str, ...]
-    lists: frozenset[str] = frozenset()
-    numbers: frozenset[str] = frozenset()
-    integers: frozenset[str] = frozenset()
+    null_values: tuple[str, ...] = ()
+    types: Mapping[str, ColumnTypes] = field(default_factory=dict)
+    form: TextFormat = CSV_FORMAT
+    partitions: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    instants: Mapping[str, ParquetTime] = field(default_factory=dict)
 
     @property
     def is_parquet(self) -> bool:
-        return self.paths[0].suffix == ".parquet"
+        return is_parquet(self.paths[0])
+
+    @property
+    def file_columns(self) -> tuple[str, ...]:
+        """Columns that stand in the files themselves."""
+        return tuple(column for column in self.columns if column not in self.partitions)
 
     @property
     def num_bytes(self) -> int:
@@ -142,8 +160,9 @@ class RawTable:
         names = "[" + ", ".join(literal(re.sub(r"([\[*?])", r"[\1]", str(path))) for path in paths) + "]"
         if self.is_parquet:
             # By name, so that a column may be empty, and then of no type, in one of the parts.
-            return f"read_parquet({names}, file_row_number = true, union_by_name = true, hive_partitioning = false)"
-        columns = ", ".join(f"{literal(c)}: {literal(types.get(c, 'VARCHAR'))}" for c in self.columns)
+            options = "file_row_number = true, union_by_name = true, hive_partitioning = false"
+            return self._with_partitions(f"read_parquet({names}, {options})", part)
+        columns = ", ".join(f"{literal(c)}: {literal(types.get(c, 'VARCHAR'))}" for c in self.file_columns)
         options = f"columns = {{{columns}}}, nullstr = [''], hive_partitioning = false"
         if rejects:
             options += (
@@ -152,61 +171,56 @@ class RawTable:
             )
         elif skip_bad:
             options += ", ignore_errors = true"
-        return f"read_csv({names}, {CSV_FORMAT}, {options})"
+        return self._with_partitions(f"read_csv({names}, {self.form.sql_options}, {options})", part)
+
+    def _with_partitions(self, files: str, part: int | None) -> str:
+        """A FROM clause that gives the files' rows what the names of their folders say."""
+        if not self.partitions:
+            return files
+        added = []
+        for column, texts in self.partitions.items():
+            texts = texts if part is None else texts[part : part + 1]
+            values = ", ".join("NULL" if text is None else literal(text) for text in texts)
+            added.append(f"CAST([{values}] AS VARCHAR[])[CAST(file_index AS BIGINT) + 1] AS {quoted(column)}")
+        return f"(SELECT *, file_index, {', '.join(added)} FROM {files})"
+
+    def column(self, name: str, null_values: tuple[str, ...] = ()) -> RawColumn:
+        """How a column is read; `null_values` are missing besides those of the files."""
+        nulls = (*self.null_values, *null_values)
+        return self.types[name].column(nulls) if name in self.types else RawColumn(name, null_values=nulls)
+
+    def type_faults(self, values: Iterable[str], texts: Iterable[str] = ()) -> list[str]:
+        """What is wrong with the types of Parquet columns: `values` hold one value a cell, `texts` may hold lists."""
+        faults = [self.types[name].fault("value") for name in dict.fromkeys(values) if name in self.types]
+        faults += [self.types[name].fault("text") for name in dict.fromkeys(texts) if name in self.types]
+        return [fault for fault in faults if fault is not None]
+
+    def has_odd_numbers(self) -> bool:
+        """Whether the rows of text files hold anything that DuckDB's numbers may have and ours may not.
+
+        Packed files are not looked into, and are said to.
+        """
+        skip = self.form.has_header
+        return any(p.suffix in (".gz", ".zst") or _holds(p, ONLY_DUCKDB, skip_first_line=skip) for p in self.paths)
 
     def text(self, column: str) -> str:
-        """SQL for a column as text, null where missing; commas stand between a list's values."""
-        if column in self.lists:
-            return f"array_to_string({quoted(column)}, ',')"
-        return f"CAST({quoted(column)} AS VARCHAR)" if self.is_parquet else quoted(column)
-
-    def values(self, column: str, separator: str) -> str:
-        """SQL for a list of texts: a list's values, or what stands between the separators of a text."""
-        if column in self.lists:
-            return f"CAST({quoted(column)} AS VARCHAR[])"
-        return f"string_split({self.text(column)}, {literal(separator)})"
+        """SQL for the value of a column as text, null where missing; commas stand between a list's values."""
+        return self.column(column).text
 
     def integer(self, column: str) -> str:
-        """SQL for a column of whole numbers, null where there is none.
-
-        DuckDB alone would round 1.5 and 15e-1, and read 0x10 and 1_000.
-        """
-        number = f"TRY_CAST({quoted(column)} AS BIGINT)"
-        if column in self.integers:
-            return number
-        if column in self.numbers:
-            return f"CASE WHEN {quoted(column)} % 1 = 0 THEN {number} END"
-        text = self.text(column)
-        number = f"TRY_CAST({text} AS BIGINT)"
-        # Most numbers are written as they would be printed; the others are looked at.
-        return (
-            f"CASE WHEN CAST({number} AS VARCHAR) = {text} OR regexp_full_match({text}, {literal(WHOLE_NUMBER)}) "
-            f"THEN {number} END"
-        )
+        """SQL for a column of whole numbers, null where there is none."""
+        return self.column(column).integer
 
 
-def sniffed(
-    connection: duckdb.DuckDBPyConnection, table: RawTable, columns: Iterable[str], max_bad_fraction: float
-) -> dict[str, str]:
-    """SQL types of CSV columns as the first rows suggest them; nothing for Parquet, which has types.
-
-    A few of the rows may be bad. A column that is empty in all the first rows is looked at as a whole.
-    """
-    wanted = list(columns)
-    if table.is_parquet or not wanted:
-        return {}
-    kinds = {}
-    every = table.scan({}, skip_bad=True)
-    with faults_of(str(table.paths[0])):
-        connection.execute("SET preserve_insertion_order = true")  # or the first rows would be any rows
-        for column in wanted:
-            text = quoted(column)
-            counts = f"""SELECT count({text}), count(TRY_CAST({text} AS DOUBLE)),
-                count(*) FILTER (TRY_CAST({text} AS BIGINT) IS NOT NULL AND NOT contains({text}, '.')) FROM """
-            first = connection.execute(f"{counts} (SELECT * FROM {every} LIMIT {SNIFFED_ROWS})").fetchall()
-            found = first if first[0][0] else connection.execute(counts + every).fetchall()
-            num_texts, num_numbers, num_integers = found[0]
-            if num_numbers >= num_texts * (1 - min(max_bad_fraction, MAX_BAD_SNIFFED)):
-                kinds[column] = "BIGINT" if num_integers == num_numbers else "DOUBLE"
-        connection.execute("SET preserve_insertion_order = false")
-    return kinds
+def _holds(path: Path, texts: Iterable[str], *, skip_first_line: bool) -> bool:
+    """Whether a file holds one of some short texts."""
+    wanted = [text.encode() for text in texts]
+    longest, end = max(map(len, wanted)), b""
+    with path.open("rb") as file:
+        if skip_first_line:
+            file.readline(SCAN_BYTES)
+        while chunk := file.read(SCAN_BYTES):
+            if any(text in end + chunk[:longest] or text in chunk for text in wanted):
+                return True
+            end = chunk[-longest:]
+    return False

@@ -47,7 +47,7 @@ def measure_repeats(store: Store) -> JSON | None:
                 continue
             side_rows, user_B = rows.read(indices_B)
             events = histories.read(indices_B, user_B)
-            found = unpooled.read(shared.single(side_rows), events)
+            found = unpooled.read(shared.jagged(side_rows), events)
             num_events = dict(zip(schema.behaviours, events.num_V, strict=True))
             counts = _tokens_of_tables(store, num_events, size)
             samples.append(
@@ -64,12 +64,13 @@ def measure_repeats(store: Store) -> JSON | None:
 
 
 def _tokens_of_tables(store: Store, num_events: Mapping[str, int], num_examples: int) -> dict[str, int]:
+    """Looked-up ids of each table; of a feature of several values as many as it may have."""
     schema = store.schema
     counts = {table.name: 0 for table in schema.sequence_tables}
     for feature in schema.shared_features:
-        counts[feature.table] += num_examples
+        counts[feature.table] += num_examples * feature.max_values
     for sequence in schema.sequences:
-        counts[sequence.table] += num_events[sequence.behaviour]
+        counts[sequence.table] += num_events[sequence.behaviour] * sequence.max_values
     return counts
 
 

@@ -14,12 +14,21 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from infnet_rec.data.log import key_sql, or_fractional
-from infnet_rec.data.quarantine import Intake, Quarantine
+from infnet_rec.data.log import (
+    LIST_ADVICE,
+    NESTED_ADVICE,
+    key_cell,
+    key_sql,
+    nested_reason,
+    no_list_reason,
+    or_fractional,
+)
+from infnet_rec.data.quarantine import Cell, Intake, Quarantine
 from infnet_rec.data.raw import RawTable, faults_of, first_value, literal, quoted
 from infnet_rec.data.recipe import FeatureRecipe, Recipe, SourceRecipe
 from infnet_rec.data.spool import ColumnSpool
 from infnet_rec.data.threads import in_order
+from infnet_rec.data.values import known_sql, no_number_sql, number_sql
 from infnet_rec.data.vocab import (
     Vocabulary,
     fit_index,
@@ -27,7 +36,6 @@ from infnet_rec.data.vocab import (
     hash_id_sql,
     hashed,
     index_id_sql,
-    value_sql,
     values_sql,
 )
 from infnet_rec.faults import Fault
@@ -55,7 +63,11 @@ class SideFeature:
     @property
     def number(self) -> str:
         """SQL of the raw number within the source."""
-        return "CAST(key AS DOUBLE)" if self.source == OWN else quoted(f"n_{self.name}")
+        if self.source != OWN:
+            return quoted(f"n_{self.name}")
+        text, nulls = "CAST(key AS VARCHAR)", self.recipe.null_values
+        number, wrong = number_sql(text, nulls), literal(f"feature {self.name}: an id is not a number: ")
+        return f"CASE WHEN {no_number_sql(text, number, nulls)} THEN error({wrong} || key) ELSE {number} END"
 
     @property
     def values(self) -> str:
@@ -103,39 +115,56 @@ class SideTables:
     def _intake(self, k: int, source: RawTable, recipe: SourceRecipe) -> Intake:
         """How the k-th source becomes `side_<side>_<k>`."""
         mine = [f for f in self.features if f.source == str(k)]
-        texts = {f.column for f in mine if f.recipe.encoding in ("index", "hash")}
-        types, checks = {}, {f"{recipe.key} is empty{or_fractional(self.recipe)}": "r.key IS NULL"}
-        columns = {"key": key_sql(self.recipe, source, recipe.key)}
+        reason = f"{recipe.key} is empty{or_fractional(self.recipe)}"
+        checks, cells = {reason: "r.key IS NULL"}, {reason: key_cell(self.recipe, recipe.key)}
+        columns, raw_checks = {"key": key_sql(self.recipe, source, recipe.key)}, {}
+        typed = self._typed(source, recipe, mine)
         for feature in mine:
-            column, nulls = feature.column, feature.recipe.null_values
+            column = source.column(feature.column, feature.recipe.null_values)
             if feature.recipe.encoding == "multi":
-                columns[f"l_{feature.name}"] = source.values(column, feature.recipe.separator)
+                columns[f"l_{feature.name}"] = column.elements(feature.recipe.separator)
+                reason = no_list_reason(feature.column)
+                raw_checks[reason] = column.no_list(feature.recipe.separator)
+                cells[reason] = Cell(feature.column, LIST_ADVICE)
             elif feature.recipe.encoding == "quantile":
-                is_text = (
-                    column in texts or column == recipe.key or (source.is_parquet and column not in source.numbers)
-                )
-                value = value_sql(source.text(column), nulls) if nulls else quoted(column)
-                columns[f"n_{feature.name}"] = f"TRY_CAST({value} AS DOUBLE)"
-                if is_text or nulls:
-                    texts.add(column)
-                    value = value_sql(quoted(f"t_{column}"), nulls)
-                    checks[f"{column} is not a number"] = (
-                        f"{quoted(f'n_{feature.name}')} IS NULL AND {value} IS NOT NULL"
-                    )
+                reason = f"{feature.column} is not a number"
+                if feature.column in typed:
+                    columns[f"n_{feature.name}"] = quoted(feature.column)
                 else:
-                    types[column] = "DOUBLE"
-        columns |= {f"t_{column}": source.text(column) for column in sorted(texts)}
+                    columns[f"n_{feature.name}"] = column.number
+                    raw_checks[reason], cells[reason] = column.neither(column.number), Cell(feature.column)
+            else:
+                # Without the feature's own nulls: features may share a column.
+                columns[f"t_{feature.column}"] = source.text(feature.column)
+                reason = nested_reason(feature.column)
+                raw_checks[reason] = column.is_nested
+                cells[reason] = Cell(feature.column, NESTED_ADVICE)
         return Intake(
             f"side_{self.side}_{k}",
             f"{', '.join(recipe.files)} ({self.side} side)",
             source,
-            {column: kind for column, kind in types.items() if column not in texts},
+            dict.fromkeys(typed, "DOUBLE"),
             columns,
             checks,
+            {reason: sql for reason, sql in raw_checks.items() if sql != "FALSE"},
+            cells,
             derived={"weight": "coalesce(w.weight, 0)"},
             ordered=recipe.first_row_of_each,
             join=f"LEFT JOIN {self.side}_weight AS w ON w.key = r.key",
         )
+
+    def _typed(self, source: RawTable, recipe: SourceRecipe, features: list[SideFeature]) -> list[str]:
+        """CSV columns that DuckDB may read as doubles by itself, which is twice as fast.
+
+        It does so by the rule in files that hold nothing which it reads beyond the rule.
+        """
+        numbers = [f for f in features if f.recipe.encoding == "quantile"]
+        others = {recipe.key, *source.partitions, *(f.column for f in features if f.recipe.encoding != "quantile")}
+        nulls = {f.column for f in numbers if f.recipe.null_values}
+        wanted = dict.fromkeys(f.column for f in numbers if f.column not in others | nulls)
+        if not wanted or source.is_parquet or source.null_values or source.has_odd_numbers():
+            return []
+        return list(wanted)
 
     def fit(self, connection: duckdb.DuckDBPyConnection, num_threads: int) -> Iterator[str]:
         """Fits every feature on the rows that training looks up; yields its name after each."""
@@ -157,7 +186,7 @@ class SideTables:
             rows = f"{self.side}s" if source == OWN else f"side_{self.side}_{source}"
             ids, joins = [], []
             for k, feature in enumerate(mine):
-                value = value_sql(feature.text, feature.recipe.null_values)
+                value = known_sql(feature.text, feature.recipe.null_values)
                 if feature.recipe.encoding == "index":
                     joins.append(f"LEFT JOIN {self.vocabularies[feature.name].table} AS v{k} ON v{k}.value = {value}")
                     sql = index_id_sql(value, f"v{k}")
@@ -256,7 +285,7 @@ def _fitted(
         case "multi":
             values = f"unnest({values_sql(feature.values, recipe)})"
         case _:
-            values = value_sql(feature.text, recipe.null_values)
+            values = known_sql(feature.text, recipe.null_values)
     return fit_index(connection, f"SELECT {values} AS value, weight FROM {source}", recipe, feature.name)
 
 

@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +36,15 @@ class ColumnSpool:
         for name, column in columns.items():
             self._files[name].write(np.ascontiguousarray(column, dtype=self._dtypes[name].base).data)
         self.num_rows += lengths.pop()
+
+    def chunks(self, name: str) -> Iterator[np.ndarray]:
+        """The rows of one column so far, some at a time, read from its file: a mapped file would count as memory."""
+        self._files[name].flush()
+        dtype = self._dtypes[name]
+        rows = max(1, COPY_BYTES // max(1, dtype.itemsize))
+        with self._paths[name].open("rb") as file:
+            for start in range(0, self.num_rows, rows):
+                yield np.fromfile(file, dtype, min(rows, self.num_rows - start))
 
     def finish(self, path: Path, **more: pa.Array) -> None:
         """Writes the Arrow file, a single record batch with `more` columns in front, and removes the spool's own files.

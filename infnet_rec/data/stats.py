@@ -13,6 +13,7 @@ from infnet_rec.data.inspect import local_time
 from infnet_rec.data.store import SPLITS, Store
 from infnet_rec.data.tally import (
     CHUNK_EXAMPLES,
+    DAY_S,
     LookUps,
     Periods,
     SplitTally,
@@ -64,6 +65,11 @@ def store_stats(store: Store, progress: Callable[[int], None]) -> JSON:
         "num_users": manifest["num_users"],
         "num_items": manifest["num_items"],
         "splits": {split: _split(store, tallies, split, spans[split]) for split in SPLITS},
+        "log": manifest.get("log"),
+        "joins": manifest.get("joins"),
+        "bad_rows": manifest["bad_rows"],
+        "flat_features": manifest.get("flat_features"),
+        "warnings": manifest.get("warnings"),
         "examples_per_user": _popularity([tally.user_counts for tally in tallies.values()]),
         "examples_per_item": _popularity([tally.item_counts for tally in tallies.values()]),
         "periods": _periods(store, periods, tallies),
@@ -130,14 +136,14 @@ def _popularity(counts: list[np.ndarray]) -> JSON:
 
 
 def _periods(store: Store, periods: Periods, tallies: Mapping[str, SplitTally]) -> JSON:
-    """Examples and positives along the log: a local day each, or a span of its rows."""
+    """Examples and positives along the log: one or more local days each, or a span of its rows."""
     starts: list[Any] = periods.starts
     if has_time(store):
-        starts = [local_time(store, start)[:10] for start in starts]
+        starts = [local_time(store, start).partition(" 00:00:00")[0] for start in starts]
     return {
         "unit": "day" if has_time(store) else "rows",
         "utc_offset_hours": clock(store)[1] / clock(store)[0] / 3600 if has_time(store) else None,
-        "length": 1 if has_time(store) else periods.ticks,
+        "length": periods.ticks // (DAY_S * clock(store)[0]) if has_time(store) else periods.ticks,
         "starts": starts,
         "splits": {
             split: {

@@ -6,8 +6,9 @@
     events/<behaviour>.arrow item (int32) and time (int64) of every event, sorted by (user, time), and the ids of those
                              sequence attributes that are columns of the log; a user's events begin at their `starts`
                              entry
-    examples/<split>.arrow   user, item (int32), time (int64), context ids (uint8, uint16 or int32, as the table needs),
-                             labels (uint8), and per behaviour the number of the user's events strictly before the
+    examples/<split>.arrow   user, item (int32), time (int64), context ids (uint8, uint16 or int32, as the table needs;
+                             a list of int32 of a feature of several values), labels (uint8), the weight (float32) where
+                             the recipe names one, and per behaviour the number of the user's events strictly before the
                              example (`seen_<behaviour>`; uint8, uint16 or uint32, as the longest history needs)
     vocab/<table>.arrow      what each id of a table means
 
@@ -43,6 +44,16 @@ def write_arrow(path: Path, columns: Mapping[str, np.ndarray | pa.Array]) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
+
+
+def id_dtype(num_rows: int) -> str:
+    """The narrowest type that holds a table's ids."""
+    return "uint8" if num_rows <= 2**8 else "uint16" if num_rows <= 2**16 else "int32"
+
+
+def count_dtype(most: int) -> str:
+    """The narrowest type that counts so far."""
+    return "uint8" if most < 2**8 else "uint16" if most < 2**16 else "uint32"
 
 
 def to_arrow(column: np.ndarray | pa.Array) -> pa.Array:
@@ -83,7 +94,11 @@ def as_numpy(batch: pa.RecordBatch, column: str) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """One split's columns, memory-mapped. N examples, T tasks, X context features, V behaviours."""
+    """One split's columns, memory-mapped. N examples, T tasks, X context features, V behaviours.
+
+    A context feature of several values has two dimensions. `weight_N` is what the recipe's weight column says, float32;
+    None where there is none.
+    """
 
     user_N: np.ndarray
     item_N: np.ndarray
@@ -91,6 +106,7 @@ class Examples:
     context: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
     seen: dict[str, np.ndarray]
+    weight_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.user_N)
@@ -160,6 +176,21 @@ class Store:
         choice = profiles[profile]
         return self.schema.with_features(choice["features"]).with_behaviours(choice["behaviours"])
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """train, valid and test, and the further tests of the recipe."""
+        return SPLITS + self.further_tests
+
+    @property
+    def further_tests(self) -> tuple[str, ...]:
+        """Splits that are only ever tested on."""
+        return tuple(split for split in self.manifest["splits"] if split not in SPLITS)
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean weight of the training examples; 1 where the recipe names no weight."""
+        return self.manifest.get("weight", {}).get("train_mean", 1.0)
+
     def num_examples(self, split: str) -> int:
         """Rows of one split."""
         return self.manifest["splits"][split]["num_examples"]
@@ -209,8 +240,8 @@ class Store:
         Raises:
             Fault: there is no such split.
         """
-        if split not in SPLITS:
-            raise Fault(f"split {split!r}: is one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+        if split not in self.splits:
+            raise Fault(f"split {split!r}: is one of {', '.join(self.splits)}{did_you_mean(split, self.splits)}")
         batch = read_arrow(self.path / "examples" / f"{split}.arrow")
         behaviours = self.manifest["behaviours"]
         return Examples(
@@ -218,6 +249,7 @@ class Store:
             context={name: as_numpy(batch, f"context_{name}") for name in self.columns_of("context")},
             labels={task.name: as_numpy(batch, f"label_{task.name}") for task in self.schema.tasks},
             seen={name: as_numpy(batch, f"seen_{name}") for name in behaviours},
+            weight_N=as_numpy(batch, "weight") if "weight" in batch.schema.names else None,
         )
 
     def vocabulary(self, table: str) -> pa.RecordBatch:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from infnet_rec.data.instants import ticks_per_second
 from infnet_rec.data.store import SPLITS, Examples, Store
 from infnet_rec.schema import NULL_ID, UNSEEN_ID
 
@@ -17,12 +18,13 @@ CHUNK_EXAMPLES = 1 << 21
 # A chunk of a side is turned over, so that each feature is contiguous; larger ones would leave the CPU's cache.
 CHUNK_SIDE_ROWS = 1 << 14
 NUM_POSITION_PERIODS = 100
+MAX_PERIODS = 4_000  # of days: eleven years; in a longer log a period has several
 DAY_S, HOUR_S = 86_400, 3_600
 
 
 @dataclass(frozen=True, slots=True)
 class Periods:
-    """The log's time in equal parts: local days, or, in a log without time, spans of its rows."""
+    """The log's time in equal parts: one or more local days, or, in a log without time, spans of its rows."""
 
     origin: int
     ticks: int
@@ -30,7 +32,10 @@ class Periods:
 
     def of(self, time_N: np.ndarray) -> np.ndarray:
         """Each instant's period, from 0."""
-        return (time_N - self.origin) // self.ticks
+        # Without the difference of two instants, which 64 bits may not hold.
+        whole, rest = divmod(self.origin, self.ticks)
+        whole_N, rest_N = np.divmod(time_N, self.ticks)
+        return whole_N - whole - (rest_N < rest)
 
     @property
     def starts(self) -> list[int]:
@@ -81,7 +86,7 @@ def has_time(store: Store) -> bool:
 def clock(store: Store) -> tuple[int, int]:
     """Ticks a second, and how many ticks the recipe's clock is ahead of UTC."""
     log = store.manifest["recipe"]["log"]
-    ticks = 1000 if log["time_unit"] == "ms" else 1
+    ticks = ticks_per_second(log["time_unit"])
     return ticks, log["utc_offset_hours"] * HOUR_S * ticks
 
 
@@ -91,10 +96,12 @@ def time_span(examples: Examples) -> tuple[int, int]:
 
 
 def periods_of(store: Store, first: int, last: int) -> Periods:
-    """Periods that hold all instants from `first` to `last`."""
+    """Periods that hold all instants from `first` to `last`; their number does not grow with the span."""
     if has_time(store):
-        ticks_per_second, ahead = clock(store)
-        ticks = DAY_S * ticks_per_second
+        per_second, ahead = clock(store)
+        ticks = DAY_S * per_second
+        num_days = (last + ahead) // ticks - (first + ahead) // ticks + 1
+        ticks *= -(-num_days // MAX_PERIODS)
         origin = (first + ahead) // ticks * ticks - ahead
     else:
         ticks = -(-(last - first + 1) // NUM_POSITION_PERIODS)

@@ -16,20 +16,23 @@ import numpy as np
 
 from infnet_rec.data.log import TRAIN
 from infnet_rec.data.raw import quoted
-from infnet_rec.data.recipe import Recipe
+from infnet_rec.data.recipe import FeatureRecipe, Recipe
 from infnet_rec.data.spool import ColumnSpool
-from infnet_rec.data.store import SPLITS
+from infnet_rec.data.store import SPLITS, count_dtype, id_dtype
 from infnet_rec.data.threads import in_order
+from infnet_rec.data.values import known_sql
 from infnet_rec.data.vocab import (
     Vocabulary,
     clock,
     clock_ids,
     fit_index,
+    fit_quantile,
     hash_id_sql,
     hashed,
     index_id_sql,
-    value_sql,
+    values_sql,
 )
+from infnet_rec.schema import EMPTY_SLOT, NULL_ID, UNSEEN_ID
 
 BYTES_A_ROW = 400  # of a bucket in memory: DuckDB's sort, the columns as they come and as they go
 MAX_BUCKET_ROWS = 2_000_000
@@ -43,18 +46,26 @@ Columns = dict[str, np.ndarray]
 def fit_context(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[str, Vocabulary]:
     """Vocabularies of the features read from the log itself, from training examples only."""
     found = {}
+    examples = f"FROM rows WHERE example_ AND split = {TRAIN}"
     for feature in recipe.features:
         if feature.side != "context":
             continue
         for name in feature.named_columns:
-            if feature.encoding == "index":
-                value = value_sql(quoted("context_" + name), feature.null_values)
-                rows = f"SELECT {value} AS value, 1 AS weight FROM rows WHERE example_ AND split = {TRAIN}"
-                found[name] = fit_index(connection, rows, feature, name)
-            elif feature.encoding == "hash":
-                found[name] = hashed(name, feature)
-            else:
-                found[name] = clock(name, feature.encoding)
+            column = quoted("context_" + name)
+            match feature.encoding:
+                case "index":
+                    rows = f"SELECT {known_sql(column, feature.null_values)} AS value, 1 AS weight {examples}"
+                    found[name] = fit_index(connection, rows, feature, name)
+                case "multi":
+                    rows = f"SELECT unnest({values_sql(column, feature)}) AS value, 1 AS weight {examples}"
+                    found[name] = fit_index(connection, rows, feature, name)
+                case "quantile":
+                    rows = f"SELECT {column} AS value, 1 AS weight {examples}"
+                    found[name] = fit_quantile(connection, rows, name, feature.num_ranges)
+                case "hash":
+                    found[name] = hashed(name, feature)
+                case _:
+                    found[name] = clock(name, feature.encoding)
     return found
 
 
@@ -122,17 +133,28 @@ class Bucketing:
     vocabularies: dict[str, Vocabulary]
 
     def query(self, first_user: int, last_user: int) -> str:
-        """The bucket's rows with their context ids, sorted by (user, time)."""
-        context = [f for f in self.recipe.features if f.side == "context"]
-        joins, ids = [], []
-        for k, (name, feature) in enumerate((n, f) for f in context for n in f.named_columns):
-            if feature.encoding not in ("index", "hash"):
-                continue
-            value = value_sql(f"r.{quoted('context_' + name)}", feature.null_values)
-            if feature.encoding == "index":
-                joins.append(f"LEFT JOIN {quoted('vocab_' + name)} AS v{k} ON v{k}.value = {value}")
-            sql = index_id_sql(value, f"v{k}") if feature.encoding == "index" else hash_id_sql(value, feature)
-            ids.append(f"{sql} AS {quoted('context_' + name)}")
+        """The bucket's rows with their context ids, sorted by (user, time).
+
+        A context feature of several values is as many columns, a quantile feature its number.
+        """
+        joins, ids, lists = [], [], []
+        for k, (name, feature) in enumerate(self.recipe.raw_context.items()):
+            column, raw = quoted("context_" + name), f"r.{quoted('context_' + name)}"
+            value = known_sql(raw, feature.null_values)
+            match feature.encoding:
+                case "index":
+                    joins.append(f"LEFT JOIN {quoted('vocab_' + name)} AS v{k} ON v{k}.value = {value}")
+                    ids.append(f"{index_id_sql(value, f'v{k}')} AS {column}")
+                case "hash":
+                    ids.append(f"{hash_id_sql(value, feature)} AS {column}")
+                case "quantile":
+                    ids.append(f"coalesce({raw}, 'nan'::DOUBLE) AS {column}")
+                case _:
+                    lists.append(self._lists(k, name, feature))
+                    joins.append(f"LEFT JOIN m{k} ON m{k}.row_ = r.row_")
+                    empty = [NULL_ID] + [EMPTY_SLOT] * (feature.max_values - 1)
+                    names = _value_columns(name, feature)
+                    ids += [f"coalesce(m{k}.ids[{n + 1}], {empty[n]}) AS {quoted(c)}" for n, c in enumerate(names)]
         labels = [
             f"coalesce(r.{quoted(f'label_{t.name}')}, 0) AS {quoted(f'label_{t.name}')}" for t in self.recipe.tasks
         ]
@@ -140,10 +162,37 @@ class Bucketing:
         columns = ["r.user", "r.item", "r.time", "CASE WHEN example_ THEN split ELSE -1 END AS split"]
         # All that an example keeps, so that neither threads nor the order of the raw rows show in the store.
         ties = [f"label_{t.name}" for t in self.recipe.tasks]
-        ties += [f"context_{n}" for f in context if f.encoding in ("index", "hash") for n in f.named_columns]
+        ties += [c for name, feature in self.recipe.raw_context.items() for c in _value_columns(name, feature)]
+        if self.recipe.log.weight:
+            # A seeded event is no example.
+            columns.append("coalesce(r.weight_, 1) AS weight")
+            ties.append("weight")
         order = ", ".join(["r.user", "r.time", "r.position", "r.item", "split", *map(quoted, ties)])
-        return f"""SELECT {", ".join([*columns, *flags, *labels, *ids])} FROM rows AS r {" ".join(joins)}
-            WHERE r.user >= {first_user} AND r.user < {last_user} ORDER BY {order}"""
+        bucket = f"SELECT * FROM rows WHERE rows.user >= {first_user} AND rows.user < {last_user}"
+        source, rows = "", f"({bucket})"
+        if lists:
+            # Rows have no number until one is asked for, and then all parts of the query must see the same.
+            numbered = f"numbered AS MATERIALIZED (SELECT *, row_number() OVER () AS row_ FROM ({bucket}))"
+            source, rows = f"WITH {', '.join([numbered, *lists])} ", "numbered"
+        return f"""{source}SELECT {", ".join([*columns, *flags, *labels, *ids])} FROM {rows} AS r
+            {" ".join(joins)} ORDER BY {order}"""
+
+    def _lists(self, k: int, name: str, feature: FeatureRecipe) -> str:
+        """SQL of the lists of ids of a feature of several values, by row."""
+        values = values_sql(quoted("context_" + name), feature)
+        return f"""m{k} AS (SELECT row_, list(coalesce(v.id, {UNSEEN_ID}) ORDER BY place) AS ids FROM
+            (SELECT row_, unnest({values}) AS value, generate_subscripts({values}, 1) AS place FROM numbered) AS s
+            LEFT JOIN {quoted("vocab_" + name)} AS v ON v.value = s.value GROUP BY row_)"""
+
+    def _context_ids(self, name: str, feature: FeatureRecipe, found: dict[str, Any], time: np.ndarray) -> np.ndarray:
+        """The ids of a context feature, [N], or [N, max_values]; takes its columns out of `found`."""
+        if feature.is_clock:
+            offset = self.recipe.log.utc_offset_hours
+            return clock_ids(feature.encoding, time, self.recipe.ticks_per_second, offset)
+        columns = [np.asarray(found.pop(column)) for column in _value_columns(name, feature)]
+        if feature.encoding == "quantile":
+            return self.vocabularies[name].encode_numbers(columns[0].astype(np.float64))
+        return columns[0] if feature.encoding != "multi" else np.stack(columns, axis=1).astype(np.int32)
 
     def read(self, cursor: duckdb.DuckDBPyConnection, first_user: int, last_user: int) -> Part:
         """Sorts and counts one bucket."""
@@ -153,16 +202,11 @@ class Bucketing:
         for feature in self.recipe.features:
             if feature.side == "context":
                 for name in feature.named_columns:
-                    clocked = feature.encoding in ("hour_of_day", "day_of_week")
-                    columns[f"context_{name}"] = (
-                        clock_ids(
-                            feature.encoding, time, self.recipe.ticks_per_second, self.recipe.log.utc_offset_hours
-                        )
-                        if clocked
-                        else found.pop(f"context_{name}")
-                    )
+                    columns[f"context_{name}"] = self._context_ids(name, feature, found, time)
         for task in self.recipe.tasks:
             columns[f"label_{task.name}"] = found.pop(f"label_{task.name}")
+        if self.recipe.log.weight:
+            columns["weight"] = found.pop("weight").astype(np.float32)
         num_users = last_user - first_user
         num_events_UV = np.zeros((num_users, len(self.recipe.behaviours)), np.int64)
         events = {}
@@ -175,7 +219,8 @@ class Bucketing:
             before = np.cumsum(happened, dtype=np.int64) - happened
             columns[f"seen_{behaviour.name}"] = before[instant_start] - before[user_start]
         split = found.pop("split")
-        examples = {s: {n: c[split == k] for n, c in columns.items()} for k, s in enumerate(SPLITS)}
+        splits = splits_of(self.recipe)
+        examples = {s: {n: c[split == k] for n, c in columns.items()} for k, s in enumerate(splits)}
         return Part(first_user, len(user), events, examples, num_events_UV)
 
 
@@ -188,6 +233,7 @@ class Timeline:
     examples: dict[str, ColumnSpool]
     num_events_UV: np.ndarray
     positives: dict[str, dict[str, int]]
+    weight: float = 0.0
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -205,6 +251,8 @@ class Timeline:
             self.examples[split].append(columns)
             for task in self.recipe.tasks:
                 self.positives[split][task.name] += int(columns[f"label_{task.name}"].sum())
+        if self.recipe.log.weight:
+            self.weight += float(part.examples[SPLITS[0]]["weight"].sum(dtype=np.float64))
         for behaviour in self.recipe.behaviours:
             seen = np.bincount(part.examples[SPLITS[0]][f"seen_{behaviour.name}"])
             known = self.lengths.get(behaviour.name, np.zeros(0, np.int64))
@@ -231,20 +279,28 @@ class Timeline:
         return found
 
 
+def splits_of(recipe: Recipe) -> tuple[str, ...]:
+    """Splits by the number that the log gives them."""
+    return *SPLITS, *(test.name for test in recipe.further_tests)
+
+
+def _value_columns(name: str, feature: FeatureRecipe) -> list[str]:
+    """Columns of a context feature in a bucket: one, or one a value."""
+    if feature.encoding != "multi":
+        return [f"context_{name}"]
+    return [f"context_{name} {k}" for k in range(1, feature.max_values + 1)]  # no feature's name has a blank
+
+
+def _context_dtype(vocabulary: Vocabulary) -> str:
+    if vocabulary.max_values > 1:
+        return f"({vocabulary.max_values},)int32"  # an empty slot is negative
+    return id_dtype(vocabulary.num_rows)
+
+
 def event_context(recipe: Recipe) -> list[str]:
     """The sequence attributes that are columns of the log, not of the item."""
     own = {name for f in recipe.features if f.side == "context" for name in f.named_columns}
     return [name for name in (recipe.sequences.attributes if recipe.sequences else ()) if name in own]
-
-
-def id_dtype(num_rows: int) -> str:
-    """The narrowest type that holds a table's ids."""
-    return "uint8" if num_rows <= 2**8 else "uint16" if num_rows <= 2**16 else "int32"
-
-
-def count_dtype(most: int) -> str:
-    """The narrowest type that counts so far."""
-    return "uint8" if most < 2**8 else "uint16" if most < 2**16 else "uint32"
 
 
 def run_timeline(
@@ -271,17 +327,18 @@ def run_timeline(
     recipe = bucketing.recipe
     columns = {"user": "int32", "item": "int32", "time": "int64"}
     context = [n for f in recipe.features if f.side == "context" for n in f.named_columns]
-    columns |= {f"context_{name}": id_dtype(bucketing.vocabularies[name].num_rows) for name in context}
+    columns |= {f"context_{name}": _context_dtype(bucketing.vocabularies[name]) for name in context}
     columns |= {f"label_{task.name}": "uint8" for task in recipe.tasks}
+    columns |= {"weight": "float32"} if recipe.log.weight else {}
     columns |= {f"seen_{name}": count_dtype(most) for name, most in counts.most_events.items()}
     event = {"item": "int32", "time": "int64"}
     event |= {f"context_{name}": columns[f"context_{name}"] for name in event_context(recipe)}
     timeline = Timeline(
         recipe,
         {b.name: ColumnSpool(folder / "events" / b.name, event) for b in recipe.behaviours},
-        {split: ColumnSpool(folder / "examples" / split, columns) for split in SPLITS},
+        {split: ColumnSpool(folder / "examples" / split, columns) for split in splits_of(recipe)},
         np.zeros((len(counts.rows_U), len(recipe.behaviours)), np.int64),
-        {split: {task.name: 0 for task in recipe.tasks} for split in SPLITS},
+        {split: {task.name: 0 for task in recipe.tasks} for split in splits_of(recipe)},
     )
 
     def read(bucket: tuple[int, int]) -> Part:

@@ -7,21 +7,20 @@ Ids: 0 never seen in training, 1 null, then
 - hour_of_day, day_of_week: 2 + hour, 2 + day (Monday 0); nothing is fitted.
 """
 
-import re
 from dataclasses import dataclass
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from infnet_rec.data.raw import first_value, literal, quoted
+from infnet_rec.data.raw import first_value, quoted
 from infnet_rec.data.recipe import Encoding, FeatureRecipe
+from infnet_rec.data.values import value_sql
 from infnet_rec.schema import FIRST_VALUE_ID, NULL_ID, UNSEEN_ID
 
 ZERO_ID = FIRST_VALUE_ID
 FIRST_RANGE_ID = FIRST_VALUE_ID + 1
 CLOCK_VALUES = {"hour_of_day": 24, "day_of_week": 7}
-WHOLE_FLOAT = r"^(-?[0-9]+)\.0+$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +53,6 @@ class Vocabulary:
         ids[values == 0.0] = ZERO_ID
         ids[np.isnan(values)] = NULL_ID
         return ids
-
-
-def value_sql(text: str, null_values: tuple[str, ...]) -> str:
-    """SQL of a raw value: text, null where missing, and "1.0" written as "1".
-
-    Files written by pandas print an integer column with gaps as floats, and part files need not agree.
-    """
-    plain = f"CASE WHEN contains({text}, '.') THEN regexp_replace({text}, '{WHOLE_FLOAT}', '\\1') ELSE {text} END"
-    nulls = ", ".join(literal(re.sub(WHOLE_FLOAT, r"\1", value)) for value in ("", *null_values))
-    return f"CASE WHEN {plain} IN ({nulls}) THEN NULL ELSE {plain} END"
 
 
 def values_sql(texts: str, recipe: FeatureRecipe) -> str:

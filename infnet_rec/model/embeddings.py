@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.regroup import KTRegroupAsDict
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from infnet_rec.faults import Fault
@@ -82,7 +83,10 @@ class TokenAssembly(nn.Module):
         self._bag = [f.name for f in schema.bag_features]
         self._tables = [t.name for t in schema.sequence_tables]
         self._num_shared = len(schema.shared_features)
+        self._averages = schema.averages_tokens
         self._width = width
+        # Finds out at the first batch where each feature is, and need not tell the device again.
+        self._in_order = KTRegroupAsDict([self._bag], ["bags"])
 
     def forward(
         self,
@@ -91,6 +95,8 @@ class TokenAssembly(nn.Module):
         spread_K: Tensor,
         lengths_FB: Tensor,
         managed: KeyedTensor | None = None,
+        mean_row_Q: Tensor | None = None,
+        mean_start_P: Tensor | None = None,
     ) -> Tokens:
         """Assembles the tokens of a batch.
 
@@ -100,19 +106,27 @@ class TokenAssembly(nn.Module):
             spread_K: see `Batch`.
             lengths_FB: see `Batch`.
             managed: as `bags`, of managed tables.
+            mean_row_Q: see `Batch`.
+            mean_start_P: see `Batch`.
         """
         pooled = [bags] if managed is None else [bags, managed]
         in_order = managed is None and list(bags.keys()) == self._bag
-        bag_BX: Tensor = bags.values() if in_order else KeyedTensor.regroup(pooled, [self._bag])[0]
+        bag_BX: Tensor = bags.values() if in_order else self._in_order(pooled)["bags"]
         bag_BMD = bag_BX.view(-1, len(self._bag), self._width)
         distinct_XD = torch.cat([distinct[name].values() for name in self._tables])
+        if self._averages:
+            # A token of several ids is the mean of their rows, and that is one row more.
+            mean_PD = functional.embedding_bag(mean_row_Q, distinct_XD, mean_start_P, mode="mean")  # pyright: ignore[reportArgumentType]
+            distinct_XD = torch.cat([distinct_XD, mean_PD])
         # functional.embedding, not indexing: its backward pass sums repeated rows many times faster on a CPU.
         tokens_KD = functional.embedding(spread_K, distinct_XD)
         batch_size = bag_BMD.shape[0]
         num_shared = self._num_shared * batch_size
-        shared_BMD = tokens_KD[:num_shared].view(self._num_shared, batch_size, self._width).transpose(0, 1)
+        # split, not two slices: the gradient of a slice is zeros of the whole.
+        shared_XD, sequence_LD = tokens_KD.split([num_shared, len(tokens_KD) - num_shared])
+        shared_BMD = shared_XD.view(self._num_shared, batch_size, self._width).transpose(0, 1)
         return Tokens(
             categorical_BMD=torch.cat([bag_BMD, shared_BMD], dim=1),
-            sequence_LD=tokens_KD[num_shared:],
+            sequence_LD=sequence_LD,
             lengths_FB=lengths_FB,
         )

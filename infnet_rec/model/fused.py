@@ -159,9 +159,11 @@ class FusedTokens:
         check_query(query_BRD, self.token_LD, self.num_examples)
         gated_BRD = times_gate(query_BRD, self.gate_BD)
         # More queries than a kernel can hold come in portions, and each reads all tokens again.
-        portions = gated_BRD.split(max_queries(self.token_LD), dim=1)
+        most = max_queries(self.token_LD)
+        portions = gated_BRD.split(most, dim=1) if gated_BRD.shape[1] > most else (gated_BRD,)
         read_BRD = [_attend(portion, self.token_LD, self.start_X) for portion in portions]
-        return times_gate(read_BRD[0] if len(read_BRD) == 1 else torch.cat(read_BRD, dim=1), self.gate_BD), self
+        whole_BRD = read_BRD[0] if len(read_BRD) == 1 else torch.cat(read_BRD, dim=1)
+        return times_gate(whole_BRD.to(query_BRD.dtype), self.gate_BD), self
 
     def gated(self, factor_BD: Tensor) -> Self:
         """See `TokenSet.gated`. Costs B x D, whatever the number of tokens."""

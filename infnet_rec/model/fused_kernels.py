@@ -128,6 +128,15 @@ def _product(left: tl.tensor, right: tl.tensor) -> Any:
 
 
 @triton.jit
+def _whole(number: tl.tensor) -> Any:
+    """The number itself, as the end of a range."""
+    # The interpreter of Triton 3.6 leaves it in an array of one number, which numpy 2.4 takes for no number.
+    if INTERPRETED:
+        return number.handle.data.item()
+    return number
+
+
+@triton.jit
 def attend_forward(inputs: tl.tuple, outputs: tl.tuple, SIZE: tl.constexpr, BLOCK: tl.constexpr) -> None:
     """Reads the tokens.
 
@@ -142,10 +151,10 @@ def attend_forward(inputs: tl.tuple, outputs: tl.tuple, SIZE: tl.constexpr, BLOC
     place_R, there_R, place_RD, there_RD = _queries(SIZE)
     query_RD = tl.load(query_ptr + place_RD, mask=there_RD, other=0.0).to(token_ptr.dtype.element_ty)
     top_R = tl.full([SIZE.padded_queries], -float("inf"), tl.float32)
-    total_R = tl.zeros([SIZE.padded_queries], tl.float32)
-    read_RD = tl.zeros([SIZE.padded_queries, SIZE.padded_width], tl.float32)
+    total_R = tl.full([SIZE.padded_queries], 0.0, tl.float32)
+    read_RD = tl.full([SIZE.padded_queries, SIZE.padded_width], 0.0, tl.float32)
     runs = _runs(offset_ptr, SIZE)
-    for begin in range(0, runs[1], BLOCK):
+    for begin in range(0, _whole(runs[1]), BLOCK):
         row_N, there_N = _rows(begin, runs, BLOCK)
         place_ND, there_ND = _tokens(row_N, there_N, SIZE)
         token_ND = tl.load(token_ptr + place_ND, mask=there_ND, other=0.0)
@@ -192,9 +201,9 @@ def attend_backward(
     norm_R = tl.load(norm_ptr + place_R, mask=there_R, other=0.0)
     query_RD = tl.load(query_ptr + place_RD, mask=there_RD, other=0.0).to(token_ptr.dtype.element_ty)
     query_DR, given_DR = tl.trans(query_RD), tl.trans(given_RD)
-    grad_query_RD = tl.zeros([SIZE.padded_queries, SIZE.padded_width], tl.float32)
+    grad_query_RD = tl.full([SIZE.padded_queries, SIZE.padded_width], 0.0, tl.float32)
     runs = _runs(offset_ptr, SIZE)
-    for begin in range(0, runs[1], BLOCK):
+    for begin in range(0, _whole(runs[1]), BLOCK):
         row_N, there_N = _rows(begin, runs, BLOCK)
         place_ND, there_ND = _tokens(row_N, there_N, SIZE)
         token_ND = tl.load(token_ptr + place_ND, mask=there_ND, other=0.0)

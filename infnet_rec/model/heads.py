@@ -1,15 +1,16 @@
 """From tokens to logits, and the small parts that heads, gates and proxies are made of.
 
-Shapes: B examples, T tasks, P proxies, X whatever an MLP takes, D width.
+Shapes: B examples, T tasks, P proxies, X whatever an MLP takes, Y what it makes, G MLPs computed together, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from infnet_rec.model.batched import linear_alike, stack_alike
 from infnet_rec.model.tokens import Tokens
 
 AblationHead = Literal["pool", "late"]
@@ -58,6 +59,38 @@ class LearnedTokens(nn.Module):
         return self.token_PD.expand(tokens.categorical_BMD.shape[0], -1, -1)
 
 
+class Gates(nn.ModuleDict):
+    """The MLPs of proxy gated units, by the kind of token that is gated."""
+
+    def __init__(self, num_inputs: Mapping[str, int], hidden: Sequence[int], width: int, dropout: float = 0.0) -> None:
+        """Makes an MLP for each kind.
+
+        Args:
+            num_inputs: of each kind's MLP.
+            hidden: layers, the same for all.
+            width: D, of what they make.
+            dropout: on hidden layers.
+        """
+        super().__init__({kind: Mlp(number, hidden, width, dropout) for kind, number in num_inputs.items()})
+
+    def alike(self) -> list[list[Tensor]]:
+        """See `HasAlike`."""
+        return alike_layers(self._mlps(), one_input=False)
+
+    def forward(self, proxy_BPD: Mapping[str, Tensor], stacked: Sequence[Tensor] | None = None) -> Tensor:
+        """What the sigmoid is taken of, [G, B, D] in the order of kinds, from each kind's updated proxies.
+
+        Args:
+            proxy_BPD: by kind.
+            stacked: what `stack_alike` makes of this module, where it has been called.
+        """
+        inputs_BX = [proxy_BPD[kind].flatten(1) for kind in self]
+        return run_together(self._mlps(), inputs_BX, stack_alike(self)[0] if stacked is None else stacked)
+
+    def _mlps(self) -> list[Mlp]:
+        return [cast(Mlp, mlp) for mlp in self.values()]
+
+
 class TaskHeads(nn.Module):
     """An MLP of its own for each task."""
 
@@ -65,10 +98,55 @@ class TaskHeads(nn.Module):
         super().__init__()
         self.towers = nn.ModuleList(Mlp(width, hidden, 1, dropout) for _ in range(num_tasks))
 
-    def forward(self, token_BTD: Tensor) -> Tensor:
-        """logits_BT, each from its own task's token."""
-        token_BD = token_BTD.unbind(dim=1)
-        return torch.cat([tower(token) for tower, token in zip(self.towers, token_BD, strict=True)], dim=1)
+    def alike(self) -> list[list[Tensor]]:
+        """See `HasAlike`."""
+        return alike_layers(self._mlps(), one_input=True)
+
+    def forward(self, token_BTD: Tensor, stacked: Sequence[Tensor] | None = None) -> Tensor:
+        """logits_BT, each from its own task's token.
+
+        Args:
+            token_BTD: a token for each task.
+            stacked: what `stack_alike` makes of this module, where it has been called.
+        """
+        weights = stack_alike(self)[0] if stacked is None else stacked
+        logits_TB1 = run_together(self._mlps(), token_BTD.transpose(0, 1), weights)
+        return logits_TB1.squeeze(2).t().contiguous()
+
+    def _mlps(self) -> list[Mlp]:
+        return [cast(Mlp, tower) for tower in self.towers]
+
+
+def alike_layers(mlps: Sequence[Mlp], *, one_input: bool) -> list[list[Tensor]]:
+    """Weights and biases of each layer, of all MLPs together; of the first layers one by one where inputs differ."""
+    if not mlps:
+        return []
+    first, *later = (
+        [cast(Linear, layer) for layer in layers] for layers in zip(*(m.layers for m in mlps), strict=True)
+    )
+    groups = [*([first] if one_input else ([layer] for layer in first)), *later]
+    return [[getattr(layer, part) for layer in group] for group in groups for part in ("weight", "bias")]
+
+
+def run_together(mlps: Sequence[Mlp], input_GBX: Tensor | Sequence[Tensor], stacked: Sequence[Tensor]) -> Tensor:
+    """What each MLP makes of its own input, [G, B, Y], with one batched product a layer.
+
+    Args:
+        mlps: of one shape, but that their first layers may take numbers of inputs that differ.
+        input_GBX: one for each of them; a list of [B, X] where X differs.
+        stacked: their `alike_layers`, stacked.
+    """
+    layers = list(zip(stacked[::2], stacked[1::2], strict=True))
+    if isinstance(input_GBX, Tensor):
+        num_first, hidden_GBY = 1, linear_alike(input_GBX, *layers[0])
+    else:
+        num_first = len(input_GBX)
+        pairs = zip(input_GBX, layers[:num_first], strict=True)
+        alone_1BY = [linear_alike(x_BX[None], weight, bias) for x_BX, (weight, bias) in pairs]
+        hidden_GBY = torch.cat(alone_1BY) if num_first > 1 else alone_1BY[0]
+    for weight, bias in layers[num_first:]:
+        hidden_GBY = linear_alike(mlps[0].dropout(torch.relu(hidden_GBY)), weight, bias)
+    return hidden_GBY
 
 
 def read_everything(task_BTD: Tensor, categorical_BPD: Tensor, sequence_BPD: Tensor) -> Tensor:

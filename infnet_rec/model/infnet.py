@@ -20,18 +20,19 @@ Shapes: B examples, M categorical tokens, F sequences, G groups of sequences, L 
 P tokens of one query set, T tasks, D width.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from infnet_rec.faults import Fault
-from infnet_rec.model.attention import DenseTokens, Reading, TokenSet
+from infnet_rec.model.attention import DenseTokens, Readings, TokenSet
+from infnet_rec.model.batched import stack_alike
 from infnet_rec.model.fused import Attention, lay_out_sequences
-from infnet_rec.model.heads import LearnedTokens, Mlp, TaskHeads, read_everything, read_proxies, read_tokens
+from infnet_rec.model.heads import Gates, LearnedTokens, TaskHeads, read_everything, read_proxies, read_tokens
 from infnet_rec.model.infnet_options import Ablation, InfnetOptions, Readout
 from infnet_rec.model.precision import Precision, computing_in, narrowed, widened
 from infnet_rec.model.proxies import CategoricalProxies, SequenceProxies
@@ -46,6 +47,8 @@ READERS: Mapping[Kind, tuple[Query, ...]] = {
     "categorical": ("sequence_proxy", "task_proxy", "task"),
     "task": ("categorical_proxy", "sequence_proxy"),
 }
+# In this order neighbours read the same, first and second (S S S C, then C C T T), so that each set is read once.
+TOGETHER: tuple[Query, ...] = ("task_proxy", "task", "categorical_proxy", "sequence_proxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,47 +93,58 @@ class Block(nn.Module):
         super().__init__()
         self.adds_query = options.residual in ("both", "proxy")
         self.gate_offset = 1.0 if options.residual in ("both", "gate") else 0.0
-        self.readings = nn.ModuleDict()
-        for kind in plan.reads:
-            readers = [name for name in READERS[kind] if name in plan.updates]
-            self.readings[kind] = Reading(readers, width, options.num_heads)
+        self.readings: Readings | None = None
+        if plan.reads:
+            readers = {kind: [name for name in READERS[kind] if name in plan.updates] for kind in plan.reads}
+            queries = {name: num_tokens[name] for name in TOGETHER if name in plan.updates}
+            self.readings = Readings(readers, queries, width, options.num_heads)
         self.norms = nn.ModuleDict()
         for name in plan.updates:
             self.norms[name] = nn.LayerNorm(width) if options.proxy_norm == "layer" else nn.Identity()
-        self.gates = nn.ModuleDict()
-        for kind in plan.gates:
-            num_inputs = num_tokens[f"{kind}_proxy"] * width
-            self.gates[kind] = Mlp(num_inputs, options.gate_hidden, width, options.dropout)
+        num_inputs = {kind: num_tokens[f"{kind}_proxy"] * width for kind in plan.gates}
+        self.gates = Gates(num_inputs, options.gate_hidden, width, options.dropout)
+
+    def parts(self) -> tuple[Readings | Gates, ...]:
+        """What has weights that are stacked; none of the two has to be there."""
+        return tuple(part for part in (self.readings, self.gates) if part is not None and part.alike())
 
     def forward(
-        self, query_BPD: Mapping[str, Tensor], sets: Mapping[str, TokenSet]
+        self,
+        query_BPD: Mapping[str, Tensor],
+        sets: Mapping[str, TokenSet],
+        stacked: Sequence[Sequence[Tensor]] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, TokenSet]]:
         """The next block's input.
 
         Args:
             query_BPD: proxies and task tokens, [B, P, D] each.
             sets: categorical and sequence tokens.
+            stacked: what `stack_alike` makes of `parts`, where it has been called.
         """
+        weights = dict(zip(self.parts(), stack_alike(*self.parts()) if stacked is None else stacked, strict=True))
         # Heterogeneous stage. Every flow reads the block's input: no update is seen before all have been made.
-        keys = {**sets, "task": DenseTokens(query_BPD["task"])} if "task" in self.readings else sets
-        reads, read_sets = [], dict(sets)
-        for kind, reading in self.readings.items():
-            read_BPD, read_sets[kind] = reading(query_BPD, keys[kind])
-            reads.append(read_BPD)
-        updated_BPD = dict(query_BPD)
-        for name, norm in self.norms.items():
-            terms_BPD = [query_BPD[name]] if self.adds_query else []
-            terms_BPD += [read_BPD[name] for read_BPD in reads if name in read_BPD]
-            updated_BPD[name] = norm(sum(terms_BPD[1:], start=terms_BPD[0]))
+        updated_BPD, gated = dict(query_BPD), dict(sets)
+        if self.readings is not None:
+            names = self.readings.num_tokens
+            together_BPD = torch.cat([query_BPD[name] for name in names], dim=1)
+            narrow_BPD, keys = narrowed(together_BPD), dict(sets)
+            if "task" in self.readings.kinds:
+                keys["task"] = DenseTokens(self.readings.part(narrow_BPD, "task"))
+            read_BPD, read_sets = self.readings(narrow_BPD, keys, weights[self.readings])
+            gated = {kind: read_sets[kind] for kind in sets}
+            sum_BPD = together_BPD + read_BPD if self.adds_query else read_BPD
+            parts_BPD = sum_BPD.split(list(names.values()), dim=1)
+            updated_BPD |= {name: self.norms[name](part) for name, part in zip(names, parts_BPD, strict=True)}
 
         # Homogeneous stage. Gates read the updated proxies.
-        gated = {kind: read_sets[kind] for kind in sets}
-        for kind, gate in self.gates.items():
-            factor_BD = self.gate_offset + torch.sigmoid(gate(updated_BPD[f"{kind}_proxy"].flatten(1)))
-            if kind == "task":
-                updated_BPD["task"] = updated_BPD["task"] * factor_BD[:, None]
-            else:
-                gated[kind] = gated[kind].gated(factor_BD)
+        if len(self.gates):
+            proxy_BPD = {kind: updated_BPD[f"{kind}_proxy"] for kind in self.gates}
+            factor_GBD = self.gate_offset + torch.sigmoid(self.gates(proxy_BPD, weights[self.gates]))
+            for kind, factor_BD in zip(self.gates, factor_GBD, strict=True):
+                if kind == "task":
+                    updated_BPD["task"] = updated_BPD["task"] * factor_BD[:, None]
+                else:
+                    gated[kind] = gated[kind].gated(factor_BD)
         return updated_BPD, gated
 
 
@@ -177,6 +191,7 @@ class Infnet(nn.Module):
             "categorical_proxy": options.num_categorical_proxies,
             "sequence_proxy": max(group_of_sequence) + 1,
             "task_proxy": options.num_shared_tokens,
+            "task": num_tasks,
         }
         start = {
             "categorical_proxy": lambda: CategoricalProxies(
@@ -198,26 +213,34 @@ class Infnet(nn.Module):
             Fault: lengths and tokens do not fit, or the tokens are where "fused" attention does not work.
         """
         with computing_in(self.precision, tokens.sequence_LD.device):
-            # Proxies pool the tokens as they were looked up: sums over long histories need float32.
-            query_BPD, sequence_LD = self._begin(tokens)
+            blocks = [cast(Block, block) for block in self.blocks]
+            first = [start for start in self.start.values() if isinstance(start, CategoricalProxies)]
+            parts = [first, *(block.parts() for block in blocks), [self.heads]]
+            stacked = iter(stack_alike(*(part for group in parts for part in group)))
+            of_start, *of_blocks, (of_heads,) = ([next(stacked) for _ in group] for group in parts)
+
+            narrow = replace(tokens, categorical_BMD=narrowed(tokens.categorical_BMD))
+            query_BPD, sequence_LD = self._begin(narrow, of_start)
             sets: dict[str, TokenSet] = {
-                "categorical": DenseTokens(narrowed(tokens.categorical_BMD)),
+                "categorical": DenseTokens(narrow.categorical_BMD),
                 "sequence": lay_out_sequences(sequence_LD, tokens.lengths_FB, self.attention),
             }
-            for block in self.blocks:
+            for block, of_block in zip(blocks, of_blocks, strict=True):
                 if self.options.checkpoint_blocks and torch.is_grad_enabled():
-                    query_BPD, sets = checkpoint(block, query_BPD, sets, use_reentrant=False)
+                    query_BPD, sets = checkpoint(block, query_BPD, sets, of_block, use_reentrant=False)
                 else:
-                    query_BPD, sets = block(query_BPD, sets)
-            logits_BT = self.heads(self._read_out(query_BPD, sets))
+                    query_BPD, sets = block(query_BPD, sets, of_block)
+            logits_BT = self.heads(self._read_out(query_BPD, sets), of_heads)
         return logits_BT if self.precision == "fp32" else widened(logits_BT)
 
-    def _begin(self, tokens: Tokens) -> tuple[dict[str, Tensor], Tensor]:
+    def _begin(self, tokens: Tokens, stacked: Sequence[Sequence[Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
         """The first proxies and task tokens, [B, P, D] each, and the sequence tokens for whoever reads them next."""
         query_BPD, sequence_LD = {}, tokens.sequence_LD
         for name, start in self.start.items():
             if isinstance(start, SequenceProxies):
                 query_BPD[name], sequence_LD = start(tokens)
+            elif isinstance(start, CategoricalProxies):
+                query_BPD[name] = widened(start(tokens, *stacked))
             else:
                 query_BPD[name] = start(tokens)
         return query_BPD, sequence_LD

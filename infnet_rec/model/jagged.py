@@ -28,7 +28,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from infnet_rec.model.attention import check_lengths, check_query, next_gate, per_token, times_gate
+from infnet_rec.model.attention import check_lengths, check_query, is_gpu, next_gate, per_token, times_gate
 from infnet_rec.model.precision import product_dtype, widened
 
 # Of 2048 to 32768 the fastest on a CPU, or within a tenth of it, for D = 16 to 64 and 90 to 2800 tokens an example;
@@ -137,7 +137,7 @@ def next_link(token_LD: Tensor, passed_on_LD: Tensor) -> Tensor:
 
 def chunk_tokens(device: torch.device) -> int:
     """About how many tokens are to be read together."""
-    return CHUNK_TOKENS if device.type == "cpu" else CHUNK_TOKENS_GPU
+    return CHUNK_TOKENS_GPU if is_gpu(device) else CHUNK_TOKENS
 
 
 def _chunks(row_L: Tensor, length_B: Tensor) -> Iterator[Chunk]:

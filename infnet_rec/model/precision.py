@@ -1,7 +1,9 @@
 """In which numbers the dense part computes: tables, optimizer and loss stay in float32 whatever is chosen here."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from functools import wraps
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +14,22 @@ Precision = Literal["fp32", "bf16"]
 def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Matrix products in bfloat16 inside, by autocast; "fp32" leaves everything as it is, an outer autocast too."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
+
+
+def in_its_precision(forward: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """Makes a tower's `forward` compute in the precision that stands in its attribute `precision`; fp32 without one.
+
+    Args:
+        forward: the method, from the tower and its `Tokens` to logits_BT; they come back in at least float32.
+    """
+
+    @wraps(forward)
+    def computing(tower: Any, tokens: Any) -> Tensor:
+        with computing_in(getattr(tower, "precision", "fp32"), tokens.sequence_LD.device):
+            logits_BT = forward(tower, tokens)
+        return widened(logits_BT)
+
+    return computing
 
 
 def product_dtype(value: Tensor) -> torch.dtype:

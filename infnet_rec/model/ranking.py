@@ -12,6 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from infnet_rec.batch import Batch
+from infnet_rec.model.batched import Constant
 from infnet_rec.model.embeddings import TokenAssembly
 from infnet_rec.model.tokens import Tokens
 
@@ -26,7 +27,7 @@ class Scores(NamedTuple):
         labels_BT: 0 or 1.
         weight_B: 0 for padding.
         user_B: the users, for gAUC.
-        loss_T: mean binary cross entropy of each task.
+        loss_T: mean binary cross entropy of each task, as examples weigh.
     """
 
     logits_BT: Tensor
@@ -44,6 +45,9 @@ class MultiTaskLoss(nn.Module):
     held back once, so rare rows stay small and frequent ones hardly notice. Its strength is in units of examples,
     whatever the batch size.
 
+    Examples weigh what the log's weight column says, over its mean in the whole training split: not in the batch, so
+    that a gradient does not depend on which examples, or ranks, are together. The penalty does not weigh.
+
     Reference: INFNet, training objective; Kendall, Gal and Cipolla, CVPR 2018, for the learned weights; Zhou et al.,
     Deep Interest Network, KDD 2018, eq. (4) to (6), for the penalty.
     """
@@ -53,7 +57,7 @@ class MultiTaskLoss(nn.Module):
     ) -> None:
         super().__init__()
         self._embedding_l2 = embedding_l2
-        self._task_weights = task_weights
+        self.task_weight_T = Constant(task_weights, torch.get_default_dtype())
         self.log_variance_T: nn.Parameter | None = None
         if weighting == "uncertainty":
             self.log_variance_T = nn.Parameter(torch.zeros(len(task_weights)))
@@ -64,12 +68,12 @@ class MultiTaskLoss(nn.Module):
             nn.init.zeros_(self.log_variance_T)
 
     def forward(self, logits_BT: Tensor, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the loss to minimise (scalar) and the plain mean cross entropy of each task [T]."""
+        """Returns the loss to minimise (scalar) and the mean cross entropy of each task [T]."""
         weight_B = batch.weight_B
         loss_BT = functional.binary_cross_entropy_with_logits(logits_BT, batch.labels_BT, reduction="none")
-        loss_T = (loss_BT * weight_B[:, None]).sum(0) / weight_B.sum().clamp(min=1.0)
-        # Python numbers: a tensor of them would be copied to the GPU in every step.
-        weighted_T = torch.stack([loss * weight for loss, weight in zip(loss_T, self._task_weights, strict=True)])
+        loss_weight_B = weight_B if batch.loss_weight_B is None else batch.loss_weight_B
+        loss_T = (loss_BT * loss_weight_B[:, None]).sum(0) / weight_B.sum().clamp(min=1.0)
+        weighted_T = loss_T * self.task_weight_T()
         if self.log_variance_T is not None:
             weighted_T = torch.exp(-self.log_variance_T) * weighted_T + self.log_variance_T
         loss = weighted_T.sum()
@@ -119,7 +123,8 @@ class RankingModel(nn.Module):
         events = self.events(batch.sequences)
         # What a collection of managed tables returns second is None.
         managed = None if self.managed is None else self.managed(batch.managed)[0]
-        tokens: Tokens = self.assembly(bags, events, batch.spread_K, batch.lengths_FB, managed)
+        means = batch.mean_row_Q, batch.mean_start_P
+        tokens: Tokens = self.assembly(bags, events, batch.spread_K, batch.lengths_FB, managed, *means)
         logits_BT = self.tower(tokens)
         loss, loss_T = self.criterion(logits_BT, tokens, batch)
         return loss, Scores(logits_BT.detach(), batch.labels_BT, batch.weight_B, batch.user_B, loss_T)

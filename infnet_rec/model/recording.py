@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from infnet_rec.faults import Fault
-from infnet_rec.model.attention import DenseTokens, Flow, Reading, times_gate
+from infnet_rec.model.attention import DenseTokens, Readings, times_gate
+from infnet_rec.model.batched import stack_alike
 from infnet_rec.model.fused import FusedTokens
+from infnet_rec.model.heads import Gates
 from infnet_rec.model.infnet import Block, Infnet, Kind, Query
 from infnet_rec.model.jagged import JaggedTokens
 from infnet_rec.model.precision import widened
@@ -69,7 +71,7 @@ def recording(tower: Infnet, take: Callable[[Recorded], None]) -> Iterator[None]
     """
     blocks = [cast(Block, block) for block in tower.blocks]
     readings = blocks[-1].readings
-    if any(kind not in readings or "task" not in cast(Reading, readings[kind]) for kind in ("categorical", "sequence")):
+    if readings is None or any("task" not in readings.readers(kind) for kind in ("categorical", "sequence")):
         raise Fault(
             f'model.ablation is "{tower.options.ablation}": no task token attends to anything in the last block'
         )
@@ -83,25 +85,24 @@ def recording(tower: Infnet, take: Callable[[Recorded], None]) -> Iterator[None]
         fields, events = found.attention["categorical"], found.attention["sequence"]
         take(Recorded(fields, events, found.lengths_FB, found.gates_BD))
 
-    def note_reading(kind: Kind) -> Callable[..., None]:
-        def note(reading: nn.Module, args: tuple[Mapping[str, Tensor], Any], _: object) -> None:
-            draft[0].attention[kind] = _attention(cast(Reading, reading), *args, draft[0].lengths_FB)
+    def note_reading(last: nn.Module, args: tuple[Tensor, Mapping[str, Any], Any], _: object) -> None:
+        query_BPD, sets, _stacked = args
+        for kind in ("categorical", "sequence"):
+            attention = _attention(cast(Readings, last), query_BPD, kind, sets[kind], draft[0].lengths_FB)
+            draft[0].attention[kind] = attention
 
-        return note
-
-    def note_gate(place: tuple[int, Kind]) -> Callable[..., None]:
-        def note(_gate: nn.Module, _args: object, output_BD: Tensor) -> None:
-            draft[0].gates_BD[place] = torch.sigmoid(widened(output_BD.detach()))
+    def note_gates(number: int) -> Callable[..., None]:
+        def note(gates: nn.Module, _args: object, output_GBD: Tensor) -> None:
+            for kind, output_BD in zip(cast(Gates, gates), output_GBD, strict=True):
+                draft[0].gates_BD[number, cast(Kind, kind)] = torch.sigmoid(widened(output_BD.detach()))
 
         return note
 
     handles = [tower.register_forward_pre_hook(begin), tower.register_forward_hook(end)]
     try:
-        for kind in ("categorical", "sequence"):
-            handles.append(readings[kind].register_forward_hook(note_reading(kind)))
+        handles.append(readings.register_forward_hook(note_reading))
         for number, block in enumerate(blocks):
-            for kind, gate in block.gates.items():
-                handles.append(gate.register_forward_hook(note_gate((number, cast(Kind, kind)))))
+            handles.append(block.gates.register_forward_hook(note_gates(number)))
         yield
     finally:
         for handle in handles:
@@ -110,24 +111,32 @@ def recording(tower: Infnet, take: Callable[[Recorded], None]) -> Iterator[None]
 
 @torch.no_grad()
 def _attention(
-    reading: Reading,
-    query_BPD: Mapping[str, Tensor],
+    readings: Readings,
+    query_BPD: Tensor,
+    kind: Kind,
     tokens: DenseTokens | JaggedTokens | FusedTokens,
     lengths_FB: Tensor,
 ) -> Tensor:
-    """Probabilities of what a reading reads, [B, Q, M] or [B, Q, F, S]."""
-    flows = [(cast(Flow, reading[name]), query_BPD[name]) for name in RECORDED if name in reading]
+    """Probabilities of what the recorded queries read of one kind of tokens, [B, Q, M] or [B, Q, F, S]."""
     with torch.autocast(lengths_FB.device.type, enabled=False):
-        # Flows compute in their own precision here, whatever autocast made of the tokens and queries.
-        absorbed = [flow.absorb(query.to(flow.query_DD.dtype)) for flow, query in flows]
-        query_BRD = times_gate(torch.cat(absorbed, dim=1), tokens.gate_BD)
+        # Weights are of their own precision here, and queries are made so, whatever autocast made of them.
+        (stacked,) = stack_alike(readings)
+        parts_BRD = readings.absorb(query_BPD.to(stacked[0].dtype), *stacked[:2])
+        found = {
+            name: part_BRD
+            for run, absorbed_BRD in parts_BRD
+            if run.kind == kind
+            for name, part_BRD in zip(run.names, absorbed_BRD.split(run.sizes(readings.num_heads), dim=1), strict=True)
+        }
+        absorbed_BRD = torch.cat([found[name] for name in RECORDED if name in found], dim=1)
+        query_BRD = times_gate(absorbed_BRD, tokens.gate_BD)
         if isinstance(tokens, DenseTokens):
             score_BRM = query_BRD @ tokens.token_BXD.to(query_BRD.dtype).transpose(1, 2)
             probability = score_BRM.softmax(dim=-1)
         else:
             probability = event_attention(query_BRD, tokens.token_LD, lengths_FB)
     # R counts a query's heads one after the other.
-    return probability.unflatten(1, (-1, flows[0][0].num_heads)).mean(dim=2)
+    return probability.unflatten(1, (-1, readings.num_heads)).mean(dim=2)
 
 
 def event_attention(query_BRD: Tensor, token_LD: Tensor, lengths_FB: Tensor) -> Tensor:

@@ -5,9 +5,15 @@ fails, torchrun shows a table of all that noticed; here the first error is said 
 where ranks of one node end for good, the launchers of the others would go on waiting for them; here they are told.
 """
 
+import hashlib
 import json
+import os
+import shlex
+import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -30,8 +36,21 @@ from infnet_rec.shard.first_error import Cause, End, describe, first_of, read_en
 FINAL = (2, 3)
 VERDICT = "verdict"  # in the store of the launchers
 LISTEN_EVERY_S = 1.0
+# How long the store may not answer before the node that keeps it counts as lost, where the others could go on without
+# it, and where they only wait with it.
+SILENT_ELASTIC_S, SILENT_S = 60.0, 600.0
+# A command that a script may name: it hands the job in again when the node is lost that would have done so.
+WHEN_FIRST_IS_LOST = "INFNET_REC_WHEN_FIRST_NODE_IS_LOST"
+FIRST_IS_LOST = "the node where all meet does not answer; if it is lost, start the job again"
 # The launcher that keeps the store stays so long after it has said why it ends.
 OTHERS_LISTEN_S = 3 * LISTEN_EVERY_S
+
+
+def hand_in_again() -> None:
+    """Does what the job's script asks for when the first node is lost; every other node may do so."""
+    command = os.environ.get(WHEN_FIRST_IS_LOST)
+    if command:
+        subprocess.run(shlex.split(command), stdin=subprocess.DEVNULL, timeout=60, check=False)
 
 
 class Ended(Exception):
@@ -55,6 +74,9 @@ class Agent(LocalElasticAgent):
     _remaining_restarts: int
     _codes: frozenset[int] = frozenset()
     _listened_at = 0.0
+    # When the loop was last there, while it does nothing but look and ask the store.
+    _looked_at: float | None = None
+    _watched = False
 
     # torch's are wrapped in a way that has no type.
     def run(self, role: str = "default") -> RunResult:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -66,6 +88,8 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
     ) -> RunResult:
+        self._looked_at = time.monotonic()
+        self._watch_store()
         before = self._ends(worker_group)
         first = first_of(before) if any(end.code not in (None, 0) for end in before) else None
         # Said at once: those that hang in a collective are waited for, for up to half a minute, before they are killed.
@@ -75,6 +99,11 @@ class Agent(LocalElasticAgent):
         result: RunResult = super()._monitor_workers(worker_group)  # pyright: ignore[reportCallIssue]
         if result.state == WorkerState.HEALTHY:
             self._listen()
+            if self.is_elastic and (lost := self._num_lost_nodes()):
+                return self._go_on_without(lost)
+        if result.state == WorkerState.HEALTHY:
+            return result
+        self._looked_at = None
         if result.state not in (WorkerState.FAILED, WorkerState.UNHEALTHY):
             return result
         lived = [end.rank for end in before if end.code is None] if first is not None else []
@@ -85,6 +114,58 @@ class Agent(LocalElasticAgent):
         self._codes = frozenset(failure.exitcode for failure in result.failures.values())
         self._go_on_or_tell()
         return result
+
+    # torch's are wrapped in a way that has no type.
+    def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, *arguments: Any, **options: Any
+    ) -> None:
+        self._looked_at = None
+        super()._stop_workers(*arguments, **options)  # pyright: ignore[reportCallIssue]
+
+    def _watch_store(self) -> None:
+        """Starts the thread that ends this node's ranks and launcher when the store has not answered for long.
+
+        What keeps the store may have lost power, and then native code waits for its answer for a quarter of an hour.
+        """
+        if self._watched or not self._has_peers:
+            return
+        self._watched = True
+
+        def watch() -> None:
+            limit_s = SILENT_ELASTIC_S if self.is_elastic else SILENT_S
+            while True:
+                time.sleep(LISTEN_EVERY_S)
+                looked_at = self._looked_at
+                if looked_at is not None and time.monotonic() - looked_at > limit_s:
+                    break
+            print(f"infnet-rec: ended: {FIRST_IS_LOST}", file=sys.stderr, flush=True)
+            hand_in_again()
+            # Its ranks end with it.
+            os._exit(1)
+
+        threading.Thread(target=watch, name="store", daemon=True).start()
+
+    def _num_lost_nodes(self) -> int:
+        """Nodes of this round whose launchers say nothing any more, as the rendezvous counts them: after 15 s.
+
+        Their ranks' connections stay open where a node lost power or its cable, so ours would wait in a collective
+        until its time is up. torchrun itself looks only for nodes that come.
+        """
+        handler: Any = self._worker_group.spec.rdzv_handler
+        state = getattr(getattr(handler, "_state_holder", None), "state", None)
+        if state is None or not state.complete:
+            return 0
+        return max(0, (self._worker_group.group_world_size or 1) - len(state.participants))
+
+    def _go_on_without(self, num_lost: int) -> RunResult:
+        """Has this node's ranks started again, which costs no try."""
+        text = f"{num_lost} node{'s' * (num_lost > 1)} no longer answer{'s' * (num_lost == 1)}"
+        print(f"infnet-rec: {text}; the ranks are started again without", file=sys.stderr, flush=True)
+        # They wait for ranks that are gone, and could save nothing; a signal that they handle would not end them.
+        context: Any = self._pcontext
+        context.close(signal.SIGKILL)
+        self._remaining_restarts += 1
+        return RunResult(state=WorkerState.UNHEALTHY)
 
     def _ends(self, worker_group: WorkerGroup, *, told_to_end: Collection[int] = ()) -> list[End]:
         """What became of this node's ranks."""
@@ -97,8 +178,18 @@ class Agent(LocalElasticAgent):
     def _say(self, end: End) -> None:
         # The bar of a rank that was killed still stands on a terminal's last line.
         start = "\n" if sys.stderr.isatty() else ""
+        if self._has_peers and end.facts.get("word") is not None and not self._is_news(end.facts["text"]):
+            return
         text = describe(end, socket.gethostname(), others_elsewhere=self._has_peers)
         print(f"{start}{text}", file=sys.stderr, flush=True)
+
+    def _is_news(self, text: str) -> bool:
+        """Whether no other node has said it: most faults are found by the ranks of all nodes alike."""
+        key = f"said/{self._remaining_restarts}/{hashlib.sha256(text.encode()).hexdigest()}"
+        try:
+            return self._board().add(key, 1) == 1
+        except RuntimeError:
+            return True  # who kept the store has left before us
 
     @property
     def _has_peers(self) -> bool:
@@ -158,7 +249,8 @@ class Agent(LocalElasticAgent):
             case RendezvousTimeoutError():
                 text = "too few nodes have come to where they meet; start the others too, or look at why they ended"
             case RendezvousConnectionError():
-                text = "the node where all meet does not answer; if it is lost, start the job again"
+                text = FIRST_IS_LOST
+                hand_in_again()
             case _:
                 raise error
         stopped = TRY_AGAIN in self._codes

@@ -30,7 +30,7 @@ def free_memory_bytes(root: Path = ROOT) -> int:
 def host_key() -> str:
     """The same for all processes of one host, and of no other: names alone may repeat."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()} {boot.read_text().strip() if boot.is_file() else ''}".strip()
+    return f"{socket.gethostname()} {boot.read_text(encoding='utf-8').strip() if boot.is_file() else ''}".strip()
 
 
 def shared_memory_bytes() -> int | None:
@@ -65,6 +65,11 @@ def interface(backend: str) -> str:
         return named
     # Gloo takes the first address of the host's own name, and the loopback where it has none. NCCL looks around.
     return _interface_of_name(socket.gethostname()) if backend == "gloo" else "an interface of its choice"
+
+
+def has_loopback() -> bool:
+    """Whether the interface `lo` is up with its usual address: a network namespace may be without."""
+    return ("lo", "127.0.0.1") in _addresses()
 
 
 def _interface_of_name(name: str) -> str:
@@ -113,9 +118,9 @@ def _group_bytes(root: Path) -> Iterator[int]:
 def _left_bytes(group: Path, files: tuple[str, str, tuple[str, ...]]) -> int | None:
     limit_file, used_file, caches = files
     try:
-        limit = (group / limit_file).read_text().strip()
-        used_bytes = int((group / used_file).read_text())
-        stat = dict(line.split()[:2] for line in (group / "memory.stat").read_text().splitlines())
+        limit = (group / limit_file).read_text(encoding="utf-8").strip()
+        used_bytes = int((group / used_file).read_text(encoding="utf-8"))
+        stat = dict(line.split()[:2] for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):
         return None
     cached_bytes = sum(int(stat.get(name, 0)) for name in caches)

@@ -14,13 +14,19 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from infnet_rec.faults import Failure, Fault, Interrupted, Refusal
+from infnet_rec.faults import Busy, Failure, Fault, Interrupted, Refusal
 
 # Set by our launcher for its ranks.
 SPOKEN_FOR = "INFNET_REC_LAUNCHER_SPEAKS"
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 # Errors that one line says, and the word for each.
-WORDS: dict[type[Exception], str] = {Fault: "fault", Failure: "failed", Refusal: "no", Interrupted: "stopped"}
+WORDS: dict[type[Exception], str] = {
+    Fault: "fault",
+    Failure: "failed",
+    Refusal: "no",
+    Interrupted: "stopped",
+    Busy: "busy",
+}
 # Frames before these are the command line's own.
 VERBS = f"{os.sep}infnet_rec{os.sep}commands{os.sep}"
 

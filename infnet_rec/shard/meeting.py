@@ -18,6 +18,7 @@ import time
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from infnet_rec.faults import Fault
+from infnet_rec.shard.rank_environment import LOOPBACK
 
 DEFAULT_PORT = 29500
 # Names of people are known or wrong; those of pods come with the pods, and then `is_host` is given.
@@ -33,6 +34,7 @@ host, port, job = sys.argv[1:]
 store = TCPStore(host, int(port), is_master=False, timeout=datetime.timedelta(seconds=5))
 os._exit(not store.check(["torch.rendezvous." + job]))
 """
+ONE_NODE = ("1", "1:1")
 # For documentation, RFC 5737: nobody has it, and the way to it is the way out. Nothing is sent.
 ANYWHERE = "192.0.2.1"
 SIOCGIFADDR = 0x8915
@@ -48,6 +50,9 @@ def look_at_meeting(args: argparse.Namespace) -> None:
         Fault: the endpoint has no address, or the port that this node should open is taken.
     """
     endpoint = args.rdzv_endpoint
+    if args.local_addr is None and args.nnodes in ONE_NODE and (args.standalone or not endpoint):
+        # torch gives ranks the name that the machine gives itself, which nobody has to know.
+        args.local_addr = LOOPBACK
     if args.standalone or args.rdzv_backend != "c10d" or not endpoint:
         return
     try:
@@ -123,7 +128,10 @@ def _is_of(job: str, host: str, port: int) -> bool:
 
 def _name_interface(args: argparse.Namespace, host: str, addresses: list[str]) -> None:
     """The address under which the others find this node, and its interface for gloo; what was given stays."""
-    if args.local_addr is not None or args.nnodes in ("1", "1:1"):
+    if args.local_addr is not None:
+        return
+    if args.nnodes in ONE_NODE:
+        args.local_addr = LOOPBACK if all(map(_is_ours, addresses)) else None
         return
     target = addresses[0]
     if _is_loopback(target):

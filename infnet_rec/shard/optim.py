@@ -1,6 +1,6 @@
 """Optimizers: fused into the backward pass for tables, ordinary for the dense tower."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,6 @@ from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimi
 from torch.distributed.tensor import DTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.shards_wrapper import LocalShardsWrapper
-from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
@@ -28,9 +27,10 @@ SPARSE: dict[SparseName, type[torch.optim.Optimizer]] = {
     "sgd": torchrec.optim.SGD,
     "adam": torchrec.optim.Adam,
 }
+# "fused" moves all parameters with one kernel for every few dozen of them; Adagrad's is for CPUs only.
 DENSE: dict[DenseName, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
     "adagrad": torch.optim.Adagrad,
 }
 ON_CPU: tuple[SparseName, ...] = ("rowwise_adagrad", "adagrad", "sgd")
@@ -66,6 +66,28 @@ def fuse_sparse(model: RankingModel, name: SparseName, *, lr: float) -> None:
             apply_optimizer_in_backward(SPARSE[name], collection.parameters(), {"lr": lr})
 
 
+def dense_optimizer(
+    params: Mapping[str, Tensor], name: DenseName, *, lr: float, weight_decay: float, max_grad_norm: float
+) -> tuple[KeyedOptimizer, "GradientClip"]:
+    """The optimizer of parameters that every rank has whole, and what clips their gradient before each of its steps.
+
+    Args:
+        params: by name.
+        name: of the optimizer.
+        lr: its initial learning rate.
+        weight_decay: L2 for Adam and Adagrad, decoupled for AdamW.
+        max_grad_norm: the gradient is scaled down to this norm; 0 leaves it alone.
+    """
+    clip = GradientClip(max_grad_norm)
+
+    def clipped(values: Any) -> torch.optim.Optimizer:
+        optimizer = DENSE[name](values, lr=lr, weight_decay=weight_decay)
+        optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    return KeyedOptimizerWrapper(params, clipped), clip
+
+
 class Optimizers:
     """The fused and the dense optimizer of a sharded model, and their learning rates."""
 
@@ -94,19 +116,13 @@ class Optimizers:
         """
         params = dict(in_backward_optimizer_filter(model.named_parameters()))
         copied = {key: params.pop(key) for key in list(params) if key.startswith(TABLES)}
-        dense: KeyedOptimizer = KeyedOptimizerWrapper(
-            params, lambda p: DENSE[name](p, lr=lr, weight_decay=weight_decay)
-        )
-        self._dense = dense
-        # Without a limit the norm is still taken: it is how a gradient that is not finite is noticed.
-        clipping = GradientClipping.NORM if max_grad_norm > 0 else GradientClipping.NONE
-        self._clipped = GradientClippingOptimizer(
-            dense, clipping=clipping, max_gradient=max_grad_norm, track_grad_norm=True
+        self._dense, self._clip = dense_optimizer(
+            params, name, lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm
         )
         self._sparse = model.fused_optimizer
         self._kernels: list[Any] = [module for module in model.modules() if hasattr(module, "set_optimizer_step")]
         self._copied: KeyedOptimizer | None = None
-        parts: list[KeyedOptimizer | tuple[str, KeyedOptimizer]] = [("sparse", self._sparse), ("dense", self._clipped)]
+        parts: list[KeyedOptimizer | tuple[str, KeyedOptimizer]] = [("sparse", self._sparse), ("dense", self._dense)]
         if copied:
             self._copied = KeyedOptimizerWrapper(copied, lambda p: COPIED[sparse](p, lr=sparse_lr))
             parts.append(("copied", self._copied))
@@ -115,7 +131,7 @@ class Optimizers:
     @property
     def gradient_norm(self) -> Tensor | None:
         """Norm of the last step's dense gradient before clipping, the same on all ranks; None where it had none."""
-        return self._clipped.last_total_grad_norm
+        return self._clip.norm
 
     def forget_sparse(self) -> None:
         """Sets the state of the tables' optimizers to zero, as at the start."""
@@ -161,6 +177,28 @@ class Optimizers:
             groups: Any = optimizer.param_groups if optimizer else ()
             for group in groups:
                 group["lr"] = lr
+
+
+class GradientClip:
+    """Scales all gradients of an optimizer down to a norm, before each of its steps.
+
+    TorchRec has a wrapper that does so too, but before torchrec 1.8 it keeps the norm to itself.
+
+    Attributes:
+        norm: of the last step, before clipping; a scalar, None where no parameter had a gradient.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        self.norm: Tensor | None = None
+        self._max_norm = max_norm
+
+    def __call__(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A hook for `Optimizer.register_step_pre_hook`."""
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # Without a limit the norm is still taken: it is how a gradient that is not finite is noticed.
+        self.norm = nn.utils.get_total_norm([p.grad for p in params]) if params else None
+        if self.norm is not None and self._max_norm > 0:
+            nn.utils.clip_grads_with_norm_(params, self._max_norm, self.norm)
 
 
 def _local_parts(name: str, state: Any) -> list[Tensor]:

@@ -6,6 +6,7 @@ every number of ranks and every sharding starts from the same model.
 
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ def parallelize(
     """
     for part in (model.assembly, model.tower, model.criterion):
         part.to_empty(device="cpu")
-    _reset_dense(model, seed)
+    reset_dense(model, seed)
     for part in (model.assembly, model.tower, model.criterion):
         part.to(world.device)
     assert dist.group.WORLD is not None
@@ -84,7 +85,7 @@ def parallelize(
     return sharded
 
 
-def _reset_dense(model: RankingModel, seed: int) -> None:
+def reset_dense(model: RankingModel, seed: int) -> None:
     """Runs every dense module's own initialisation under one seed, on the CPU so that all devices agree."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -141,11 +142,30 @@ def local_shards(sharded: nn.Module) -> Iterator[TableShard]:
 
 
 def _fill(shard: TableShard, *, key: int, std: float) -> None:
-    """Draws whole chunks of rows of the full table and keeps what belongs to this shard."""
+    """Draws whole chunks of rows of the full table and keeps what belongs to this shard.
+
+    Chunks have generators of their own, so as many are drawn at a time as the process has threads: a table of tens of
+    millions of rows takes seconds, not minutes.
+    """
+    stop = shard.row + shard.values.shape[0]
+    starts = range(shard.row // INIT_CHUNK_ROWS * INIT_CHUNK_ROWS, stop, INIT_CHUNK_ROWS)
+    num_threads = min(torch.get_num_threads(), len(starts))
+    if num_threads <= 1:
+        for chunk_start in starts:
+            _fill_chunk(shard, chunk_start, key, std)
+        return
+    with ThreadPoolExecutor(num_threads, "draw") as pool:
+        # Reading the results raises what went wrong in a thread.
+        for _ in pool.map(lambda chunk_start: _fill_chunk(shard, chunk_start, key, std), starts):
+            pass
+
+
+def _fill_chunk(shard: TableShard, chunk_start: int, key: int, std: float) -> None:
     stop, width = shard.row + shard.values.shape[0], shard.values.shape[1]
-    for chunk_start in range(shard.row // INIT_CHUNK_ROWS * INIT_CHUNK_ROWS, stop, INIT_CHUNK_ROWS):
-        chunk_stop = min(chunk_start + INIT_CHUNK_ROWS, shard.num_rows)
-        generator = torch.Generator().manual_seed((key << 24) + chunk_start // INIT_CHUNK_ROWS)
+    chunk_stop = min(chunk_start + INIT_CHUNK_ROWS, shard.num_rows)
+    generator = torch.Generator().manual_seed((key << 24) + chunk_start // INIT_CHUNK_ROWS)
+    # Gradients are left out for each thread on its own.
+    with torch.no_grad():
         chunk = torch.randn(chunk_stop - chunk_start, shard.num_columns, generator=generator) * std
         if chunk_start <= UNSEEN_ID < chunk_stop:
             chunk[UNSEEN_ID - chunk_start] = 0.0

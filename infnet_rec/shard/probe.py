@@ -4,10 +4,11 @@ A wrong build of fbgemm can end the process that loads it, and a collective that
 take the asker down. Shapes: U ids, B bags, V rows, D width.
 """
 
+import json
 import multiprocessing as mp
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -26,6 +27,31 @@ Trial = Callable[[int, int, str], None]
 def lookup_fault(device: Device, timeout_s: float = 120.0) -> str | None:
     """What is wrong with fbgemm's table-batched lookup; None when it gives the right number."""
     return fault_of(partial(_lookup, device), world_size=1, timeout_s=timeout_s)
+
+
+def has_nccl() -> bool:
+    """Whether torch was built with nccl."""
+    return dist.is_available() and dist.is_nccl_available()
+
+
+def optimizer_faults(
+    optimizers: Sequence[str], device: Device = "cuda", timeout_s: float = 180.0
+) -> dict[str, str | None]:
+    """What is wrong with fbgemm's fused backward of each optimizer: none, or a line.
+
+    One process tries all of them, since loading the libraries takes longer than the trials.
+
+    Args:
+        optimizers: names, as in `train.sparse.optimizer`.
+        device: where.
+        timeout_s: for all of them together.
+    """
+    with tempfile.TemporaryDirectory(prefix="probe-") as folder:
+        answers = Path(folder) / "answers.json"
+        fault = fault_of(partial(_optimizers, device, tuple(optimizers), str(answers)), 1, timeout_s)
+        found = json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {}
+    # One that took the process down speaks for itself and for those that were not reached.
+    return {name: found.get(name, fault) for name in optimizers}
 
 
 def collective_fault(backend: Backend, world_size: int, timeout_s: float = 120.0) -> str | None:
@@ -117,6 +143,59 @@ def _lookup(device: Device, rank: int, world_size: int, rendezvous: str) -> None
     expected_BD = torch.nn.functional.embedding_bag(ids_U, weight_VD, offsets, mode="sum", include_last_offset=True)
     if not torch.equal(got_BD, expected_BD):
         raise ArithmeticError(f"a lookup gave {got_BD.tolist()}, not {expected_BD.tolist()}")
+
+
+def _optimizers(
+    device: Device, optimizers: tuple[str, ...], answers: str, rank: int, world_size: int, rendezvous: str
+) -> None:
+    found: dict[str, str | None] = {}
+    for name in optimizers:
+        try:
+            _train_a_row(device, name)
+        except Exception as error:
+            # The rest of a message from CUDA is advice.
+            found[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            found[name] = None
+        Path(answers).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _train_a_row(device: Device, name: str) -> None:
+    """One step of a fused optimizer, against what its formula makes of the same gradient."""
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        ComputeDevice,
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
+
+    on_cpu, lr, width = device == "cpu", 0.5, 4
+    kinds = {
+        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        "adagrad": EmbOptimType.EXACT_ADAGRAD,
+        "sgd": EmbOptimType.EXACT_SGD,
+        "adam": EmbOptimType.ADAM,
+    }
+    place = EmbeddingLocation.HOST if on_cpu else EmbeddingLocation.DEVICE
+    table = SplitTableBatchedEmbeddingBagsCodegen(
+        [(3, width, place, ComputeDevice.CPU if on_cpu else ComputeDevice.CUDA)],
+        optimizer=kinds[name],
+        learning_rate=lr,
+        eps=1e-8,
+        device=torch.device(device),
+    )
+    (weight_VD,) = table.split_embedding_weights()
+    weight_VD.fill_(1.0)
+    ids_U, offsets = (torch.tensor(value, device=device) for value in ([1], [0, 1]))
+    grad_BD = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    table(ids_U, offsets).backward(grad_BD.to(device))
+    # The first step of Adagrad and Adam divides the gradient by its own size; row by row, by its root mean square.
+    sizes = {"sgd": torch.ones(1), "rowwise_adagrad": grad_BD.square().mean().sqrt()}
+    expected_D = 1.0 - lr * (grad_BD / sizes.get(name, grad_BD.abs()))[0]
+    # Reading the result waits for the device, which is where a missing kernel shows.
+    got_VD = weight_VD.cpu()
+    if not torch.allclose(got_VD[1], expected_D, atol=1e-4) or not torch.equal(got_VD[0], torch.ones(width)):
+        raise ArithmeticError(f"a step of {name} gave {got_VD[1].tolist()}, not {expected_D.tolist()}")
 
 
 def _all_reduce(backend: Backend, rank: int, world_size: int, rendezvous: str) -> None:

@@ -34,7 +34,7 @@ def _host_memory_bytes() -> int:
     """Of the machine, or what a container is allowed of it."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        limit = CGROUP_LIMIT.read_text().strip()
+        limit = CGROUP_LIMIT.read_text(encoding="utf-8").strip()
     except OSError:
         return machine
     return min(machine, int(limit)) if limit.isdecimal() else machine

@@ -3,6 +3,8 @@
 torchrun itself ends with a traceback and code 1 when it or its ranks were asked to stop, so a preempted run looks like
 a broken one. Ranks that it starts again find the addresses of those that died in the store that the launchers share,
 and call them in vain. What else it lacks: `agent.py`, and where the nodes meet: `meeting.py`.
+
+No torch at the top: signals are heard from the first line, and torch takes seconds to import.
 """
 
 import logging
@@ -10,30 +12,40 @@ import os
 import sys
 from collections.abc import Sequence
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
-from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
-from torch.distributed.launcher import api
-from torch.distributed.run import parse_args, parse_min_max_nnodes, run
-
 from infnet_rec.faults import TRY_AGAIN, Fault
-from infnet_rec.shard.agent import FINAL, Agent, Ended
 from infnet_rec.shard.last_words import SPOKEN_FOR
-from infnet_rec.shard.meeting import look_at_meeting
+from infnet_rec.shard.rank_environment import LAUNCHER_PID, end_early_on_signals
 
 # What they have to say of ranks that end is said by the agent.
-TALKATIVE = ("api", "errors.error_handler")
+TALKATIVE = (
+    "multiprocessing.api",
+    "multiprocessing.errors.error_handler",
+    "agent.server.api",
+    "rendezvous.dynamic_rendezvous",
+)
 
 
 def torchrun(arguments: Sequence[str]) -> int:
     """Runs it; the exit code is `TRY_AGAIN` where a signal ended the run and it can be continued."""
+    # Read when torch is loaded. It prints the stack of C++ where a launcher ends a moment before another.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+    from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
+    from torch.distributed.launcher import api
+    from torch.distributed.run import parse_args, parse_min_max_nnodes, run
+
+    from infnet_rec.shard.agent import FINAL, Agent, Ended
+    from infnet_rec.shard.meeting import look_at_meeting
+
     api.LocalElasticAgent = Agent
     # A store of their own for every start of the ranks.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ[SPOKEN_FOR] = "1"
+    os.environ[LAUNCHER_PID] = str(os.getpid())
     if "LOGLEVEL" not in os.environ:
         for name in TALKATIVE:
-            logging.getLogger(f"torch.distributed.elastic.multiprocessing.{name}").setLevel(logging.CRITICAL)
+            logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     args = parse_args(list(arguments))
     try:
         least, most = parse_min_max_nnodes(args.nnodes)
@@ -59,4 +71,5 @@ def torchrun(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_early_on_signals()
     sys.exit(torchrun(sys.argv[1:]))

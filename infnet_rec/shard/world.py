@@ -13,7 +13,9 @@ import torch.distributed as dist
 import torch.utils.deterministic as torch_deterministic
 
 from infnet_rec.faults import Failure, Fault, Interrupted, Refusal
+from infnet_rec.shard.host import has_loopback
 from infnet_rec.shard.last_words import end
+from infnet_rec.shard.rank_environment import master_address, rank_number, read_rank_environment
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 
@@ -35,17 +37,19 @@ class World:
 
 
 def place() -> World:
-    """Reads rank and world size from torchrun's environment; alone, this is rank 0 of 1. Starts nothing."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    """Reads rank and world size from torchrun's environment; alone, this is rank 0 of 1. Starts nothing.
+
+    Raises:
+        Fault: the environment is half of torchrun's, or names a host that has no address here.
+    """
+    env = read_rank_environment()
+    if env is not None and env.world_size > 1:
+        master_address(env)
+    local_rank = 0 if env is None else env.local_rank
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return World(
-        rank=int(os.environ.get("RANK", "0")),
-        world_size=world_size,
-        local_rank=local_rank,
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
-        device=device,
-    )
+    if env is None:
+        return World(rank=0, world_size=1, local_rank=0, local_world_size=1, device=device)
+    return World(env.rank, env.world_size, env.local_rank, env.local_world_size, device)
 
 
 def check_gpus(world: World) -> None:
@@ -83,9 +87,8 @@ def connecting(limit_s: float, what: str) -> Iterator[None]:
     """
 
     def give_up() -> None:
-        rank = os.environ.get("RANK", "0")
         # Not an exception: the main thread waits in C++ and hears none.
-        end(f"{what}: the ranks did not reach each other in {limit_s:.0f} s", f"rank {rank}: ")
+        end(f"{what}: the ranks did not reach each other in {limit_s:.0f} s", f"rank {rank_number()}: ")
 
     timer = threading.Timer(limit_s, give_up)
     timer.daemon = True
@@ -100,7 +103,7 @@ def connecting(limit_s: float, what: str) -> Iterator[None]:
 def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[World]:
     """The process group of all ranks (nccl on GPUs, gloo elsewhere), left when the block ends.
 
-    When the block fails on one rank, the group is not waited for: the launcher ends the other ranks.
+    When the block fails on one of several ranks, the group is not waited for: the launcher ends the other ranks.
 
     Args:
         world: where this process stands.
@@ -112,15 +115,29 @@ def joined(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[Wo
     if world.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
+        _name_addresses()
         with connecting(timeout.total_seconds(), "process group"):
             dist.init_process_group(backend, timeout=timeout)
     try:
         yield world
-    except (Failure, Interrupted, Refusal):
-        # All ranks are here, having agreed on it; a group that is still open would abort the process at its end.
-        dist.destroy_process_group()
+    except BaseException as error:
+        # Nobody is waited for where a rank is alone, or where all ranks are here, having agreed on it. A group that is
+        # still open would abort the process at its end, or be in the way of the next one.
+        if world.world_size == 1 or isinstance(error, Failure | Interrupted | Refusal):
+            dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _name_addresses() -> None:
+    """Sets what torch reads of the environment to addresses that this host has: its own name may be known to nobody."""
+    env = read_rank_environment()
+    if env is None:
+        return
+    os.environ["MASTER_ADDR"] = master_address(env)
+    # Gloo would look for the address of the host's own name; what was given stays.
+    if env.on_one_host and has_loopback():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def from_first_rank(world: World, make: Callable[[], str]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infnet_rec.data.loader import Loader
+from infnet_rec.files import whole_file
 from infnet_rec.train.metrics import (
     Predictions,
     TaskMetrics,
@@ -97,8 +98,7 @@ def final_metrics(predictions: Predictions, task_names: Sequence[str]) -> dict[s
 
 def keep_predictions(predictions: Predictions, task_names: Sequence[str], path: Path) -> None:
     """Writes every example's logits [N, T], labels [N, T] and user [N] to an .npz file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("wb") as file:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             logits=predictions.logits_NT,
@@ -106,4 +106,3 @@ def keep_predictions(predictions: Predictions, task_names: Sequence[str], path: 
             users=predictions.user_N,
             tasks=np.array(task_names),
         )
-    temporary.replace(path)

@@ -5,7 +5,7 @@ It does not know how the model was sharded, nor how many ranks there are.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from infnet_rec.faults import Interrupted
 from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.evaluate import Evaluation
 from infnet_rec.train.guard import Guard
-from infnet_rec.train.metrics import TaskMetrics
+from infnet_rec.train.metrics import TaskMetrics, mean_over_tasks
 from infnet_rec.train.report import Report
 from infnet_rec.train.schedule import Schedule
 
@@ -94,12 +94,6 @@ class Trained:
     best_step: int
     best_valid: dict[str, TaskMetrics]
     examples_per_s: float
-
-
-def mean_auc(metrics: Mapping[str, TaskMetrics]) -> float:
-    """What early stopping watches: the mean over tasks, leaving out tasks that have one class only."""
-    known = [m.auc for m in metrics.values() if not math.isnan(m.auc)]
-    return sum(known) / len(known) if known else math.nan
 
 
 class _Feed:
@@ -219,6 +213,9 @@ class Training:
                 self._save(at)
                 raise Interrupted(f"stopped at step {at.step} of {pace.num_steps}, and saved")
             self._evaluate_and_save(at)
+        if not at.best_valid:
+            # No weights could be judged: there is no best, and the last have learned most.
+            at.best_step, at.best_valid = at.step, at.judged[1] if at.judged else {}
         if at.step < pace.num_steps:
             best = at.best_step
             report.say(f"stopped early: {pace.patience} evaluations without a better mean AUC than at step {best}")
@@ -238,16 +235,22 @@ class Training:
         self.saver.save(at)
 
     def _judge(self, at: Progress) -> tuple[float, dict[str, TaskMetrics]]:
-        """Evaluates, and remembers the step if no other was as good."""
+        """Evaluates, and remembers the step if no other was as good.
+
+        What cannot be judged is neither better nor worse: it costs no patience and is nobody's best.
+        """
         metrics = self.valid.metrics(self.model, self.pipeline)
         self.report.evaluated("valid", at.step, {task: m.to_json() for task, m in metrics.items()})
-        at.evaluations_since_best += 1
-        found = mean_auc(metrics)
+        found = mean_over_tasks(metrics, "auc")
         if math.isnan(found):
-            self.report.say("valid has one class only in every task: these weights cannot be judged")
-            found = -math.inf
-        if found > at.best_auc or not at.best_valid:
+            if any(m.has_both_classes for m in metrics.values()):
+                self.report.say(
+                    "the predictions on valid are not finite: these weights count neither as better nor worse"
+                )
+        elif found > at.best_auc:
             at.best_step, at.best_auc, at.best_valid, at.evaluations_since_best = at.step, found, metrics, 0
+        else:
+            at.evaluations_since_best += 1
         return found, metrics
 
     def _stretch(self, at: Progress, stop: int) -> None:

@@ -39,7 +39,9 @@ def _gib(num_bytes: int) -> str:
 def memory_now() -> Memory:
     """Reads counters that the system and torch's allocator keep anyway; waits for no device."""
     try:
-        resident, shared = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in STATM.read_text().split()[1:3])
+        resident, shared = (
+            int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in STATM.read_text(encoding="utf-8").split()[1:3]
+        )
     except (OSError, ValueError):
         resident = shared = 0
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None

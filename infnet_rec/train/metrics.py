@@ -7,9 +7,9 @@ Shapes: N examples (of this rank before a gather, of all after it), T tasks, U u
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.float64]
+Metric = Literal["auc", "gauc", "gauc_unweighted"]
 
 _DRAWS_AT_ONCE = 1 << 22
 
@@ -48,9 +49,27 @@ class TaskMetrics:
     ne: float
     calibration: float
 
+    @property
+    def has_both_classes(self) -> bool:
+        """Whether the labels can tell a good order of the examples from a bad one."""
+        return 0 < self.num_positives < self.num_examples
+
     def to_json(self) -> dict[str, float | None]:
         """A JSON object; NaN and infinity, which JSON has no word for, are null."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+
+
+def mean_over_tasks(metrics: Mapping[str, TaskMetrics], metric: Metric) -> float:
+    """The mean of one metric over the tasks whose labels can answer it.
+
+    A task is left out where its labels have one class only, or for gAUC no user has both. These are the same tasks at
+    every evaluation of a split, so means of different weights compare. A task that could be answered and is NaN all the
+    same (predictions that are not finite) makes the mean NaN; so does having no task left.
+    """
+    values = [
+        getattr(m, metric) for m in metrics.values() if m.has_both_classes and (metric == "auc" or m.num_users > 0)
+    ]
+    return sum(values) / len(values) if values else math.nan
 
 
 @dataclass(frozen=True, slots=True)

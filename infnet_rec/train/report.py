@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from infnet_rec.files import write_text
 from infnet_rec.model.ranking import Scores
 from infnet_rec.train.checkpoint.progress import Spent
 from infnet_rec.train.memory import GIB, Memory, memory_now
@@ -25,9 +26,7 @@ REACHED = ".reached"
 
 def write_json(path: Path, data: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(data, indent=1) + "\n")
 
 
 class Report:
@@ -57,7 +56,7 @@ class Report:
     def reached(self, step: int) -> None:
         """Remembers how far the run got, about once a second, so that one that is killed can say what it redoes."""
         if self._run_dir is not None:
-            (self._run_dir / REACHED).write_text(str(step))
+            (self._run_dir / REACHED).write_text(str(step), encoding="utf-8")
 
     def go_on(self, step: int, spent: Spent) -> int:
         """Goes on where a checkpoint stands: what was reported after it did not happen, and is set aside.
@@ -71,7 +70,7 @@ class Report:
         if self._run_dir is not None:
             drop_lines_after(step, self._run_dir / "metrics.jsonl")
             with suppress(OSError, ValueError):
-                return max(0, int((self._run_dir / REACHED).read_text()) - step)
+                return max(0, int((self._run_dir / REACHED).read_text(encoding="utf-8")) - step)
         return 0
 
     def settle(self) -> Spent:
@@ -214,15 +213,13 @@ def drop_lines_after(step: int, path: Path) -> None:
     # In this order, so that a kill in between leaves a line twice rather than nowhere.
     with path.with_name(DROPPED).open("a", encoding="utf-8") as file:
         file.writelines(dropped)
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(kept))
 
 
 def _stays(line: str, step: int) -> bool:
     try:
         record = json.loads(line)
-        return record["step"] <= step and record.get("split") != "test"
+        return record["step"] <= step and record.get("split") in (None, "valid")
     except (ValueError, KeyError, TypeError):
         return False
 

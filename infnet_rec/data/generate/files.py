@@ -10,6 +10,7 @@ from textwrap import fill
 from typing import Any
 
 from infnet_rec.faults import Fault
+from infnet_rec.files import is_full, not_written, parents_of, try_folder
 
 # Raw files that lie beside it are generated; a store that is built from them says so.
 NOTES = "generated.json"
@@ -21,24 +22,28 @@ def fresh_folder(out: Path) -> Iterator[Path]:
 
     Raises:
         Fault: `out` is a file or a folder that is not empty, or cannot be made.
+        Failure: the disk is full.
     """
     remedy = "name a folder that does not exist, or empty this one first"
+    try_folder("--out", out)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise Fault(f"cannot generate into {out}: it is not a folder; {remedy}")
     if out.exists() and any(out.iterdir()):
         raise Fault(f"cannot generate into {out}: it is not empty, and nothing is overwritten; {remedy}")
     partial = out.absolute().parent / f".{out.absolute().name}.{os.getpid()}.partial"
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
+        with parents_of(partial):
+            try:
+                partial.mkdir()
+                yield partial
+                # Refused by the system, like above, if somebody has filled `out` in the meantime.
+                partial.rename(out.absolute())
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise Fault(f"cannot generate into {out}: {partial} cannot be made ({error.strerror}); {remedy}") from error
-    try:
-        yield partial
-        # Refused by the system, like above, if somebody has filled `out` in the meantime.
-        partial.rename(out.absolute())
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        # Only of what is written here: who fills the folder also reads files of its own.
+        if is_full(error) or str(error.filename or "").startswith(str(partial)):
+            raise not_written(f"--out {out}", error) from error
         raise
 
 

@@ -24,6 +24,7 @@ from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.fields import DeepMlp, fields_BND, for_every_task
 from infnet_rec.model.heads import Linear, TaskHeads
 from infnet_rec.model.options import option_faults
+from infnet_rec.model.precision import in_its_precision
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -132,6 +133,7 @@ class Dcn(nn.Module):
             layout.num_tasks, num_inputs + self.deep.num_outputs, options.head_hidden, options.dropout
         )
 
+    @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         first_BX = fields_BND(tokens).flatten(1)

@@ -37,6 +37,7 @@ from infnet_rec.model.baselines.histories import behaviours_of, histories
 from infnet_rec.model.baselines.packed import Packing, walk
 from infnet_rec.model.heads import Mlp, TaskHeads
 from infnet_rec.model.options import option_faults
+from infnet_rec.model.precision import in_its_precision
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -139,6 +140,7 @@ class Dien(nn.Module):
         self.deep = DeepMlp(num_inputs, options.deep_hidden, dropout=options.dropout, batch_norm=options.batch_norm)
         self.heads = TaskHeads(layout.num_tasks, self.deep.num_outputs, options.head_hidden, options.dropout)
 
+    @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT; while training they carry the auxiliary loss, see `carry_loss`."""
         width = tokens.categorical_BMD.shape[2]

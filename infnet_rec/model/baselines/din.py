@@ -32,6 +32,7 @@ from infnet_rec.model.baselines.fields import BatchNorm, DeepMlp, for_every_task
 from infnet_rec.model.baselines.histories import History, behaviours_of, histories
 from infnet_rec.model.heads import Linear, TaskHeads
 from infnet_rec.model.options import option_faults
+from infnet_rec.model.precision import in_its_precision
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -120,6 +121,7 @@ class Din(nn.Module):
         self.deep = DeepMlp(num_inputs, options.deep_hidden, dropout=options.dropout, batch_norm=options.batch_norm)
         self.heads = TaskHeads(layout.num_tasks, self.deep.num_outputs, options.head_hidden, options.dropout)
 
+    @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         width = tokens.categorical_BMD.shape[2]

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from infnet_rec.model.baselines.fields import pool_each_sequence
+from infnet_rec.model.precision import in_its_precision
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -65,6 +66,7 @@ class Fm(nn.Module):
         if self.product_TD is not None:
             nn.init.ones_(self.product_TD)
 
+    @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT, from tokens that are `table_width` wide."""
         sum_BFX, count_BF1 = pool_each_sequence(tokens)

@@ -21,6 +21,7 @@ from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.fields import DeepMlp, fields_BND, for_every_task
 from infnet_rec.model.heads import Linear, TaskHeads
 from infnet_rec.model.options import option_faults
+from infnet_rec.model.precision import in_its_precision
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -80,6 +81,7 @@ class Gdcn(nn.Module):
         num_read = self.deep.num_outputs + (num_inputs if self.parallel else 0)
         self.heads = TaskHeads(layout.num_tasks, num_read, options.head_hidden, options.dropout)
 
+    @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         first_BX = fields_BND(tokens).flatten(1)

@@ -45,6 +45,7 @@ from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.histories import behaviours_of, histories
 from infnet_rec.model.heads import Linear, TaskHeads
 from infnet_rec.model.options import option_faults
+from infnet_rec.model.precision import in_its_precision
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 # Scores that are formed at once; the backward pass forms them again. On a CPU they should stay in its cache.
@@ -165,6 +166,7 @@ class Hstu(nn.Module):
         # Without a context there is nothing that it could learn from.
         self.context_layer = Linear(width, own_width) if self.context and own_width != width else None
 
+    @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         categorical_BMD = tokens.categorical_BMD

@@ -20,6 +20,7 @@ from infnet_rec.model.baselines.experts import Experts, Gate
 from infnet_rec.model.baselines.fields import fields_BND
 from infnet_rec.model.heads import TaskHeads
 from infnet_rec.model.options import option_faults
+from infnet_rec.model.precision import in_its_precision
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -69,6 +70,7 @@ class Mmoe(nn.Module):
         num_outputs = (num_inputs, *options.expert_hidden)[-1]
         self.heads = TaskHeads(layout.num_tasks, num_outputs, options.head_hidden, options.dropout)
 
+    @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         input_BX = fields_BND(tokens).flatten(1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from infnet_rec.model.attention import per_token
+from infnet_rec.model.precision import widened
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +107,14 @@ def walk(cell: nn.GRUCell, input_NX: Tensor, sizes: Sequence[int], attention_N: 
         sizes: see `Packing`.
         attention_N: factors of the update gate, packed; None for a plain GRU.
     """
-    inputs_YZ = functional.linear(input_NX, cell.weight_ih, cell.bias_ih).split(sizes)
+    # A state that is carried from step to step is in float32, whatever the products are in.
+    inputs_YZ = widened(functional.linear(input_NX, cell.weight_ih, cell.bias_ih)).split(sizes)
     attention_Y1 = [None] * len(sizes) if attention_N is None else attention_N[:, None].split(sizes)
-    state_YX = input_NX.new_zeros(sizes[0], input_NX.shape[1])
+    state_YX = widened(input_NX.new_zeros(sizes[0], input_NX.shape[1]))
     states = []
     for input_YZ, factor_Y1 in zip(inputs_YZ, attention_Y1, strict=True):
         before_YX = state_YX if len(state_YX) == len(input_YZ) else state_YX[: len(input_YZ)]
-        inner_YZ = functional.linear(before_YX, cell.weight_hh, cell.bias_hh)
+        inner_YZ = widened(functional.linear(before_YX, cell.weight_hh, cell.bias_hh))
         reset_in, update_in, new_in = input_YZ.chunk(3, dim=1)
         reset_inner, update_inner, new_inner = inner_YZ.chunk(3, dim=1)
         new_YX = torch.tanh(new_in + torch.sigmoid(reset_in + reset_inner) * new_inner)

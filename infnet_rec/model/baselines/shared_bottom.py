@@ -16,6 +16,7 @@ from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.fields import DeepMlp, fields_BND, for_every_task
 from infnet_rec.model.heads import TaskHeads
 from infnet_rec.model.options import option_faults
+from infnet_rec.model.precision import in_its_precision
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -48,6 +49,7 @@ class SharedBottom(nn.Module):
         self.bottom = DeepMlp(num_inputs, options.bottom_hidden, dropout=options.dropout)
         self.heads = TaskHeads(layout.num_tasks, self.bottom.num_outputs, options.head_hidden, options.dropout)
 
+    @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         bottom_BH = self.bottom(fields_BND(tokens).flatten(1))

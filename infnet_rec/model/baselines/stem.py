@@ -28,6 +28,7 @@ from infnet_rec.model.baselines.experts import Experts, Gate
 from infnet_rec.model.baselines.fields import fields_BND
 from infnet_rec.model.heads import TaskHeads
 from infnet_rec.model.options import option_faults
+from infnet_rec.model.precision import in_its_precision
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -83,6 +84,7 @@ class Stem(nn.Module):
         """How wide tables are: an embedding of each task's own, and the shared one."""
         return (layout.num_tasks + 1) * width
 
+    @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         field_BNSD = fields_BND(tokens).unflatten(2, (self.num_tasks + 1, self.width))

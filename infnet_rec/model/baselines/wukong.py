@@ -24,6 +24,7 @@ from infnet_rec.faults import Fault
 from infnet_rec.model.baselines.fields import DeepMlp, fields_BND, for_every_task
 from infnet_rec.model.heads import Linear, Mlp, TaskHeads
 from infnet_rec.model.options import option_faults
+from infnet_rec.model.precision import in_its_precision
 from infnet_rec.model.tokens import TokenLayout, Tokens
 
 
@@ -116,6 +117,7 @@ class Wukong(nn.Module):
         )
         self.heads = TaskHeads(layout.num_tasks, self.deep.num_outputs, options.head_hidden, options.dropout)
 
+    @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT."""
         field_BND = fields_BND(tokens)

@@ -128,7 +128,8 @@ def batch_bytes(schema: Schema, shape: BatchShape, *, with_rarity: bool) -> int:
     num_tokens += num_examples * sum(shape.p95_events_F)
     ids = num_examples * sum(shape.ids_M) + sum(shape.p95_distinct.values()) + num_tokens
     lengths = num_examples * (2 * num_bags + 2 * num_tables + len(schema.sequences))
-    floats = num_examples * (len(schema.tasks) + 1 + with_rarity * len(schema.features))
+    ids += shape.means + shape.mean_rows
+    floats = num_examples * (len(schema.tasks) + 1 + shape.weighs + with_rarity * len(schema.features))
     return int(ID_BYTES * (ids + lengths + num_examples) + FLOAT_BYTES * floats)
 
 

@@ -11,7 +11,7 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.constants import UVM_CACHING_RATIO
 from torchrec.distributed.planner.enumerators import get_partition_by_type
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator, EmbeddingStorageEstimator
-from torchrec.distributed.planner.types import Perf, Shard, SharderDataMap, ShardingOption, Storage, Topology
+from torchrec.distributed.planner.types import Perf, Shard, ShardingOption, Storage, Topology
 from torchrec.distributed.types import CacheAlgorithm, CacheParams, CacheStatistics, PipelineType
 from torchrec.modules.embedding_configs import DataType
 
@@ -81,7 +81,7 @@ class EvenReads(CacheStatistics):
 class Estimates:
     """Remembers what was estimated; tables of one shape and traffic share it."""
 
-    def __init__(self, cluster: Cluster, topology: Topology, workload: Workload, sharders: SharderDataMap) -> None:
+    def __init__(self, cluster: Cluster, topology: Topology, workload: Workload, sharders: dict[str, Any]) -> None:
         self._cluster = cluster
         self._topology = topology
         self._workload = workload

@@ -21,6 +21,7 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_configs import DataType
 
 from infnet_rec.faults import Fault
+from infnet_rec.files import write_text
 from infnet_rec.shard.planning.demand import Collection, Kernel, Precision, Sharding
 from infnet_rec.shard.planning.fingerprint import Fingerprint, differences
 from infnet_rec.shard.planning.planned import Planned, RankLoad, TablePlan, TableShard
@@ -123,12 +124,7 @@ def write_plan(path: Path, plan: PlanFile) -> None:
     Raises:
         Fault: the folder is missing or may not be written.
     """
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.write_text(plan.text(), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise Fault(f"{path}: cannot be written: {str(error.strerror).lower()}") from error
+    write_text(path, plan.text())
 
 
 def read_plan(path: Path) -> PlanFile:

@@ -11,8 +11,9 @@ from torchrec.distributed.types import ModuleSharder
 from infnet_rec.shard.hardware import Cluster
 from infnet_rec.shard.planning.demand import Controls, Workload
 from infnet_rec.shard.planning.estimate import Estimates
-from infnet_rec.shard.planning.tables import Table, plain_sharders, read_tables, sharder_data
+from infnet_rec.shard.planning.tables import Table, plain_sharders, read_tables
 from infnet_rec.shard.planning.topology import to_topology
+from infnet_rec.shard.versions import estimator_sharders
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,5 +54,5 @@ class Question:
             cluster=cluster,
             workload=workload,
             topology=topology,
-            estimates=Estimates(cluster, topology, workload, sharder_data(asked)),
+            estimates=Estimates(cluster, topology, workload, estimator_sharders(asked)),
         )

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
-from torchrec.distributed.planner.types import SharderDataMap
-from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
-from torchrec.distributed.types import CommOp, ModuleSharder
+from torchrec.distributed.planner.utils import sharder_name
+from torchrec.distributed.types import ModuleSharder
 from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
@@ -19,7 +18,6 @@ from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingC
 from infnet_rec.faults import Fault, did_you_mean
 from infnet_rec.shard.planning.demand import FREE, Collection, Controls, Precision, TableControl, TableTraffic, Workload
 
-LOOKED_UP_BYTES = 4.0
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -71,16 +69,6 @@ def plain_sharders() -> list[ModuleSharder[Any]]:
         EmbeddingCollectionSharder(),
         ManagedCollisionEmbeddingBagCollectionSharder(),
     ]
-
-
-def sharder_data(sharders: Iterable[ModuleSharder[Any]]) -> SharderDataMap:
-    """What TorchRec's estimators want to know of the sharders."""
-    found = build_sharder_data_map({sharder_name(sharder.module_type): sharder for sharder in sharders})
-    for data in found.values():
-        for operation in CommOp:
-            # What fp16 tables look up is fp32 and travels so; TorchRec takes the size of the weights.
-            data.qcomm_dtype_sizes.setdefault(operation.name, (LOOKED_UP_BYTES, LOOKED_UP_BYTES))
-    return found
 
 
 def read_tables(

@@ -22,10 +22,11 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from infnet_rec.batch import Batch
 from infnet_rec.ledger import Ledger
+from infnet_rec.model.attention import standing_for_gpu
 from infnet_rec.model.fused import MAX_WIDTH, dry_run
 from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import Schema
-from infnet_rec.shard.planning.workload import BatchShape
+from infnet_rec.shard.planning.workload import BatchShape, means_of
 
 # So large that tensors of the size of weights do not count.
 TRIAL_EXAMPLES = 4096
@@ -116,7 +117,7 @@ class _Trial:
     def run(self, num_examples: int, *, kernel: bool) -> TowerCost:
         """Counts; what happens inside the fused kernel comes from its own book."""
         attention = "fused" if kernel else "eager"
-        with dry_run() as work:
+        with dry_run() as work, standing_for_gpu() if kernel else nullcontext():
             try:
                 ledger, scale = self._count(attention, num_examples, FakeTensorMode()), 1.0
             except DataDependentOutputException:
@@ -132,7 +133,7 @@ class _Trial:
     def _count(self, attention: Literal["eager", "fused"], num_examples: int, fake: FakeTensorMode | None) -> Ledger:
         model, lengths_FB = self.model, self._lengths(num_examples)
         num_tokens = int(lengths_FB.sum())
-        tower, criterion = copy.deepcopy(model.tower), copy.deepcopy(model.criterion)
+        assembly, tower, criterion = (copy.deepcopy(part) for part in (model.assembly, model.tower, model.criterion))
         if _form_of_attention(tower) is not None:
             vars(tower)["attention"] = attention
         # A device that is always there: what runs on a GPU is told by the form of attention alone.
@@ -141,8 +142,11 @@ class _Trial:
                 _materialise(module)
             batch = self._batch(fake.from_tensor(lengths_FB) if fake else lengths_FB, num_tokens)
             bags, distinct = self._lookups(batch)
+            means = batch.mean_row_Q, batch.mean_start_P
+            # What the first batch finds out is known in all others.
+            assembly(bags, distinct, batch.spread_K, batch.lengths_FB, None, *means)
             with Ledger() as ledger:
-                tokens = model.assembly(bags, distinct, batch.spread_K, batch.lengths_FB)
+                tokens = assembly(bags, distinct, batch.spread_K, batch.lengths_FB, None, *means)
                 loss, _ = criterion(tower(tokens), tokens, batch)
                 loss.backward()
         return ledger
@@ -155,6 +159,7 @@ class _Trial:
     def _batch(self, lengths_FB: Tensor, num_tokens: int) -> Batch:
         num_examples, num_shared = lengths_FB.shape[1], len(self.schema.shared_features)
         whole = torch.int64
+        row_Q, start_P = self._means(lengths_FB)
         empty = KeyedJaggedTensor(keys=[], values=torch.empty(0), lengths=torch.empty(0, dtype=whole))
         return Batch(
             categorical=empty,
@@ -165,7 +170,17 @@ class _Trial:
             user_B=torch.zeros(num_examples, dtype=whole),
             rarity_BM=torch.zeros(num_examples, len(self.schema.features)),
             weight_B=torch.ones(num_examples),
+            mean_row_Q=row_Q,
+            mean_start_P=start_P,
         )
+
+    def _means(self, lengths_FB: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """`Batch.mean_row_Q` and `mean_start_P`; each mean has as many rows as there may be."""
+        if not self.schema.averages_tokens:
+            return None, None
+        found = means_of(self.schema, self.events_F, lengths_FB.shape[1], self.ratio)
+        num_means, num_rows = (math.ceil(number) for number in found)
+        return torch.zeros(num_rows, dtype=torch.int64), torch.arange(num_means) * num_rows // max(1, num_means)
 
     def _lookups(self, batch: Batch) -> tuple[KeyedTensor, dict[str, JaggedTensor]]:
         """What the collections would return; features in another order than the model's, as sharding leaves them."""

@@ -30,9 +30,14 @@ class BatchShape:
         ids_M: ids an example and bag feature; of a feature of several values the most it may have.
         events_F: mean events an example and sequence, of the newest `sequence_length`.
         p95_events_F: the same in a batch that one in twenty exceeds.
-        tokens: unpooled tokens of each table that sequences read, those of shared features among them.
+        tokens: ids of the unpooled tokens of each table that sequences read, those of shared features among them; of a
+            feature of several values as many as it may have.
         distinct: distinct ids among them; each is looked up once.
         p95_distinct: likewise, in a batch that one in twenty exceeds.
+        means: of tokens of several ids: one a shared feature and example, one an attribute and distinct
+            event; in a batch that one in twenty exceeds.
+        mean_rows: rows of these means, at most.
+        weighs: whether examples have weights in the loss.
         repeats_are_measured: whether the manifest knew how often ids repeat; if not, nothing but the size of a table
             holds the number of distinct ids down.
     """
@@ -45,6 +50,9 @@ class BatchShape:
     distinct: Mapping[str, float]
     p95_distinct: Mapping[str, float]
     repeats_are_measured: bool
+    means: float = 0.0
+    mean_rows: float = 0.0
+    weighs: bool = False
 
 
 def batch_shape(manifest: JSON, schema: Schema, *, sequence_length: int, local_batch_size: int) -> BatchShape:
@@ -73,16 +81,42 @@ def batch_shape(manifest: JSON, schema: Schema, *, sequence_length: int, local_b
         {name: min(rows[name], distinct_ids(repeats, name, number, sequence_length)) for name, number in found.items()}
         for found in (tokens, p95_tokens)
     )
+    p95_events_F = tuple(p95_of[s.behaviour] for s in schema.sequences)
+    ratio = sum(p95_distinct.values()) / max(1.0, sum(p95_tokens.values()))
+    means, mean_rows = means_of(schema, p95_events_F, local_batch_size, ratio)
     return BatchShape(
         local_batch_size=local_batch_size,
         ids_M=tuple(float(feature.max_values) for feature in schema.bag_features),
         events_F=tuple(mean_of[s.behaviour] for s in schema.sequences),
-        p95_events_F=tuple(p95_of[s.behaviour] for s in schema.sequences),
+        p95_events_F=p95_events_F,
         tokens=tokens,
         distinct=distinct,
         p95_distinct=p95_distinct,
         repeats_are_measured=repeats is not None,
+        means=means,
+        mean_rows=mean_rows,
+        weighs="weight" in manifest,
     )
+
+
+def means_of(schema: Schema, events_F: tuple[float, ...], num_examples: float, ratio: float) -> tuple[float, float]:
+    """Means that a batch's tokens need, and their rows; see `Batch.mean_row_Q`.
+
+    Args:
+        schema: of the run.
+        events_F: events an example and sequence.
+        num_examples: of the batch.
+        ratio: distinct events to events; each distinct one has a mean.
+    """
+    means = rows = 0.0
+    for feature in schema.shared_features:
+        if feature.max_values > 1:
+            means, rows = means + num_examples, rows + num_examples * feature.max_values
+    for sequence, events in zip(schema.sequences, events_F, strict=True):
+        if sequence.max_values > 1:
+            number = num_examples * events * min(1.0, ratio)
+            means, rows = means + number, rows + number * sequence.max_values
+    return means, rows
 
 
 def traffic_of(
@@ -161,7 +195,7 @@ def _p95_of_batch(mean: float, most: int, batch_size: int) -> float:
 def _tokens(schema: Schema, events_of: Mapping[str, float], batch_size: int) -> dict[str, float]:
     tokens = {table.name: 0.0 for table in schema.sequence_tables}
     for feature in schema.shared_features:
-        tokens[feature.table] += batch_size
+        tokens[feature.table] += batch_size * feature.max_values
     for sequence in schema.sequences:
-        tokens[sequence.table] += batch_size * events_of[sequence.behaviour]
+        tokens[sequence.table] += batch_size * events_of[sequence.behaviour] * sequence.max_values
     return tokens

@@ -6,9 +6,11 @@ Shapes: T tasks.
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from infnet_rec.faults import Fault
+from infnet_rec.strict import read_fields
 from infnet_rec.train.metrics import TaskMetrics
 
 
@@ -28,10 +30,10 @@ class Progress:
     Attributes:
         step: updates done.
         best_step: where the mean AUC on valid was best.
-        best_auc: that AUC; -inf when it could not be judged.
-        best_valid: all metrics there; empty before the first evaluation.
-        evaluations_since_best: what early stopping counts.
-        judged: mean AUC and metrics of this very step, if it was evaluated.
+        best_auc: that AUC; -inf while no step could be judged.
+        best_valid: all metrics there; empty while no step could be judged.
+        evaluations_since_best: what early stopping counts: evaluations that could be judged and were no better.
+        judged: mean AUC (NaN if it cannot be judged) and metrics of this very step, if it was evaluated.
         losses: since the last progress line, [T] each, means over all ranks; a line is a mean over them.
         skipped: batches left out because they were not finite.
         owes_evaluation: whether this step is still to be evaluated.
@@ -68,27 +70,38 @@ class Progress:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Progress":
-        """What `to_json` wrote."""
-        return cls(
-            step=data["step"],
-            best_step=data["best_step"],
-            best_auc=-math.inf if data["best_auc"] is None else data["best_auc"],
-            best_valid=metrics_from_json(data["best_valid"]),
-            evaluations_since_best=data["evaluations_since_best"],
-            losses=data["losses"],
-            skipped=data["skipped"],
-            owes_evaluation=data["owes_evaluation"],
-            spent=Spent(**data["spent"]),
-        )
+        """What `to_json` wrote, in this version or an earlier one.
+
+        Raises:
+            Fault: it lacks what training cannot go on without.
+        """
+        valid = metrics_from_json(data.get("valid", {}))
+        read: dict[str, Any] = {
+            "best_auc": -math.inf if data.get("best_auc") is None else data["best_auc"],
+            "best_valid": metrics_from_json(data.get("best_valid", {})),
+            "judged": (math.nan if data.get("auc") is None else data["auc"], valid) if valid else None,
+            "spent": read_fields(Spent, data.get("spent", {}), "progress of a checkpoint, spent"),
+        }
+        if data.get("best_auc") is None:
+            # Earlier versions kept a best step, and counted on from it, where nothing could be judged.
+            read |= {"best_step": 0, "best_valid": {}, "evaluations_since_best": 0}
+        if "step" not in data:
+            raise Fault("progress of a checkpoint: lacks step; it is damaged, so go on from another checkpoint")
+        return read_fields(cls, {**data, **read}, "progress of a checkpoint")
 
 
 def metrics_from_json(data: dict[str, Any]) -> dict[str, TaskMetrics]:
-    """Metrics by task, as `TaskMetrics.to_json` wrote them."""
-    metrics = {}
-    for task, values in data.items():
-        known: dict[str, Any] = {name: math.nan if value is None else value for name, value in values.items()}
-        metrics[task] = TaskMetrics(**known)
-    return metrics
+    """Metrics by task, as `TaskMetrics.to_json` wrote them; what an earlier version did not measure is NaN."""
+    unknown = {field.name: math.nan for field in fields(TaskMetrics)}
+    return {
+        task: read_fields(
+            TaskMetrics,
+            {name: math.nan if value is None else value for name, value in values.items()},
+            f"metrics of {task}",
+            **unknown,
+        )
+        for task, values in data.items()
+    }
 
 
 def _metrics_json(metrics: dict[str, TaskMetrics]) -> dict[str, Any]:

@@ -4,22 +4,28 @@ Nothing is left as it was by chance: every weight and every state of an optimize
 checkpoint and the other way round, or nothing is loaded.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
 from infnet_rec.faults import Fault
 from infnet_rec.train.checkpoint.match import Sizes, match
 from infnet_rec.train.checkpoint.parts import PartsReader
 from infnet_rec.train.checkpoint.progress import Progress
 from infnet_rec.train.checkpoint.shelf import Commit, Shelf, name_of
+
+TABLE_WEIGHT = re.compile(r"(?:.+\.)?(?:embedding_bags|embeddings)\.(?P<table>[^.]+)\.weight")
 
 
 class OptimizerState(Protocol):
@@ -105,23 +111,69 @@ def restore(
     return at
 
 
-def load_weights(shelf: Shelf, commit: Commit, model: nn.Module) -> None:
+def load_weights(
+    shelf: Shelf, commit: Commit, model: nn.Module, moved: Mapping[str, NDArray[np.int64]] | None = None
+) -> None:
     """Reads weights alone into a sharded model; all ranks call it.
+
+    Args:
+        shelf: where the checkpoint is.
+        commit: which one.
+        model: sharded, under any plan.
+        moved: for tables whose ids mean something else than when they were saved: table -> for each of its rows [R] the
+            saved row that it takes, or -1 where it keeps what it has. A rank reads such a table whole.
 
     Raises:
         Fault: the checkpoint is broken or of another model.
     """
     if broken := broken_over_ranks(shelf, commit):
         raise Fault(f"checkpoint {name_of(commit.step)} in {shelf.where}: is torn: {'; '.join(broken)}")
-    state: dict[str, Any] = {"model": model.state_dict()}
-    _load(shelf, commit, state, {})
-    model.load_state_dict(state["model"])
+    weights = model.state_dict()
+    sources = {name: moved[table] for name in weights if (table := _table_of(name)) in (moved or {})} if moved else {}
+    state: dict[str, Any] = {"model": {name: value for name, value in weights.items() if name not in sources}}
+    _load(shelf, commit, state, {}, apart=[f"model.{name}" for name in sources])
+    _move_rows(shelf, commit, weights, sources)
+    model.load_state_dict(weights)
+
+
+def _table_of(name: str) -> str:
+    """The table whose weight this is; "" if it is no table's."""
+    found = TABLE_WEIGHT.fullmatch(name)
+    return found["table"] if found else ""
+
+
+def _move_rows(
+    shelf: Shelf, commit: Commit, weights: Mapping[str, Any], sources: Mapping[str, NDArray[np.int64]]
+) -> None:
+    """Copies saved rows to the rows that mean the same now, one table after another."""
+    reader = PartsReader(shelf, shelf.path(name_of(commit.step)))
+    saved = _sizes(reader)
+    for name, row_R in sources.items():
+        size, into = saved.get(f"model.{name}"), weights[name]
+        if size is None or size[1:] != tuple(into.size())[1:]:
+            raise Fault(
+                f"checkpoint {name_of(commit.step)} in {shelf.where}: {name} is {_size_text(size)} there and "
+                f"{_size_text(tuple(into.size()))} here; the width must be the same"
+            )
+        whole = torch.empty(size)
+        # Collective: every rank reads the whole table, since its rows may have come from anywhere.
+        dcp.load({f"model.{name}": whole}, storage_reader=reader)
+        for part, (first_row, first_column) in _parts_of(into):
+            num_rows, num_columns = part.shape
+            row_L = torch.from_numpy(row_R[first_row : first_row + num_rows])
+            kept_L = row_L >= 0
+            columns = whole[:, first_column : first_column + num_columns]
+            part[kept_L.to(part.device)] = columns[row_L[kept_L]].to(part.device, part.dtype)
+
+
+def _size_text(size: tuple[int, ...] | None) -> str:
+    return "absent" if size is None else " x ".join(map(str, size))
 
 
 def _load(
-    shelf: Shelf, commit: Commit, state: dict[str, Any], sharding_types: Mapping[str, str]
+    shelf: Shelf, commit: Commit, state: dict[str, Any], sharding_types: Mapping[str, str], apart: Sequence[str] = ()
 ) -> dict[str, dict[str, Tensor]]:
-    """Reads into the live tensors of `state`; what belongs to single ranks is returned."""
+    """Reads into the live tensors of `state`, but for those `apart`; what belongs to single ranks is returned."""
     reader = PartsReader(shelf, shelf.path(name_of(commit.step)))
     saved = _sizes(reader)
     flat: dict[str, Any] = {k: v for k, v in flatten_state_dict(state)[0].items() if hasattr(v, "size")}
@@ -130,7 +182,7 @@ def _load(
     dist.all_gather_object(of_ranks, {name: tuple(value.size()) for name, value in flat.items()})
     wanted = {name: size for part in of_ranks for name, size in part.items()}
     _check_parts(wanted, commit, shelf)
-    there = {name: size for name, size in saved.items() if name.split(".", 1)[0] in state}
+    there = {name: size for name, size in saved.items() if name.split(".", 1)[0] in state and name not in apart}
     try:
         matched = match(wanted, there, was=commit.run["plan"], now=sharding_types)
     except Fault as fault:
@@ -161,18 +213,23 @@ def _check_parts(wanted: Sizes, commit: Commit, shelf: Shelf) -> None:
 
 
 def _copy_whole(whole: Tensor, into: Any) -> None:
-    """Copies a whole tensor into a live one of as many values; of a sharded one into this rank's part."""
+    """Copies a whole tensor into a live one of as many values; of a sharded one into this rank's parts."""
     whole = whole.reshape(tuple(into.size()))
-    if not isinstance(into, ShardedTensor):
-        into.copy_(whole)
-        return
-    for shard in into.local_shards():
-        part = whole
-        for dim, (offset, length) in enumerate(
-            zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
-        ):
-            part = part.narrow(dim, offset, length)
-        shard.tensor.copy_(part)
+    for part, offsets in _parts_of(into):
+        source = whole
+        for dim, (offset, length) in enumerate(zip(offsets, part.shape, strict=True)):
+            source = source.narrow(dim, offset, length)
+        part.copy_(source)
+
+
+def _parts_of(value: Any) -> list[tuple[Tensor, Sequence[int]]]:
+    """This rank's parts of a live tensor, each with where it begins in the whole."""
+    if isinstance(value, ShardedTensor):
+        return [(shard.tensor, shard.metadata.shard_offsets) for shard in value.local_shards()]
+    if isinstance(value, DTensor):
+        local: Any = value.to_local()  # TorchRec's wrapper of several shards
+        return list(zip(local.local_shards(), local.local_offsets(), strict=True))
+    return [(value, (0,) * value.dim())]
 
 
 def _from_first(value: Any) -> Any:

@@ -13,7 +13,6 @@ name after that, by a rename; an object store has no rename, so there the marker
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,8 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+
+from infnet_rec.strict import read_fields
 
 MARKER = "commit.json"
 WITHDRAWN = "commit.json.withdrawn"
@@ -220,15 +221,14 @@ def name_of(step: int) -> str:
 
 
 def best_of(commits: Sequence[Commit]) -> Commit | None:
-    """The one with the highest mean AUC on valid, the earliest of several; None when none was evaluated."""
+    """The one with the highest mean AUC on valid, the earliest of several; None where none could be judged."""
     ranked = ranking(commits)
     return ranked[0] if ranked else None
 
 
 def ranking(commits: Sequence[Commit]) -> list[Commit]:
-    """Evaluated checkpoints, best first; those that could not be judged come last."""
-    judged = [c for c in commits if c.progress["valid"]]
-    return sorted(judged, key=lambda c: (math.inf if c.auc is None else -c.auc, c.step))
+    """Checkpoints that could be judged, best first."""
+    return sorted((c for c in commits if c.auc is not None), key=lambda c: (-(c.auc or 0.0), c.step))
 
 
 def _size_and_hash(file: Any) -> tuple[int, str]:
@@ -250,7 +250,7 @@ def _read_marker(text: bytes | str, step: int) -> Commit:
         raise ValueError("it does not agree with its own SHA-256")
     if body["step"] != step:
         raise ValueError(f"it is of step {body['step']}")
-    return Commit(**body)
+    return read_fields(Commit, body, MARKER)
 
 
 def _hash_of(body: dict[str, Any]) -> str:
