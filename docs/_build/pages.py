@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import mkdocs_gen_files
+import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from infnet_rec.cli import app
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.recipe import Recipe
 
@@ -77,6 +79,32 @@ def sections(model: type[BaseModel], title: str, lines: list[str], seen: set[typ
         sections(inner, f"{name} ({inner.__name__})" if several else name, lines, seen)
 
 
+def commands(command: Any, name: str, lines: list[str]) -> None:
+    """A section for each verb: what it does, its arguments and options, and its example."""
+    below = getattr(command, "commands", {})
+    for word, inner in below.items():
+        commands(inner, f"{name} {word}", lines)
+    if below:
+        return
+    lines += ["", f"## {name}", "", plain(command.help)]
+    rows = []
+    for parameter in command.params:
+        if parameter.name in ("help", "json") or getattr(parameter, "hidden", False):
+            continue
+        names = ", ".join(f"`{word}`" for word in (*parameter.opts, *parameter.secondary_opts))
+        shown = names if names.startswith("`-") else f"`{parameter.name.upper()}`"
+        rows.append(f"| {shown} | {plain(getattr(parameter, 'help', None)).replace('|', chr(92) + '|')} |")
+    if rows:
+        lines += ["", "| | |", "|---|---|", *rows]
+    if command.epilog:
+        lines += ["", "```text", inspect.cleandoc(command.epilog).replace("\b\n", ""), "```"]
+
+
+def plain(text: str | None) -> str:
+    """Help as one paragraph after the other."""
+    return inspect.cleandoc(text or "").replace("\b\n", "")
+
+
 def write(name: str, lines: list[str]) -> None:
     with mkdocs_gen_files.open(name, "w") as file:
         file.write("\n".join(lines) + "\n")
@@ -91,10 +119,9 @@ def main() -> None:
         lines = [f"# {title}", "", text]
         sections(model, "(the file)", lines, set())
         write(f"reference/{name}.md", lines)
-    write(
-        "reference/cli.md",
-        ["# Command line", "", "::: mkdocs-click", "    :module: infnet_rec.cli", "    :command: command", "    :prog_name: infnet-rec", "    :depth: 1", "    :style: table"],
-    )
+    lines = ["# Command line", "", "Every verb takes `--json` and answers `--help` with an example."]
+    commands(typer.main.get_command(app), "infnet-rec", lines)
+    write("reference/cli.md", lines)
     for path in sorted(RESULTS.rglob("*")):
         if path.suffix in PAGES:
             name = str(path.relative_to(RESULTS))
