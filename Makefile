@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install runtime train test test-engines test-versions faults gpu gpu-pack image check format clean
+.PHONY: help install runtime train test test-engines test-versions faults gpu gpu-pack image docs check format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -62,6 +62,10 @@ gpu-pack: .venv/installed-dev $(QUICKSTART)/store/manifest.json ## pack what a G
 image: ## build a container image; DEVICE=cuda for GPUs
 	@docker build --target $(patsubst auto,cpu,$(DEVICE)) --tag $(IMAGE):$(patsubst auto,cpu,$(DEVICE)) .
 
+docs: .venv/installed-docs ## make the site of the documentation in build/site, strictly
+	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	echo "make docs: build/site/index.html"
+
 check: .venv/installed-dev ## formatting, lint, types, direction of imports
 	@$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -111,6 +115,10 @@ clean: ## remove .venv and what tools left behind; runs/ stays
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
 	@$(INSTALL) -r requirements-dev.txt
+	touch $@
+
+.venv/installed-docs: requirements-docs.txt .venv/installed-dev
+	@$(INSTALL) -r requirements-docs.txt
 	touch $@
 
 $(QUICKSTART)/raw: | .venv/installed
