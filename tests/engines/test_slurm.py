@@ -229,7 +229,7 @@ def test_parts_of_an_experiment_in_an_array(lane: Lane, cluster: SlurmCluster) -
     began = time.monotonic()
     experiment = cluster.shared / "experiment.toml"
     experiment.write_text(
-        f'name = "array"\nbase = "{lane.config}"\nseeds = [1]\n[[variants]]\nname = "a"\n[[variants]]\nname = "b"\n'
+        f'base = "{lane.config}"\nseeds = [1]\n[[variants]]\nname = "a"\n[[variants]]\nname = "b"\n'
         'set = ["model.width=4"]\n'
     )
     out = cluster.shared / "experiment"
