@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ MAY_CHANGE = (
     "train.on_nonfinite",
     "train.patience",
 )
+DYING_S = 3.0
 NOT_A_RUN_YET = re.compile(r"\.lock|\.config\.json\.writing|logs")
 
 
@@ -129,7 +131,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
         file = (run_dir / ".lock").open("a+", encoding="utf-8")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except (BlockingIOError, PermissionError) as error:
             raise Busy(
                 f"--run-dir {run_dir}: {_holder(file)} trains in it; wait for its end, or end it, and run this again"
@@ -143,6 +145,19 @@ def claimed(run_dir: Path) -> Iterator[None]:
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
         file.flush()
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Locks a file; a process that was killed keeps its locks until the last of its threads is gone."""
+    deadline = time.monotonic() + DYING_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _holder(file: IO[str]) -> str:

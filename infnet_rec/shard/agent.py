@@ -132,12 +132,13 @@ class Agent(LocalElasticAgent):
         self._watched = True
 
         def watch() -> None:
-            limit_s = SILENT_ELASTIC_S if self.is_elastic else SILENT_S
-            while True:
+            silent_s, seen = 0.0, None
+            # Counted by itself: a job that was suspended has a clock that went on.
+            while silent_s < (SILENT_ELASTIC_S if self.is_elastic else SILENT_S):
                 time.sleep(LISTEN_EVERY_S)
-                looked_at = self._looked_at
-                if looked_at is not None and time.monotonic() - looked_at > limit_s:
-                    break
+                now = self._looked_at
+                silent_s = silent_s + LISTEN_EVERY_S if now is not None and now == seen else 0.0
+                seen = now
             print(f"infnet-rec: ended: {FIRST_IS_LOST}", file=sys.stderr, flush=True)
             hand_in_again()
             # Its ranks end with it.

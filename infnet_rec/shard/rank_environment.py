@@ -21,7 +21,6 @@ from types import FrameType
 from typing import NoReturn
 
 from infnet_rec.faults import TRY_AGAIN, Fault
-from infnet_rec.shard.last_words import SPOKEN_FOR
 
 ALONE, MEETING = ("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Any of these makes a process a rank; where ranks meet may stand in the environment of a whole machine.
@@ -143,13 +142,17 @@ def end_early_on_signals() -> None:
 
     Python runs its handlers between two of its own instructions, and a launcher may wait for minutes in native code
     for the node where all meet; so a thread reads what the interpreter notes down at once. In a container's first
-    process a signal that nobody handles would not even end it.
+    process a signal that nobody handles would not even end it. A rank of torchrun does without: its launcher ends it
+    with a signal when another has failed, and would take 75 for an answer.
     """
+    if TORCHRUN in os.environ and is_rank():
+        return
+    said = threading.Lock()
 
-    def leave(number: int, frame: FrameType | None = None) -> NoReturn:
-        if SPOKEN_FOR not in os.environ or not is_rank():
+    def leave(number: int, frame: FrameType | None = None) -> None:
+        if said.acquire(blocking=False):
             os.write(2, STOPPED_EARLY)
-        os._exit(TRY_AGAIN)
+            os._exit(TRY_AGAIN)
 
     def read() -> None:
         while number := os.read(noted, 1):

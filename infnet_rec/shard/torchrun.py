@@ -42,7 +42,6 @@ def torchrun(arguments: Sequence[str]) -> int:
     # A store of their own for every start of the ranks.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ[SPOKEN_FOR] = "1"
-    os.environ[LAUNCHER_PID] = str(os.getpid())
     if "LOGLEVEL" not in os.environ:
         for name in TALKATIVE:
             logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
@@ -72,4 +71,6 @@ def torchrun(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     end_early_on_signals()
+    # A process that starts none of its own would be taken for the launcher of whatever it starts.
+    os.environ[LAUNCHER_PID] = str(os.getpid())
     sys.exit(torchrun(sys.argv[1:]))

@@ -162,6 +162,10 @@ class SlurmCluster:
         count = lambda: self.ask("sinfo", "-h", "-p", "low", "-N", "-o", "%T").split().count("idle")  # noqa: E731
         self.until(lambda: count() == len(NODES), 90, "nodes are not idle")
 
+    def is_down(self, node: str) -> bool:
+        """Whether Slurm counts a node as lost."""
+        return "down" in self.ask("sinfo", "-h", "-N", "-n", node, "-o", "%T")
+
     def lose_power(self, node: str) -> None:
         """All processes of a node end at once, and nothing comes from it or reaches it."""
         _run("ip", "-n", _namespace(node), "link", "set", "net0", "down")
