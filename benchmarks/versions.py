@@ -173,7 +173,7 @@ def write(out: Path, name: str, row: dict[str, Any]) -> None:
     Args:
         out: the files' name, without suffix.
         name: of the set.
-        row: as `tested` gives it.
+        row: as `tested` gives it; a `note` of how else it came about is a sentence below the table.
     """
     file = out.with_suffix(".json")
     rows = json.loads(file.read_text()) if file.is_file() else {}
@@ -210,6 +210,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> list[str]:
             named = ", ".join(f"`{re.sub(r'[`|]', ' ', name)}`" for name in row["failures"][:MOST_NAMED])
             more = len(row["failures"]) - MOST_NAMED
             lines += ["", f"torch {row['versions']['torch']} failed: {named}{f' and {more} more' if more > 0 else ''}."]
+        if row.get("note"):
+            lines += ["", f"torch {row['versions']['torch']}: {row['note']}"]
     machines = sorted({row["machine"] for row in rows})
     return [*lines, "", f"On {'; '.join(machines)}."]
 
