@@ -140,9 +140,7 @@ def test_each_rule_lets_sound_code_pass(rule) -> None:
     assert not list(rule(SOUND))
 
 
-@pytest.mark.parametrize(
-    "rule", [long_files, large_functions, many_parameters, many_methods, vague_names]
-)
+@pytest.mark.parametrize("rule", [long_files, large_functions, many_parameters, many_methods, vague_names])
 def test_code_keeps_its_size_budgets_and_names(rule) -> None:
     assert not list(rule(_sources(*CODE_FOLDERS)))
 
