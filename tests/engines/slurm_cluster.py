@@ -153,7 +153,10 @@ class SlurmCluster:
         return self.facts(job)
 
     def cancel_all(self) -> None:
-        """Ends all jobs, and waits until both nodes are free."""
+        """Ends all jobs, and waits until both nodes are there and free."""
+        for node in NODES:
+            if node not in self._inits:
+                self.power_on(node)
         self.ask("scancel", f"--user={USER}", check=False)
         self.until(lambda: not self.ask("squeue", "-h"), 90, "jobs do not end")
         self.until_idle()
