@@ -4,6 +4,7 @@ The controller runs on the machine itself, slurmd on each node, a bridge between
 user. Debian's packages slurm-wlm, munge and iproute2 are needed, and root.
 """
 
+import fcntl
 import os
 import pwd
 import re
@@ -153,7 +154,10 @@ class SlurmCluster:
         return self.facts(job)
 
     def cancel_all(self) -> None:
-        """Ends all jobs, and waits until both nodes are free."""
+        """Ends all jobs, and waits until both nodes are there and free."""
+        for node in NODES:
+            if node not in self._inits:
+                self.power_on(node)
         self.ask("scancel", f"--user={USER}", check=False)
         self.until(lambda: not self.ask("squeue", "-h"), 90, "jobs do not end")
         self.until_idle()
@@ -278,11 +282,14 @@ def slurm_cluster(folder: Path, accounting: str = "") -> Iterator[SlurmCluster]:
         CannotStart: see `SlurmCluster.start`.
     """
     cluster = SlurmCluster(folder, accounting)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+    # Names and addresses are fixed, so one at a time is on a machine; the next waits for it.
+    with (folder.parent / ".infnet-slurm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
 
 
 def _end_controller(folder: Path) -> None:
@@ -303,7 +310,7 @@ def _remove_network() -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """A cluster whose maker was killed; one at a time is on a machine, as names and addresses are fixed."""
+    """A cluster whose maker was killed."""
     for other in folder.parent.glob("infnet-slurm-*"):
         if other != folder:
             _end_controller(other)
