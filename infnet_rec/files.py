@@ -7,6 +7,7 @@ that is too long. What is in the way and was not made by the same command is lef
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -126,7 +127,7 @@ def _probe(folder: Path, name: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    probe = folder / f".{name}.{os.getpid()}.try"
+    probe = folder / f".{name}.{os.getpid()}.{threading.get_ident()}.try"
     try:
         with probe.open("xb") as file:
             file.write(bytes(PROBE_BYTES))

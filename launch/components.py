@@ -267,7 +267,9 @@ def _check_scheduler(torchx: List[str]) -> None:
         _leave(
             Fault(f"-s slurm: there is no sacct on {socket.gethostname()}, which torchx asks for its jobs; {instead}")
         )
-    said = subprocess.run(["sacct", "-n", "-X", "-S", "now"], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        ["sacct", "-n", "-X", "-S", "now"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if said.returncode:
         reason = (said.stderr.strip().splitlines() or [f"it ended with code {said.returncode}"])[-1]
         _leave(Fault(f"-s slurm: sacct, which torchx asks for its jobs, does not answer: {reason}; {instead}"))

@@ -118,7 +118,7 @@ def test_faults_end_with_one_message_and_code_2(
     if "--device=cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     monkeypatch.setattr("sys.argv", ["infnet-rec", "bench", *arguments])
-    monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "0"})
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(SystemExit) as ended:
         cli.main()
     text = capsys.readouterr().err

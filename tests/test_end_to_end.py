@@ -58,7 +58,7 @@ def test_the_run_directory_is_complete(folder: Path, result: dict[str, Any]) -> 
     assert any((run / "tensorboard").iterdir())
     kinds = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in kinds if r["kind"] == "train"][-1] == result["steps_done"]
-    assert {r["split"] for r in kinds if r["kind"] == "eval"} == {"valid", "test"}
+    assert {r["split"] for r in kinds if r["kind"] == "eval"} == {"valid", "test", "test_random"}
     assert result["num_ranks"] == 2 and result["examples_per_s"] > 0
 
 

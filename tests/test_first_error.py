@@ -127,7 +127,8 @@ def test_an_error_ends_what_stands_on_a_terminal(small_store: Path, tmp_path: Pa
     assert lines[-1].startswith("raised while rank 1 read the batch of step ")
     assert sum(line.startswith("Traceback") for line in lines) == 1
     progress = [line for line in lines[:first] if line.startswith("step ")]
-    assert [line.split()[1].split("/")[0] for line in progress] == ["10", "20", "20"]
+    # The other rank may come a step or so further before it is ended.
+    assert [line.split()[1].split("/")[0] for line in progress][:3] == ["10", "20", "20"]
     assert not any("%|" in line for line in lines)
     assert kinds_of(run, 1) == [(0, "start"), (0, "error")]
     assert "Connection closed" in (run / "logs" / "rank_0.jsonl").read_text()

@@ -38,7 +38,7 @@ def test_a_plans_bytes_are_what_is_allocated(way: str, rich_shop, ranks: RankPai
     counts = Counter((row["rank"], row["part"]) for row in result["rows"])
     assert {(rank, part) for rank in (0, 1) for part in EXACT} <= counts.keys()
     tables = {row["table"] for row in result["rows"] if row["part"] == "weights" and row["measured"]}
-    assert len(tables) == 19
+    assert len(tables) == 24
     for row in result["rows"]:
         if row["part"] == "weights":
             assert row["predicted"] == row["measured"]

@@ -16,7 +16,7 @@ from rich_shop import RICH
 NUM_STEPS = 20
 # The oldest examples first, few at a time: ranks meet batches without any event.
 SHOP = ["data.profile='all'", "train.global_batch_size=4", "train.eval_batch_size=8", "train.order='time'"]
-AVERAGED = ("hobbies", "tags")
+AVERAGED = ("hobbies", "tags", "device_parts")
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
 

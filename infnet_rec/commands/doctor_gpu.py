@@ -69,7 +69,7 @@ def installed_gpus() -> Gpus:
 def installed_driver() -> Driver:
     """Asks nvidia-smi, whose table begins with both versions."""
     try:
-        said = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=60)
+        said = subprocess.run(["nvidia-smi"], capture_output=True, encoding="utf-8", errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return Driver()
     version = re.search(r"Driver Version:\s*([\d.]+)", said.stdout)

@@ -19,10 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from infnet_rec.data.raw import RawTable
 from infnet_rec.data.values import literal, quoted
+
+if TYPE_CHECKING:
+    from infnet_rec.data.raw import RawTable  # DuckDB is not everywhere where instants are read
 
 TimeUnit = Literal["s", "ms", "us", "ns", "decimal_s", "text"]
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -76,7 +78,7 @@ class Clock:
         since_1970 = local - EPOCH - timedelta(hours=self.utc_offset_hours)
         return since_1970 // timedelta(microseconds=1) * self.ticks_per_second // 10**6
 
-    def sql(self, table: RawTable, columns: Sequence[str]) -> str:
+    def sql(self, table: "RawTable", columns: Sequence[str]) -> str:
         """SQL of the ticks since 1970 UTC, null where there is no time.
 
         Args:
@@ -143,7 +145,7 @@ class Clock:
         soon = f"epoch_ms({instant}) - CASE WHEN {rest} = '' THEN {self.utc_offset_hours * 3_600_000} ELSE 0 END"
         return _floor(f"(CASE WHEN {is_plain} THEN {soon} ELSE {slow} END)", 1000 // self.ticks_per_second)
 
-    def checks(self, columns: Sequence[str], table: RawTable) -> dict[str, str]:
+    def checks(self, columns: Sequence[str], table: "RawTable") -> dict[str, str]:
         """Reason -> SQL condition over the ticks `time`, of rows whose time cannot be true."""
         what = " and ".join(columns)
         found = table.instants.get(columns[0]) if len(columns) == 1 else None
@@ -184,7 +186,7 @@ class Clock:
         return _date(local) if self.earliest <= local < self.latest else None
 
 
-def _text(table: RawTable, column: str) -> str:
+def _text(table: "RawTable", column: str) -> str:
     """SQL of a time as it is written; a text that means missing is none."""
     read = table.column(column)
     return read.text if read.null_values else read.raw

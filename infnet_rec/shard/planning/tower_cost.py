@@ -23,6 +23,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from infnet_rec.batch import Batch
 from infnet_rec.ledger import Ledger
 from infnet_rec.model.attention import standing_for_gpu
+from infnet_rec.model.embeddings import TokenAssembly
 from infnet_rec.model.fused import MAX_WIDTH, dry_run
 from infnet_rec.model.ranking import RankingModel
 from infnet_rec.schema import Schema
@@ -133,13 +134,15 @@ class _Trial:
     def _count(self, attention: Literal["eager", "fused"], num_examples: int, fake: FakeTensorMode | None) -> Ledger:
         model, lengths_FB = self.model, self._lengths(num_examples)
         num_tokens = int(lengths_FB.sum())
-        assembly, tower, criterion = (copy.deepcopy(part) for part in (model.assembly, model.tower, model.criterion))
+        tower, criterion = copy.deepcopy(model.tower), copy.deepcopy(model.criterion)
         if _form_of_attention(tower) is not None:
             vars(tower)["attention"] = attention
         # A device that is always there: what runs on a GPU is told by the form of attention alone.
         with fake or nullcontext(), torch.device("cpu"):
             for module in (*tower.train().modules(), *criterion.train().modules()):
                 _materialise(module)
+            # Not the model's own, which a comparison may have replaced by one that reads otherwise.
+            assembly = TokenAssembly(self.schema, self.width)
             batch = self._batch(fake.from_tensor(lengths_FB) if fake else lengths_FB, num_tokens)
             bags, distinct = self._lookups(batch)
             means = batch.mean_row_Q, batch.mean_start_P
