@@ -7,7 +7,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from infnet_rec.data.build_summary import log_lines
 from infnet_rec.data.stats import store_stats
 from infnet_rec.data.store import SPLITS, Store
 from infnet_rec.data.tally import rows_to_read
@@ -50,6 +49,9 @@ def stats(path: Path, plot: Path | None) -> JSON:
 
 def lines(report: JSON) -> list[str]:
     """The numbers for people, some sixty lines."""
+    # It speaks DuckDB, which those who only plan, and format sizes, may not have.
+    from infnet_rec.data.build_summary import log_lines
+
     kind = "in time order" if report["order"] == "time" else "in the order of their files"
     parts = [
         [
