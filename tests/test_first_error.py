@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from infnet_rec.faults import TRY_AGAIN, Failure, Fault
-from infnet_rec.shard.first_error import Cause, End, describe, first_of, read_end
-from infnet_rec.shard.last_words import ERROR_FILE, SPOKEN_FOR, left_to_launcher
+from infnet_rec.shard.first_error import CODES, Cause, End, describe, first_of, read_end
+from infnet_rec.shard.last_words import ERROR_FILE, SPOKEN_FOR, WORDS, left_to_launcher
 from screens import in_terminal, screen
 
 HERE = Path(__file__).parent
@@ -54,6 +54,15 @@ def end(rank: int, code: int | None, message: str = "", at: float = 0.0, **more:
 def test_the_first_to_fail_is_found(ends: list[End], first: int, cause: Cause) -> None:
     found = first_of(ends)
     assert (found.rank, found.cause) == (first, cause)
+
+
+def test_a_rank_that_was_ended_while_it_said_why_counts_with_the_code_of_its_word() -> None:
+    assert end(1, -signal.SIGTERM, "x = 1: must be 2", word="fault").exit_code == 2
+    assert end(1, None, "the plan does not fit", word="no").exit_code == 3
+    assert end(1, -signal.SIGTERM, "saved", word="stopped").exit_code == TRY_AGAIN
+    assert end(1, -signal.SIGTERM, "KeyError: x").exit_code == -signal.SIGTERM
+    words = {word: CODES[word] for word in WORDS.values()}
+    assert words == CODES
 
 
 def test_a_rank_leaves_its_first_error_and_a_launcher_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,9 @@ class Agent(LocalElasticAgent):
         Agent.first = next(end for end in after if end.rank == first.rank) if first and said else first_of(after)
         if not said and all(end.code != TRY_AGAIN for end in after):
             self._say(Agent.first)
-        self._codes = frozenset(failure.exitcode for failure in result.failures.values())
+        codes = {failure.exitcode for failure in result.failures.values()}
+        # Those that were ended may have been asked to stop; only who was first counts among them.
+        self._codes = frozenset(codes | {Agent.first.exit_code or 1})
         self._go_on_or_tell()
         return result
 

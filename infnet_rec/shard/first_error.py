@@ -26,6 +26,9 @@ OTHERS_GONE = re.compile(
 # From outside, or a bug of native code; SIGABRT is what NCCL's watchdog does when somebody else is gone.
 DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
+# Of the words that `last_words.py` writes.
+CODES = {"fault": 2, "failed": 1, "no": 3, "stopped": TRY_AGAIN, "busy": TRY_AGAIN}
+
 
 class Cause(IntEnum):
     """How likely an end is the cause of the others, the likeliest first."""
@@ -60,6 +63,11 @@ class End:
     def facts(self) -> dict[str, Any]:
         """Of the error."""
         return self.said.get("extraInfo", {})
+
+    @property
+    def exit_code(self) -> int | None:
+        """What a rank that said why in one word ends with, though the launcher may have ended it before it could."""
+        return CODES.get(self.facts.get("word", ""), self.code)
 
     @property
     def cause(self) -> Cause:

@@ -64,7 +64,7 @@ def torchrun(arguments: Sequence[str]) -> int:
         return TRY_AGAIN
     except ChildFailedError as error:
         # The first to end is who decided it; the agent may have ended the others with a signal.
-        code = Agent.first.code if Agent.first else error.get_first_failure()[1].exitcode
+        code = Agent.first.exit_code if Agent.first else error.get_first_failure()[1].exitcode
         return code if code in (TRY_AGAIN, *FINAL) else 1
     return 0
 
