@@ -31,14 +31,14 @@ sys.path.insert(0, str(HERE.parent))
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402, TID251 - ranks are timed from barrier to barrier
 
-from infnet_rec.commands.assemble import Data, Sharded, open_data, shard_model, train_loader  # noqa: E402
-from infnet_rec.commands.train import quieten  # noqa: E402
+from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy  # noqa: E402
+from infnet_rec.checkpoint.store import CheckpointStore  # noqa: E402
+from infnet_rec.checkpoint.train_state import TrainState  # noqa: E402
 from infnet_rec.config.load import load_config  # noqa: E402
 from infnet_rec.config.run import RunConfig  # noqa: E402
-from infnet_rec.shard.world import World, joined, place  # noqa: E402
-from infnet_rec.train.checkpoint.progress import Progress  # noqa: E402
-from infnet_rec.train.checkpoint.save import Keep, Saver  # noqa: E402
-from infnet_rec.train.checkpoint.shelf import Shelf  # noqa: E402
+from infnet_rec.data.run_data import RunData, open_data
+from infnet_rec.distributed.process_group import World, process_group, silence_third_party_warnings, world_from_env  # noqa: E402
+from infnet_rec.trainer.build import Sharded, shard_model, train_loader
 
 MOST_STEPS = 1_000
 
@@ -59,10 +59,10 @@ def main() -> None:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}"]
         environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.ranks)), **os.environ}
         os.execve(sys.executable, [sys.executable, *command, *sys.argv], environment)
-    quieten()
-    config, world = load_config(arguments.config, arguments.set), place()
+    silence_third_party_warnings()
+    config, world = load_config(arguments.config, arguments.set), world_from_env()
     data = with_more_rows(open_data(config), arguments.rows_factor)
-    with joined(world):
+    with process_group(world):
         result = measure(config, data, world, arguments)
     if world.is_first:
         shutil.rmtree(arguments.work, ignore_errors=True)
@@ -71,20 +71,26 @@ def main() -> None:
         print("\n".join(lines(result)))
 
 
-def with_more_rows(data: Data, factor: int) -> Data:
+def with_more_rows(data: RunData, factor: int) -> RunData:
     """The same data read into larger tables; the ids that are read stay those there are."""
     tables = tuple(replace(table, num_rows=table.num_rows * factor) for table in data.schema.tables)
     return replace(data, schema=replace(data.schema, tables=tables))
 
 
-def measure(config: RunConfig, data: Data, world: World, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(config: RunConfig, data: RunData, world: World, arguments: argparse.Namespace) -> dict[str, Any]:
     """All rounds, on every rank."""
     sharded = shard_model(config, data, world)
     steps = Steps(config, data, world, sharded)
     run = {"config": config.model_dump(mode="json"), "store": "", "world_size": world.world_size, "plan": {}}
     savers = {
-        mode: Saver(
-            Shelf(arguments.work / mode), sharded.model, sharded.optimizers, Keep(1, 1), mode, run, steps.complain
+        mode: CheckpointSaver(
+            CheckpointStore(arguments.work / mode),
+            sharded.model,
+            sharded.optimizers,
+            RetentionPolicy(1, 1),
+            mode,
+            run,
+            steps.complain,
         )
         for mode in ("sync", "async")
     }
@@ -98,7 +104,7 @@ def measure(config: RunConfig, data: Data, world: World, arguments: argparse.Nam
     for saver in savers.values():
         saver.close()
     ms = {name: median(values) * 1e3 for name, values in times.items()}
-    commit = Shelf(arguments.work / "sync").commits()[-1] if world.is_first else None
+    commit = CheckpointStore(arguments.work / "sync").commits()[-1] if world.is_first else None
     return {
         "bytes": commit.num_bytes if commit else 0,
         "ms": ms,
@@ -118,7 +124,7 @@ def measure(config: RunConfig, data: Data, world: World, arguments: argparse.Nam
 class Steps:
     """Training steps, one after the other."""
 
-    def __init__(self, config: RunConfig, data: Data, world: World, sharded: Sharded) -> None:
+    def __init__(self, config: RunConfig, data: RunData, world: World, sharded: Sharded) -> None:
         self._loader, self._sharded, self._rates = train_loader(config, data, world), sharded, config.train
         self._done = 0
         sharded.model.train()
@@ -136,9 +142,9 @@ class Steps:
         raise RuntimeError(line)
 
 
-def one_round(step: int, steps: Steps, savers: dict[str, Saver], num_steps: int) -> dict[str, float]:
+def one_round(step: int, steps: Steps, savers: dict[str, CheckpointSaver], num_steps: int) -> dict[str, float]:
     """Seconds of each part, the slowest rank's."""
-    at = Progress(step=step)
+    at = TrainState(step=step)
     found = {"step": timed(lambda: steps.take(num_steps)) / num_steps}
     found["sync_stall"] = timed(lambda: savers["sync"].save(at))
     started_at = time.perf_counter()
@@ -164,7 +170,7 @@ def timed(act: Callable[[], None]) -> float:
     return time.perf_counter() - started_at
 
 
-def committed_by_all(saver: Saver) -> bool:
+def committed_by_all(saver: CheckpointSaver) -> bool:
     """Whether no rank is writing."""
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     count = torch.tensor([int(saver.is_idle)], device=device)

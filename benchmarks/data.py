@@ -87,7 +87,7 @@ def machine() -> dict[str, Any]:
 
 def csv_files(raw: Path) -> list[Path]:
     """The CSV files that the recipe reads."""
-    from infnet_rec.data.recipe import load_recipe
+    from infnet_rec.data.ingest.recipe import load_recipe
 
     recipe = load_recipe(RECIPE)
     sources = [recipe.log.files, *(s.files for s in (*recipe.sides.user, *recipe.sides.item))]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fault_runs import NUM_STEPS, SAVE_EVERY, Attempt, Run
-from infnet_rec.faults import TRY_AGAIN
+from infnet_rec.errors import TRY_AGAIN
 
 LOSS_TOLERANCE = 1e-3  # other sums in other orders, over forty steps
 STEP_S = 0.05

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from infnet_rec import cli
 from infnet_rec.batch import Batch
+from infnet_rec.checkpoint.dcp_files import HashedStream
 from infnet_rec.data.loader import BatchReader
-from infnet_rec.train.checkpoint.parts import HashedStream
-from infnet_rec.train.guard import Guard, GuardedForward
+from infnet_rec.trainer.nonfinite import CheckedForward, NonFiniteMonitor
 
 SPEC = "INFNET_REC_FAULT"  # the environment's name for a JSON object, see `suffer`
 
@@ -58,7 +58,7 @@ def suffer(arguments: Sequence[str], spec: dict[str, Any]) -> None:
 
 def _note_steps(path: Path) -> None:
     """One line a finished step: its number, and the rows whose batch went through the model."""
-    read, forward, step_done = BatchReader.read, GuardedForward.__call__, Guard.step_done
+    read, forward, step_done = BatchReader.read, CheckedForward.__call__, NonFiniteMonitor.step_done
     rows_of: dict[int, tuple[np.ndarray, Batch]] = {}
     trained: list[list[int]] = []
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -69,27 +69,27 @@ def _note_steps(path: Path) -> None:
         rows_of[batch.user_B.data_ptr()] = (indices_B, batch)
         return batch
 
-    def noted_forward(self: GuardedForward, batch: Batch) -> tuple[Tensor, Any]:
+    def noted_forward(self: CheckedForward, batch: Batch) -> tuple[Tensor, Any]:
         rows, _ = rows_of.pop(batch.user_B.data_ptr())
         answer = forward(self, batch)
         if answer[0].requires_grad:
             trained.append(rows.tolist())
         return answer
 
-    def noted_done(self: Guard, loss_T: Tensor, gradient_norm: Tensor | None) -> None:
+    def noted_done(self: NonFiniteMonitor, loss_T: Tensor, gradient_norm: Tensor | None) -> None:
         step_done(self, loss_T, gradient_norm)
         rows = trained.pop()
         assert not trained
         os.write(file, (json.dumps({"step": self.at.step + 1, "rows": rows}) + "\n").encode())
 
-    BatchReader.read, GuardedForward.__call__, Guard.step_done = noted_read, noted_forward, noted_done
+    BatchReader.read, CheckedForward.__call__, NonFiniteMonitor.step_done = noted_read, noted_forward, noted_done
 
 
 def _plant_nan(step: int) -> None:
-    forward = GuardedForward.__call__
+    forward = CheckedForward.__call__
     count = 0
 
-    def planted(self: GuardedForward, batch: Batch) -> tuple[Tensor, Any]:
+    def planted(self: CheckedForward, batch: Batch) -> tuple[Tensor, Any]:
         nonlocal count
         if self._model.training:
             count += 1
@@ -97,7 +97,7 @@ def _plant_nan(step: int) -> None:
                 batch.labels_BT[0, 0] = math.nan
         return forward(self, batch)
 
-    GuardedForward.__call__ = planted
+    CheckedForward.__call__ = planted
 
 
 def _die_writing(die: dict[str, Any]) -> None:

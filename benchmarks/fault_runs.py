@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import fault_rank
-from infnet_rec.commands import train as _imported_before_forks  # noqa: F401
-from infnet_rec.commands.assemble import open_data, train_order
+from infnet_rec.checkpoint.store import CheckpointManifest, CheckpointStore
 from infnet_rec.config.load import load_config
-from infnet_rec.train.checkpoint.shelf import Commit, Shelf
-from infnet_rec.train.report import OF_THE_MACHINE
+from infnet_rec.data.run_data import open_data
+from infnet_rec.trainer import train as _imported_before_forks  # noqa: F401
+from infnet_rec.trainer.build import train_order
+from infnet_rec.trainer.metric_logger import OF_THE_MACHINE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "small.toml"
@@ -172,15 +173,15 @@ class Run:
 
     def elastic(self, max_restarts: int) -> subprocess.Popen[bytes]:
         """Two ranks under a real torchrun that restarts them."""
-        command = [sys.executable, "-m", "infnet_rec.shard.torchrun", "--standalone", "--nproc-per-node=2"]
+        command = [sys.executable, "-m", "infnet_rec.launcher.torchrun", "--standalone", "--nproc-per-node=2"]
         command += [f"--max-restarts={max_restarts}", "-m", "benchmarks.fault_rank", *self._arguments()]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), fault_rank.SPEC: json.dumps({"notes": str(self.notes)})}
         with (self.folder / "log-torchrun.txt").open("wb") as log:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
-    def commits(self) -> list[Commit]:
+    def commits(self) -> list[CheckpointManifest]:
         """Whole checkpoints."""
-        return Shelf(self.checkpoints or self.run_dir / "checkpoints").commits()
+        return CheckpointStore(self.checkpoints or self.run_dir / "checkpoints").commits()
 
     def examples(self) -> "Examples":
         """Compares what was trained on, in the history that counts, with what the order says."""

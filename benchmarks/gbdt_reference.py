@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from infnet_rec.data.store import Examples, Store
-from infnet_rec.train.metrics import auc, auc_by_user
+from infnet_rec.metrics import auc, auc_by_user
 
 WITHOUT = ("user_id", "video_id", "author_id", "music_id")
 

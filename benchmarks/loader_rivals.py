@@ -20,11 +20,11 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_rec.batch import Batch
-from infnet_rec.data.distinct import Distinct
+from infnet_rec.data.dedup import Distinct
 from infnet_rec.data.loader import BatchReader
-from infnet_rec.data.order import ShuffledOrder
+from infnet_rec.data.sampler import ShuffledOrder
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from infnet_rec.schema import Schema
 
 ROW_GROUP_EXAMPLES = 65_536
@@ -68,7 +68,7 @@ def pieces(
     """
     several = [f.name for f in schema.features if f.max_values > 1]
     if several:
-        raise Fault(f"profile: {', '.join(several)} has several values; the rivals hold one id a feature")
+        raise UserError(f"profile: {', '.join(several)} has several values; the rivals hold one id a feature")
     reader = BatchReader(store, split, schema, sequence_length)
     for start in range(0, len(rows_N), piece_examples):
         yield columns_of(reader.read(rows_N[start : start + piece_examples]), schema)
@@ -84,7 +84,7 @@ def rows_of(store: Store, split: str, num_examples: int, order: Literal["stored"
         Fault: the split has fewer examples.
     """
     if num_examples > store.num_examples(split):
-        raise Fault(f"num_examples = {num_examples}: split {split} has {store.num_examples(split)}")
+        raise UserError(f"num_examples = {num_examples}: split {split} has {store.num_examples(split)}")
     if order == "stored":
         return np.arange(num_examples)
     return np.random.default_rng(0).choice(store.num_examples(split), num_examples, replace=False)

@@ -84,15 +84,20 @@ def check_all(arguments: argparse.Namespace) -> None:
     """As one rank of several: way after way in one process group."""
     import torch
 
-    from infnet_rec.bench.machine import describe
-    from infnet_rec.commands.assemble import check_run, open_data
-    from infnet_rec.commands.plan_check import compare, result_of
-    from infnet_rec.commands.train import quieten, use_threads
+    from infnet_rec.benchmark.machine import describe_machine
     from infnet_rec.config.load import load_config
-    from infnet_rec.shard.world import joined, place
+    from infnet_rec.data.run_data import open_data
+    from infnet_rec.distributed.process_group import (
+        process_group,
+        silence_third_party_warnings,
+        use_threads,
+        world_from_env,
+    )
+    from infnet_rec.planner.run_plan import check_run
+    from infnet_rec.trainer.plan_check import compare_plan, result_of
 
-    quieten()
-    world = place()
+    silence_third_party_warnings()
+    world = world_from_env()
     named = [f"sharding.hardware='{arguments.hardware}'"] if arguments.hardware else []
     ways = WAYS | (ON_GPU if world.device.type == "cuda" else {})
     common = [f"data.store='{arguments.store}'", *arguments.overrides, *named]
@@ -102,9 +107,9 @@ def check_all(arguments: argparse.Namespace) -> None:
         check_run(config, data, world)
     use_threads(next(iter(configs.values())).train.num_threads, world)
     results: dict[str, JSON] = {}
-    with joined(world):
+    with process_group(world):
         for way, config in configs.items():
-            found = result_of(compare(config, data, world))
+            found = result_of(compare_plan(config, data, world))
             if world.is_first:
                 results[way] = {"overrides": ways[way], "rows": found["rows"]}
                 print(f"{way}: {found['num_wrong']} of {len(found['rows'])} numbers wrong", file=sys.stderr, flush=True)
@@ -112,7 +117,7 @@ def check_all(arguments: argparse.Namespace) -> None:
         first = next(iter(configs.values()))
         run = {"global_batch_size": first.train.global_batch_size, "width": first.model.width}
         everything = {
-            "machine": describe(torch.device(world.device)),
+            "machine": describe_machine(torch.device(world.device)),
             "num_ranks": world.world_size,
             **run,
             "ways": results,

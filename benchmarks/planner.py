@@ -39,15 +39,15 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSha
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from infnet_rec.bench.machine import describe
-from infnet_rec.shard.hardware import GIB, Cluster, load_hardware, parse_cluster
-from infnet_rec.shard.optim import fuse_sparse
-from infnet_rec.shard.planning.demand import NO_CONTROLS, Controls, TableControl, TableTraffic, Workload
-from infnet_rec.shard.planning.options import BY_DEFAULT, POSSIBLE
-from infnet_rec.shard.planning.search import search_plan
-from infnet_rec.shard.planning.tables import plain_sharders
-from infnet_rec.shard.planning.topology import to_topology
-from infnet_rec.shard.versions import estimator_sharders
+from infnet_rec.benchmark.machine import describe_machine
+from infnet_rec.distributed.optimizers import fuse_sparse
+from infnet_rec.distributed.versions import estimator_sharders
+from infnet_rec.planner.hardware import GIB, Cluster, load_hardware, parse_cluster
+from infnet_rec.planner.request import NO_CONTROLS, Controls, TableControl, TableTraffic, Workload
+from infnet_rec.planner.search.candidates import BY_DEFAULT, POSSIBLE
+from infnet_rec.planner.search.estimates import to_topology
+from infnet_rec.planner.search.search import search_plan
+from infnet_rec.planner.tables import plain_sharders
 
 RESULTS = Path(__file__).parent / "results"
 HARDWARE, WIDTH, LOCAL_BATCH_SIZE, RESERVED_HBM_BYTES = "h100", 64, 4096, 8 * GIB
@@ -77,7 +77,7 @@ def main() -> None:
         return
     path = RESULTS / ("planner_quick.json" if arguments.quick else "planner.json")
     results: JSON = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    results["machine"] = describe(torch.device("cpu"))
+    results["machine"] = describe_machine(torch.device("cpu"))
     limit_s = 20.0 if arguments.quick else arguments.limit_s
     for bags, events, cluster in QUICK_SIZES if arguments.quick else SIZES:
         for freedom in ("exact", "any"):

@@ -28,11 +28,11 @@ from typing import Any
 from benchmarks import scaling_page, scaling_plot
 from benchmarks.plan_check import made_store
 from benchmarks.scaling_simulated import KINDS, SIZES, Latency, Loader, efficiency, simulate
-from infnet_rec.commands.train import quieten
 from infnet_rec.config.load import load_config
-from infnet_rec.shard.hardware import load_hardware
-from infnet_rec.shard.planning.step_time import BANDWIDTH_EFFICIENCY, LAUNCH_MS, MATMUL_EFFICIENCY
-from infnet_rec.train.report import write_json
+from infnet_rec.distributed.process_group import silence_third_party_warnings
+from infnet_rec.planner.hardware import load_hardware
+from infnet_rec.planner.step_time import BANDWIDTH_EFFICIENCY, LAUNCH_MS, MATMUL_EFFICIENCY
+from infnet_rec.trainer.metric_logger import write_json
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -85,7 +85,7 @@ def write(path: Path, results: JSON) -> None:
 
 def add_simulated(results: JSON) -> None:
     """Makes the curves anew: they take seconds, and depend on no machine but by the loader's rate."""
-    quieten()
+    silence_third_party_warnings()
     config, latency, loader = load_config(LARGE, []), Latency(), measured_loader(LARGE)
     rows: list[JSON] = []
     for row in simulate(LARGE, HARDWARE, loader, SIZES, latency):

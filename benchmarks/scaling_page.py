@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.scaling_simulated import BASE_GPUS, KINDS, assumptions, efficiency
-from infnet_rec.commands.bench_run_text import TITLES
-from infnet_rec.commands.plan_text import STEP_WORDS
+from infnet_rec.benchmark.report import TITLES
+from infnet_rec.planner.report.text import STEP_WORDS
 
 # A load of this many runnable processes beside our own makes measured ratios worthless.
 QUIET = 1.0

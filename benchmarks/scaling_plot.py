@@ -19,9 +19,9 @@ from matplotlib.ticker import NullLocator
 
 from benchmarks.scaling_page import WORDS, busy
 from benchmarks.scaling_simulated import BASE_GPUS, KINDS, assumptions, efficiency
-from infnet_rec.bench.spans import COMMUNICATION
-from infnet_rec.commands.plan_plot import STEP_COLOURS
-from infnet_rec.commands.stats_plot import DPI, GREY, HEIGHT_PX, PALE, STYLE, WIDTH_PX
+from infnet_rec.benchmark.trace import COMMUNICATION
+from infnet_rec.data.inspect.plot import DPI, GREY, HEIGHT_PX, PALE, STYLE, WIDTH_PX
+from infnet_rec.planner.report.plot import STEP_COLOURS
 
 COLOURS = {"weak": "#0072B2", "strong": "#D55E00"}
 SIMULATED_GROUND = "#FFF8E5"

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from infnet_rec.commands.plan_case import Case, Source, open_source
 from infnet_rec.config.load import load_config
-from infnet_rec.shard.hardware import Cluster, load_hardware, parse_cluster
-from infnet_rec.shard.planning.planned import DoesNotFit
-from infnet_rec.shard.planning.step_time import StepTime
+from infnet_rec.planner.case import PlanCase, Source, open_source
+from infnet_rec.planner.hardware import Cluster, load_hardware, parse_cluster
+from infnet_rec.planner.plan import DoesNotFit
+from infnet_rec.planner.step_time import StepTime
 
 Kind = Literal["weak", "strong"]
 KINDS: tuple[Kind, ...] = ("weak", "strong")
@@ -190,7 +190,7 @@ def _row(
     config_path: Path, source: Source, cluster: Cluster, batch: int, loader: Loader | None, latency: Latency
 ) -> JSON:
     config = load_config(config_path, [f"train.global_batch_size={batch}"])
-    case = Case(config, source, cluster)
+    case = PlanCase(config, source, cluster)
     step = step_of(case, loader, latency)
     ways = sorted({(table.collection, table.sharding) for table in case.planned.tables})
     return {
@@ -204,7 +204,7 @@ def _row(
     }
 
 
-def step_of(case: Case, loader: Loader | None, latency: Latency) -> Step:
+def step_of(case: PlanCase, loader: Loader | None, latency: Latency) -> Step:
     """The planner's step and what is assumed besides."""
     cluster, group = case.cluster, case.group
     ways = sorted({(table.collection, table.sharding) for table in case.planned.tables})
@@ -223,12 +223,12 @@ def step_of(case: Case, loader: Loader | None, latency: Latency) -> Step:
     )
 
 
-def ids_per_example(case: Case) -> float:
+def ids_per_example(case: PlanCase) -> float:
     """Before repeats are named once, which is what the loader reads."""
     return sum(case.shape.ids_M) + sum(case.shape.tokens.values()) / case.local_batch_size
 
 
-def _ids_ms(case: Case) -> float:
+def _ids_ms(case: PlanCase) -> float:
     """Ids of a rank's examples on the slowest link.
 
     By our own count of bytes: TorchRec's estimate lets every row shard be sent all ids of all ranks, though a rank gets

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from infnet_rec.faults import Failure, Fault
+from infnet_rec.errors import Failure, UserError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What a person mends by naming another place or changing a permission; everything else is the machine's failure.
@@ -40,7 +40,7 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FULL_DISK
 
 
-def not_written(what: str, error: OSError) -> Fault | Failure:
+def not_written(what: str, error: OSError) -> UserError | Failure:
     """The error in one line: a Failure for a disk that is full or broken, a Fault for a place that cannot be written.
 
     Args:
@@ -51,7 +51,7 @@ def not_written(what: str, error: OSError) -> Fault | Failure:
     if is_full(error):
         return Failure(f"{what}: the disk is full ({reason}); free some space and run it again")
     if error.errno in OF_THE_PLACE:
-        return Fault(f"{what}: cannot be written ({reason}); name another place")
+        return UserError(f"{what}: cannot be written ({reason}); name another place")
     return Failure(f"{what}: cannot be written ({reason}); look after the disk and run it again")
 
 
@@ -70,7 +70,7 @@ def try_file(option: str, path: Path, *, replaces: Kind | None = None) -> None:
     what = f"{option} {path}"
     try:
         if path.is_dir():
-            raise Fault(f"{what}: is a folder; name a file")
+            raise UserError(f"{what}: is a folder; name a file")
         if not path.parent.is_dir():
             _refuse_missing_folder(what, path.parent)
         if os.path.lexists(path):
@@ -82,19 +82,19 @@ def try_file(option: str, path: Path, *, replaces: Kind | None = None) -> None:
 
 def _refuse_missing_folder(what: str, folder: Path) -> None:
     if os.path.lexists(folder):
-        raise Fault(f"{what}: {folder} is not a folder; name another")
-    raise Fault(f"{what}: there is no folder {folder}; make it first")
+        raise UserError(f"{what}: {folder} is not a folder; name another")
+    raise UserError(f"{what}: there is no folder {folder}; make it first")
 
 
 def _refuse_foreign(what: str, path: Path, replaces: Kind | None) -> None:
     if replaces is None:
-        raise Fault(f"{what}: is there already and would be overwritten; name a new file, or move it")
+        raise UserError(f"{what}: is there already and would be overwritten; name a new file, or move it")
     if not path.is_file():
-        raise Fault(f"{what}: is not a file; name another")
+        raise UserError(f"{what}: is not a file; name another")
     beginning, kind = replaces
     with path.open("rb") as file:
         if file.read(len(beginning)) != beginning:
-            raise Fault(f"{what}: exists and is not {kind}, so it is left alone; name another")
+            raise UserError(f"{what}: exists and is not {kind}, so it is left alone; name another")
 
 
 def try_folder(option: str, path: Path) -> None:
@@ -113,7 +113,7 @@ def try_folder(option: str, path: Path) -> None:
         there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
         if not there.is_dir():
             whose = "is" if there == path.absolute() else f"{there} is"
-            raise Fault(f"{what}: {whose} not a folder; name another")
+            raise UserError(f"{what}: {whose} not a folder; name another")
         # The names that will be made, so that one which is too long is found.
         missing = path.absolute().relative_to(there).parts
         _probe(there, missing[0] if missing else "")

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
-from infnet_rec.faults import Fault, did_you_mean
-from infnet_rec.strict import read_fields
+from infnet_rec.config.toml import read_fields
+from infnet_rec.errors import UserError, did_you_mean
 
 UNSEEN_ID = 0
 NULL_ID = 1
@@ -130,21 +130,21 @@ class Schema:
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise Fault(f"schema: {kind} {', '.join(twice)} is declared more than once; names must be unique")
+                raise UserError(f"schema: {kind} {', '.join(twice)} is declared more than once; names must be unique")
         known = {t.name for t in self.tables}
         for part in (*self.features, *self.sequences):
             if part.table not in known:
-                raise Fault(f"schema: {part.name} reads table {part.table!r}, which is not declared")
+                raise UserError(f"schema: {part.name} reads table {part.table!r}, which is not declared")
         self._check_multi_valued()
 
     def _check_multi_valued(self) -> None:
         sizes = {f.name: f.max_values for f in self.features}
         for part in (*self.features, *self.sequences):
             if part.max_values < 1:
-                raise Fault(f"schema: {part.name} has max_values {part.max_values}; it must be 1 or more")
+                raise UserError(f"schema: {part.name} has max_values {part.max_values}; it must be 1 or more")
         for s in self.sequences:
             if s.max_values != sizes.get(s.attribute, s.max_values):
-                raise Fault(
+                raise UserError(
                     f"schema: {s.name} has up to {s.max_values} values an event and reads {s.attribute}, which has up "
                     f"to {sizes[s.attribute]}; they must be equal"
                 )
@@ -217,7 +217,7 @@ class Schema:
         names = tuple(names)
         for name in names:
             if name not in known:
-                raise Fault(f"feature {name!r} is not in the store{did_you_mean(name, known)}")
+                raise UserError(f"feature {name!r} is not in the store{did_you_mean(name, known)}")
         return replace(self, features=tuple(known[name] for name in names))
 
     def with_behaviours(self, names: Iterable[str]) -> Self:

@@ -21,9 +21,8 @@ from typing import Dict, List, NoReturn, Optional
 from torchx import specs
 
 from infnet_rec.cli.bench import bench as bench_verbs
-from infnet_rec.faults import Fault, did_you_mean
-from infnet_rec.shard.hardware import Size, parse_size
-from launch.spec import PORT, Launch, Meeting, agent, one_line, shell_threads, single
+from infnet_rec.errors import UserError, did_you_mean
+from infnet_rec.launcher.job import PORT, Launch, Meeting, Size, agent, one_line, parse_size, shell_threads, single
 
 # Nobody publishes it: build one that this project is installed in, and name it as you like with --image.
 IMAGE = "infnet-rec"
@@ -113,7 +112,7 @@ def bench(
     takes = [verb for verb in verbs if "config" in getattr(verb.callback, "__annotations__", {})]
     known = [verb.name or getattr(verb.callback, "__name__", "") for verb in takes]
     if what not in known:
-        _leave(Fault(f"--what {what}: must be one of {', '.join(known)}{did_you_mean(what, known)}"))
+        _leave(UserError(f"--what {what}: must be one of {', '.join(known)}{did_you_mean(what, known)}"))
     words = ("bench", what, config, *_set(overrides))
     j = j or ("1x2" if what in SEVERAL_RANKS else "1x1")
     return _app(Launch(words, _size(j), "infnet-rec-bench", env or {}, image=image, mounts=tuple(mounts or ())), h)
@@ -174,7 +173,7 @@ def experiment(
         mounts: into the container, type=bind,src=PATH,dst=PATH.
     """
     if not re.fullmatch(r"[1-9]\d{0,3}", j, re.ASCII):
-        _leave(Fault(f"-j {j}: must be a number of parts from 1 to 9999, such as 4"))
+        _leave(UserError(f"-j {j}: must be a number of parts from 1 to 9999, such as 4"))
     words = ("experiment", experiment, f"--out={out}", *options)
     # One part is enough to begin with.
     parts = Launch(
@@ -233,7 +232,7 @@ def _described(launch: Launch, command: str, h: Optional[str]) -> specs.AppDef:
         resource = specs.resource(h=h) if h else specs.NULL_RESOURCE
         mounts = specs.parse_mounts(list(launch.mounts)) if launch.mounts else []
     except (KeyError, ValueError) as error:
-        _leave(Fault(f"-h {h}, --mounts {','.join(launch.mounts)}: {error.args[0]}"))
+        _leave(UserError(f"-h {h}, --mounts {','.join(launch.mounts)}: {error.args[0]}"))
     role = specs.Role(
         name=launch.words[0],
         image=launch.image,
@@ -260,19 +259,23 @@ def _check_scheduler(torchx: List[str]) -> None:
     if asked.scheduler != "slurm" or asked.dryrun:
         return
     if shutil.which("sbatch") is None:
-        _leave(Fault(f"-s slurm: there is no sbatch on {socket.gethostname()}; run this on a machine of the cluster"))
+        _leave(
+            UserError(f"-s slurm: there is no sbatch on {socket.gethostname()}; run this on a machine of the cluster")
+        )
     # torchx asks it for every job, and would hand the job in first.
     instead = "'infnet-rec submit --as sbatch' does without"
     if shutil.which("sacct") is None:
         _leave(
-            Fault(f"-s slurm: there is no sacct on {socket.gethostname()}, which torchx asks for its jobs; {instead}")
+            UserError(
+                f"-s slurm: there is no sacct on {socket.gethostname()}, which torchx asks for its jobs; {instead}"
+            )
         )
     said = subprocess.run(
         ["sacct", "-n", "-X", "-S", "now"], capture_output=True, encoding="utf-8", errors="replace", check=False
     )
     if said.returncode:
         reason = (said.stderr.strip().splitlines() or [f"it ended with code {said.returncode}"])[-1]
-        _leave(Fault(f"-s slurm: sacct, which torchx asks for its jobs, does not answer: {reason}; {instead}"))
+        _leave(UserError(f"-s slurm: sacct, which torchx asks for its jobs, does not answer: {reason}; {instead}"))
 
 
 def _kept(text: str) -> str:
@@ -287,11 +290,11 @@ def _set(overrides: tuple[str, ...]) -> list[str]:
 def _size(j: str) -> Size:
     try:
         return parse_size(j)
-    except Fault as fault:
+    except UserError as fault:
         _leave(fault)
 
 
-def _leave(fault: Fault) -> NoReturn:
+def _leave(fault: UserError) -> NoReturn:
     """As the command line does: torchx would show a traceback."""
     print(f"infnet-rec: fault: {fault}", file=sys.stderr)
     raise SystemExit(2) from fault

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from infnet_rec.model import fused_kernels
+from infnet_rec.models.infnet import triton_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -78,13 +78,13 @@ def main(capability: int, cases: list[str]) -> None:
     for case in cases:
         dtype, width, num_queries, *chosen = case.split(":")
         tensors = arguments(DTYPES[dtype], int(width), int(num_queries))
-        size = fused_kernels.Extent(28, int(num_queries), int(width), tensors[0][0].element_size())
-        for kernel, given in ((fused_kernels.attend_forward, tensors[:2]), (fused_kernels.attend_backward, tensors)):
+        size = triton_kernels.Extent(28, int(num_queries), int(width), tensors[0][0].element_size())
+        for kernel, given in ((triton_kernels.attend_forward, tensors[:2]), (triton_kernels.attend_backward, tensors)):
             if chosen:
                 options = {"BLOCK": int(chosen[0]), "num_warps": int(chosen[1]), "num_stages": 2}
                 all_compiled = [kernel.warmup(*given, SIZE=size, grid=(2,), **options)]
             else:
-                all_compiled = fused_kernels._TUNED[kernel].warmup(*given, SIZE=size, grid=(2,))
+                all_compiled = triton_kernels._TUNED[kernel].warmup(*given, SIZE=size, grid=(2,))
             for compiled in all_compiled:
                 registers, stack = resources(compiled.asm["cubin"])
                 print(

@@ -90,7 +90,7 @@ def ranks() -> Iterator[RankPair]:
 @pytest.fixture(scope="session")
 def small_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4,000 generated impressions in KuaiRand-Pure's format."""
-    from infnet_rec.data.generate import generate
+    from infnet_rec.synthetic.run import generate
 
     out = tmp_path_factory.mktemp("small") / "raw"
     generate("kuairand-pure", out, num_examples=4000, seed=1)
@@ -100,11 +100,11 @@ def small_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_store(small_raw: Path) -> Path:
     """The store of `small_raw`."""
-    from infnet_rec.data.build import Progress, build
-    from infnet_rec.data.recipe import load_recipe
+    from infnet_rec.data.ingest.build import BuildProgress, build_store
+    from infnet_rec.data.ingest.recipe import load_recipe
 
     recipe = load_recipe(Path(__file__).parents[1] / "configs" / "datasets" / "kuairand_pure.toml")
-    silent = Progress(lambda *_: None, lambda _: None)
+    silent = BuildProgress(lambda *_: None, lambda _: None)
     out = small_raw.parent / "store"
-    build(recipe, small_raw, out, silent, num_threads=1)
+    build_store(recipe, small_raw, out, silent, num_threads=1)
     return out

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from infnet_rec.data.build import Progress, build
-from infnet_rec.data.generate import generate
-from infnet_rec.data.recipe import load_recipe
+from infnet_rec.data.ingest.build import BuildProgress, build_store
+from infnet_rec.data.ingest.recipe import load_recipe
 from infnet_rec.data.store import Store
+from infnet_rec.synthetic.run import generate
 from kiosk import hashes, kiosk
 from rich_shop import IN_CSV, RICH, write_shop_in_csv
 from shop_data import SHOP_RECIPE, shop_recipe, shop_rows, shop_text, write_shop
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 GENERATED_RECIPE = ROOT / "configs" / "datasets" / "kuairand_pure.toml"
 REAL_RECIPE = ROOT / "configs" / "datasets" / "kuairand_pure_late.toml"
 REAL_RAW = ROOT.parent / "shared" / "data" / "kuairand_pure_late"
-QUIET = Progress(lambda *_: None, lambda _: None)
+QUIET = BuildProgress(lambda *_: None, lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def build_shop(folder: Path, *changes: tuple[str, str]) -> Dataset:
     """The shop's raw files and store in a new folder."""
     write_shop(folder / "raw")
     recipe = shop_recipe(*changes)
-    build(recipe, folder / "raw", folder / "store", QUIET)
+    build_store(recipe, folder / "raw", folder / "store", QUIET)
     return Dataset(folder / "raw", shop_text(*changes), Store(folder / "store"))
 
 
@@ -70,7 +70,7 @@ def shop_in_csv(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The same rows, written as CSV."""
     folder = tmp_path_factory.mktemp("shop_in_csv")
     write_shop_in_csv(folder / "raw")
-    build(shop_recipe(*RICH, *IN_CSV), folder / "raw", folder / "store", QUIET)
+    build_store(shop_recipe(*RICH, *IN_CSV), folder / "raw", folder / "store", QUIET)
     return Dataset(folder / "raw", shop_text(*RICH, *IN_CSV), Store(folder / "store"))
 
 
@@ -100,7 +100,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The hashes of the kiosk's store."""
     folder = tmp_path_factory.mktemp("clean")
     recipe, raw = kiosk(folder)
-    build(recipe, raw, folder / "store", QUIET)
+    build_store(recipe, raw, folder / "store", QUIET)
     assert not (folder / "store" / "quarantine.csv").exists()
     return hashes(folder / "store")
 
@@ -142,7 +142,7 @@ def qb_video(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def _built(folder: Path, name: str) -> Dataset:
     """The store of a recipe of the repository."""
     recipe = ROOT / "configs" / "datasets" / f"{name}.toml"
-    build(load_recipe(recipe), folder / "raw", folder / "store", QUIET, num_threads=1)
+    build_store(load_recipe(recipe), folder / "raw", folder / "store", QUIET, num_threads=1)
     return Dataset(folder / "raw", tomllib.loads(recipe.read_text(encoding="utf-8")), Store(folder / "store"))
 
 
@@ -158,5 +158,5 @@ def real_raw() -> Path:
 def real(real_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The real rows and their store."""
     out = tmp_path_factory.mktemp("real") / "store"
-    build(load_recipe(REAL_RECIPE), real_raw, out, QUIET)
+    build_store(load_recipe(REAL_RECIPE), real_raw, out, QUIET)
     return Dataset(real_raw, tomllib.loads(REAL_RECIPE.read_text(encoding="utf-8")), Store(out))

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from experiment_files import written
-from infnet_rec.commands import experiment as command
-from infnet_rec.commands import experiment_search
-from infnet_rec.commands.experiment import Asked
-from infnet_rec.commands.training_run import Ended, Job, Judge
 from infnet_rec.data.store import Store
-from infnet_rec.train.report import write_json
+from infnet_rec.experiments import runner as command
+from infnet_rec.experiments import search
+from infnet_rec.experiments.process import Job, Judge, RunEnded
+from infnet_rec.experiments.runner import ExperimentArgs
+from infnet_rec.trainer.metric_logger import write_json
 
 
 @dataclass
@@ -22,9 +22,9 @@ class FakeTrainer:
 
     store: str
     jobs: list[Job] = field(default_factory=list)
-    ends: Callable[[Job], Ended | None] = lambda _: None
+    ends: Callable[[Job], RunEnded | None] = lambda _: None
 
-    def __call__(self, job: Job, wants_stop: object, is_hopeless: Judge | None = None) -> Ended:
+    def __call__(self, job: Job, wants_stop: object, is_hopeless: Judge | None = None) -> RunEnded:
         self.jobs.append(job)
         if (ended := self.ends(job)) is not None:
             return ended
@@ -34,19 +34,21 @@ class FakeTrainer:
         auc = 0.5 + (rates[-1] if rates else 0.1)
         task = {"auc": auc, "gauc": auc, "gauc_unweighted": auc}
         if is_hopeless is not None and is_hopeless(10, {"click": task}):
-            return Ended("pruned")
+            return RunEnded("pruned")
         metrics = {"valid": {"click": task}} | ({} if "train.test=skip" in job.overrides else {"test": {"click": task}})
         counts = dict.fromkeys(("steps_done", "best_step", "num_sparse_parameters", "num_dense_parameters"), 1)
         rest = {"num_ranks": 1, "examples_per_s": 1.0, "wall_s": 1.0, "scoring": None, "metrics": metrics}
-        return Ended("done", {**counts, **rest})
+        return RunEnded("done", {**counts, **rest})
 
     def installed(self, monkeypatch: pytest.MonkeyPatch) -> "FakeTrainer":
         """Itself, from now on in the place of processes."""
         monkeypatch.setattr(command, "train_in_a_process", self)
-        monkeypatch.setattr(experiment_search, "train_in_a_process", self)
+        monkeypatch.setattr(search, "train_in_a_process", self)
         return self
 
 
 def run(folder: Path, text: str, trainer: FakeTrainer, *overrides: str, **asked: Any) -> dict[str, Any]:
     path = written(folder, text)
-    return command.experiment(path, [f"data.store={trainer.store}", *overrides], folder / "out", Asked(**asked))
+    return command.run_experiment(
+        path, [f"data.store={trainer.store}", *overrides], folder / "out", ExperimentArgs(**asked)
+    )

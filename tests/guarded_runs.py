@@ -10,12 +10,12 @@ import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from infnet_rec.batch import Batch
-from infnet_rec.commands.assemble import open_data, shard_model, train_loader, train_order
-from infnet_rec.faults import Failure
-from infnet_rec.shard.world import make_deterministic
-from infnet_rec.train.bad_batch import BadBatches
-from infnet_rec.train.checkpoint.progress import Progress
-from infnet_rec.train.guard import Guard
+from infnet_rec.checkpoint.train_state import TrainState
+from infnet_rec.data.run_data import open_data
+from infnet_rec.distributed.process_group import make_deterministic
+from infnet_rec.errors import Failure
+from infnet_rec.trainer.build import shard_model, train_loader, train_order
+from infnet_rec.trainer.nonfinite import NonFiniteBatches, NonFiniteMonitor
 from sharded_runs import dense_of, small_config, tables_of, world_of
 
 RATES = {"sparse": 0.02, "dense": 0.001}
@@ -65,12 +65,12 @@ def run_with(rank: int, world_size: int, store: str, folder: str, options: dict[
         batches = planted(batches, options.get("bad", set()))
     batches = without(batches, options.get("left_out", set()))
     said: list[str] = []
-    record = BadBatches(data.store, train_order(config, data), world_size, Path(folder) if rank == 0 else None)
+    record = NonFiniteBatches(data.store, train_order(config, data), world_size, Path(folder) if rank == 0 else None)
     stop = SimpleNamespace(wanted=rank == options.get("stop_rank"))
     policy, most = config.train.on_nonfinite, options.get("max_skipped", 10)
-    guard = Guard(data.task_names, rank, world_size, policy, most, record, said.append, stop)
+    guard = NonFiniteMonitor(data.task_names, rank, world_size, policy, most, record, said.append, stop)
     sharded.model.train()
-    at = Progress()
+    at = TrainState()
     guard.follow(at)
     failure = None
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infnet_rec.model.tokens import TokenLayout
+from infnet_rec.models.tokens import TokenLayout
 
 Weights = Mapping[str, Tensor]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infnet_rec.data.recipe import Recipe
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest.recipe import Recipe
 from infnet_rec.data.store import Store
-from infnet_rec.strict import check
 
 DAY_S = 86_400
 KIOSK: dict[str, Any] = {
@@ -56,7 +56,7 @@ def kiosk(folder: Path, edit: Edit = lambda raw, recipe: None) -> tuple[Recipe, 
     for name, lines in FILES.items():
         (raw / name).write_text("\n".join(lines) + "\n")
     edit(raw, recipe)
-    return check(Recipe, recipe, "kiosk.toml"), raw
+    return validate_model(Recipe, recipe, "kiosk.toml"), raw
 
 
 def add(name: str, line: str) -> Edit:

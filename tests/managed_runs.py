@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 
 from data_fixtures import GENERATED_RECIPE, QUIET
-from infnet_rec.commands.assemble import Data, Sharded, check_run, open_data, shard_model, train_loader
+from infnet_rec.checkpoint.loader import newest_whole, restore
+from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+from infnet_rec.checkpoint.store import CheckpointStore
+from infnet_rec.checkpoint.train_state import TrainState
 from infnet_rec.config.run import RunConfig
-from infnet_rec.data.build import build
-from infnet_rec.data.recipe import Recipe
-from infnet_rec.faults import Fault
-from infnet_rec.shard.world import World
-from infnet_rec.strict import check
-from infnet_rec.train.checkpoint.progress import Progress
-from infnet_rec.train.checkpoint.restore import newest_whole, restore
-from infnet_rec.train.checkpoint.save import Keep, Saver
-from infnet_rec.train.checkpoint.shelf import Shelf
-from infnet_rec.train.metrics import mean_over_ranks
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.recipe import Recipe
+from infnet_rec.data.run_data import RunData, open_data
+from infnet_rec.distributed.process_group import World
+from infnet_rec.errors import UserError
+from infnet_rec.metrics import mean_over_ranks
+from infnet_rec.planner.run_plan import check_run
+from infnet_rec.trainer.build import Sharded, shard_model, train_loader
 from sharded_runs import small_config, tables_of, valid_logits, world_of
 
 NUM_IDS = 2**14
@@ -54,10 +56,10 @@ def build_hashed(raw: Path, out: Path) -> None:
     recipe = GENERATED_RECIPE.read_text(encoding="utf-8")
     text = recipe.replace("# Request context", HASHED + "\n# Request context", 1)
     assert text != recipe
-    build(check(Recipe, tomllib.loads(text), "hashed.toml"), raw, out, QUIET, num_threads=1)
+    build_store(validate_model(Recipe, tomllib.loads(text), "hashed.toml"), raw, out, QUIET, num_threads=1)
 
 
-def open_run(rank: int, world_size: int, store: str, overrides: list[str]) -> tuple[RunConfig, Data, World, Sharded]:
+def open_run(rank: int, world_size: int, store: str, overrides: list[str]) -> tuple[RunConfig, RunData, World, Sharded]:
     """A run that has not begun."""
     config = small_config(store, overrides)
     data, world = open_data(config), world_of(rank, world_size)
@@ -87,13 +89,13 @@ def train_managed(rank: int, world_size: int, store: str, overrides: list[str], 
     return ending(config, data, world, sharded) | {"losses": losses}
 
 
-def ending(config: RunConfig, data: Data, world: World, sharded: Sharded) -> dict[str, Any]:
+def ending(config: RunConfig, data: RunData, world: World, sharded: Sharded) -> dict[str, Any]:
     """What is left of a run."""
     kept, tables = kept_of(sharded) if data.schema.managed_tables else {}, tables_of(sharded)
     return {"kept": kept, "tables": tables, "logits": valid_logits(config, data, world, sharded)}
 
 
-def steps(config: RunConfig, data: Data, world: World, sharded: Sharded, first: int, number: int) -> np.ndarray:
+def steps(config: RunConfig, data: RunData, world: World, sharded: Sharded, first: int, number: int) -> np.ndarray:
     """Losses of so many steps."""
     batches = train_loader(config, data, world).batches(first, number)
     sharded.model.train()
@@ -111,9 +113,11 @@ def save_managed(
     config, data, world, sharded = open_run(rank, world_size, store, overrides)
     steps(config, data, world, sharded, 0, at)
     run = {"config": config.model_dump(mode="json"), "store": "", "world_size": world_size, "plan": {}}
-    saver = Saver(Shelf(folder), sharded.model, sharded.optimizers, Keep(1, 1), "sync", run, print)
+    saver = CheckpointSaver(
+        CheckpointStore(folder), sharded.model, sharded.optimizers, RetentionPolicy(1, 1), "sync", run, print
+    )
     sharded.pipeline.detach()
-    saver.save(Progress(step=at))
+    saver.save(TrainState(step=at))
     saved = ending(config, data, world, sharded)
     sharded.model.train()
     losses = steps(config, data, world, sharded, at, then) if then else None
@@ -125,12 +129,12 @@ def go_on_managed(
 ) -> dict[str, Any]:
     """Loads what `save_managed` saved into a new model and trains on; a fault's message if it is refused."""
     config, data, world, sharded = open_run(rank, world_size, store, overrides)
-    shelf = Shelf(folder)
+    shelf = CheckpointStore(folder)
     commit = newest_whole(shelf, print)
     assert commit is not None
     try:
         restore(shelf, commit, sharded.model, sharded.optimizers, {})
-    except Fault as fault:
+    except UserError as fault:
         return {"fault": str(fault)}
     saved = ending(config, data, world, sharded)
     losses = steps(config, data, world, sharded, at, then) if then else None

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import literal
-from infnet_rec.model.infnet import Infnet
-from infnet_rec.model.infnet_options import InfnetOptions
-from infnet_rec.model.precision import Precision
-from infnet_rec.model.tokens import Tokens
+from infnet_rec.models.infnet.model import Infnet
+from infnet_rec.models.infnet.options import InfnetOptions
+from infnet_rec.models.precision import Precision
+from infnet_rec.models.tokens import Tokens
 
 NUM_FEATURES, NUM_TASKS, WIDTH = 5, 3, 8
 BY_BEHAVIOUR, BY_SEQUENCE = (0, 0, 1, 1), (0, 1, 2, 3)

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from infnet_rec.commands.assemble import check_run, open_data, shard_model
-from infnet_rec.commands.plan_case import Case, open_source
-from infnet_rec.commands.plan_check import compare, result_of
-from infnet_rec.faults import Failure, Fault, Refusal
-from infnet_rec.shard.hardware import load_hardware, parse_cluster
-from infnet_rec.shard.planning.plan_file import PlanFile
+from infnet_rec.data.run_data import open_data
+from infnet_rec.errors import Failure, Refusal, UserError
+from infnet_rec.planner.case import PlanCase, open_source
+from infnet_rec.planner.hardware import load_hardware, parse_cluster
+from infnet_rec.planner.plan_file import PlanFile
+from infnet_rec.planner.run_plan import check_run
+from infnet_rec.trainer.build import shard_model
+from infnet_rec.trainer.plan_check import compare_plan, result_of
 from sharded_runs import small_config, world_of
 
 SHOP = ["data.profile='all'", "train.global_batch_size=8", "train.eval_batch_size=8", "sharding.row_wise_min_rows=9"]
@@ -18,7 +20,7 @@ SHOP = ["data.profile='all'", "train.global_batch_size=8", "train.eval_batch_siz
 def make_plan(store: str, *overrides: str, cluster: str = "1x2", hardware: str = "cpu-node") -> PlanFile:
     """What `infnet-rec plan --out` writes."""
     config = small_config(store, [*SHOP, *overrides])
-    return Case(config, open_source(config), parse_cluster(cluster, load_hardware(hardware))).file()
+    return PlanCase(config, open_source(config), parse_cluster(cluster, load_hardware(hardware))).file()
 
 
 def plan_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -> tuple[str, str]:
@@ -34,14 +36,14 @@ def error_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -
     data, world = open_data(config), world_of(rank, world_size)
     try:
         shard_model(config, data, world)
-    except (Failure, Fault, Refusal, ArithmeticError) as error:
+    except (Failure, UserError, Refusal, ArithmeticError) as error:
         return type(error).__name__, str(error)
     return "", "nothing went wrong"
 
 
 def error_of_broken_planner(rank: int, world_size: int, store: str) -> tuple[str, str]:
     """The same where the planner of rank 0 has a bug."""
-    from infnet_rec.commands import plan_case
+    from infnet_rec.planner import case as plan_case
 
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("the planner divided by nothing")
@@ -58,7 +60,7 @@ def check_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -
     config = small_config(store, [*SHOP, *overrides])
     data, world = open_data(config), world_of(rank, world_size)
     check_run(config, data, world)
-    return result_of(compare(config, data, world))
+    return result_of(compare_plan(config, data, world))
 
 
 def small_hardware(folder: Path, host_gib: float) -> Path:

@@ -7,8 +7,8 @@ from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimi
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from infnet_rec.shard.hardware import GIB, Cluster, Hardware, load_hardware, parse_cluster
-from infnet_rec.shard.planning.demand import TableTraffic, Workload
+from infnet_rec.planner.hardware import GIB, Cluster, Hardware, load_hardware, parse_cluster
+from infnet_rec.planner.request import TableTraffic, Workload
 
 META = torch.device("meta")
 

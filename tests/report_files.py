@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from infnet_rec.train.metrics import evaluate_scores
+from infnet_rec.metrics import evaluate_scores
 
 TASKS = ("click", "long_view")
 # How well each model's scores follow the label, by task.

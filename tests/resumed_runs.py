@@ -10,25 +10,26 @@ import numpy as np
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from infnet_rec.commands import continue_run, resume
-from infnet_rec.commands.assemble import Sharded, evaluation, open_data, shard_model, train_loader
-from infnet_rec.commands.attend import make_guard
-from infnet_rec.commands.run_dir import start_anew
-from infnet_rec.commands.train import pace_of, schedule_of
-from infnet_rec.data.order import local_slice
-from infnet_rec.train.checkpoint.progress import Progress
-from infnet_rec.train.checkpoint.shelf import Shelf, name_of
-from infnet_rec.train.loop import LearningRates, Training
-from infnet_rec.train.metrics import TaskMetrics
-from infnet_rec.train.report import OF_THE_MACHINE, Report
-from infnet_rec.train.stop import StopSignal
+from infnet_rec.checkpoint.store import CheckpointStore, checkpoint_name
+from infnet_rec.checkpoint.train_state import TrainState
+from infnet_rec.data.run_data import open_data
+from infnet_rec.data.sampler import local_slice
+from infnet_rec.metrics import TaskMetrics
+from infnet_rec.trainer import continue_run, resume
+from infnet_rec.trainer.build import Sharded, evaluation, shard_model, train_loader
+from infnet_rec.trainer.loop import LearningRates, Trainer
+from infnet_rec.trainer.metric_logger import OF_THE_MACHINE, MetricLogger
+from infnet_rec.trainer.run_dir import prepare_run_dir
+from infnet_rec.trainer.session import make_nonfinite_monitor
+from infnet_rec.trainer.signals import GracefulStop
+from infnet_rec.trainer.train import pace_of, schedule_of
 from sharded_runs import dense_of, small_config, tables_of, world_of
 
 
 class ScriptedValid:
     """Gives the AUC that a script has for the step."""
 
-    def __init__(self, aucs: Mapping[int, float], at: Progress) -> None:
+    def __init__(self, aucs: Mapping[int, float], at: TrainState) -> None:
         self._aucs, self._at = aucs, at
 
     def metrics(self, model: object, pipeline: object) -> dict[str, TaskMetrics]:
@@ -57,21 +58,21 @@ def train_run(
     config = small_config(store, overrides)
     data, world = open_data(config), world_of(rank, world_size)
     run_dir = Path(folder)
-    standing = resume.look(run_dir, config, data)
+    standing = resume.inspect_run_dir(run_dir, config, data)
     torch.distributed.barrier()
     if rank == 0:
         run_dir.mkdir(exist_ok=True)
-        start_anew(run_dir, config)
+        prepare_run_dir(run_dir, config)
     pace, said = pace_of(config, data), []
-    report = Report(run_dir if rank == 0 else None, pace.num_steps)
+    report = MetricLogger(run_dir if rank == 0 else None, pace.num_steps)
     report.say = said.append
     sharded = shard_model(config, data, world)
-    at = continue_run.go_on(config, world, run_dir, standing, sharded, report)
+    at = continue_run.resume_or_start(config, world, run_dir, standing, sharded, report)
     started_at = at.step
     saver = continue_run.make_saver(config, data, world, run_dir, sharded, report)
     loader: Any = WatchedLoader(train_loader(config, data, world), rank, world_size)
     valid: Any = evaluation(config, data, world, "valid") if aucs is None else ScriptedValid(aucs, at)
-    trained = Training(
+    trained = Trainer(
         model=sharded.model,
         pipeline=sharded.pipeline,
         optimizers=sharded.optimizers,
@@ -81,7 +82,7 @@ def train_run(
         rates=LearningRates(schedule_of(config.train.sparse, pace), schedule_of(config.train.dense, pace)),
         pace=pace,
         report=report,
-        guard=make_guard(config, data, world, run_dir, said.append, StopSignal(speaks=False)),
+        guard=make_nonfinite_monitor(config, data, world, run_dir, said.append, GracefulStop(speaks=False)),
         saver=saver,
         renew_tables=sharded.renew_tables,
     ).run(at)
@@ -120,9 +121,9 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
 def cut_off(run_dir: Path, step: int, to: Path) -> Path:
     """A run as it would be, had it been killed when the checkpoint of a step was the newest; later lines are there."""
     shutil.copytree(run_dir, to)
-    shelf = Shelf(to / "checkpoints")
+    shelf = CheckpointStore(to / "checkpoints")
     assert step in {c.step for c in shelf.commits()}
     for commit in shelf.commits():
         if commit.step > step:
-            shutil.rmtree(shelf.path(name_of(commit.step)))
+            shutil.rmtree(shelf.path(checkpoint_name(commit.step)))
     return to

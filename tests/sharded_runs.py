@@ -6,25 +6,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from infnet_rec.commands.assemble import (
-    Data,
-    Sharded,
-    evaluation,
-    meta_model,
-    open_data,
-    shard_model,
-    train_loader,
-)
-from infnet_rec.commands.continue_run import start_from
+from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+from infnet_rec.checkpoint.store import CheckpointStore
+from infnet_rec.checkpoint.train_state import TrainState
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
-from infnet_rec.shard.parallelize import local_shards
-from infnet_rec.shard.world import World
-from infnet_rec.train.checkpoint.progress import Progress
-from infnet_rec.train.checkpoint.save import Keep, Saver
-from infnet_rec.train.checkpoint.shelf import Shelf
-from infnet_rec.train.metrics import mean_over_ranks
-from infnet_rec.train.report import Report
+from infnet_rec.data.run_data import RunData, open_data
+from infnet_rec.distributed.parallelize import local_shards
+from infnet_rec.distributed.process_group import World
+from infnet_rec.metrics import mean_over_ranks
+from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.trainer.build import Sharded, evaluation, shard_model, train_loader
+from infnet_rec.trainer.continue_run import load_initial_weights
+from infnet_rec.trainer.metric_logger import MetricLogger
 
 CONFIG = Path(__file__).parent / "small.toml"
 
@@ -59,7 +53,7 @@ def train_steps(rank: int, world_size: int, store: str, overrides: list[str], nu
     }
 
 
-def run_steps(config: RunConfig, data: Data, world: World, sharded: Sharded, num_steps: int) -> np.ndarray:
+def run_steps(config: RunConfig, data: RunData, world: World, sharded: Sharded, num_steps: int) -> np.ndarray:
     """Steps 0 to `num_steps` at the configured rates; the mean loss over ranks of each step and task."""
     batches = train_loader(config, data, world).batches(0, num_steps)
     sharded.model.train()
@@ -93,8 +87,10 @@ def save_small(rank: int, world_size: int, store: str, folder: str, num_steps: i
         "world_size": world_size,
         "plan": {},
     }
-    saver = Saver(Shelf(folder), sharded.model, sharded.optimizers, Keep(1, 1), "sync", run, print)
-    saver.save(Progress(step=num_steps))
+    saver = CheckpointSaver(
+        CheckpointStore(folder), sharded.model, sharded.optimizers, RetentionPolicy(1, 1), "sync", run, print
+    )
+    saver.save(TrainState(step=num_steps))
     return valid_logits(config, data, world, sharded)
 
 
@@ -103,11 +99,11 @@ def load_small(rank: int, world_size: int, store: str, folder: str) -> np.ndarra
     config = small_config(store, ["train.seed=99", "sharding.row_wise_min_rows=1000000"])
     data, world = open_data(config), world_of(rank, world_size)
     sharded = shard_model(config, data, world)
-    start_from(folder, data, sharded, Report(None, 0))
+    load_initial_weights(folder, data, sharded, MetricLogger(None, 0))
     return valid_logits(config, data, world, sharded)
 
 
-def valid_logits(config: RunConfig, data: Data, world: World, sharded: Sharded) -> np.ndarray:
+def valid_logits(config: RunConfig, data: RunData, world: World, sharded: Sharded) -> np.ndarray:
     """Logits of the valid split in the store's order, [N, T]; empty on other ranks than 0."""
     predictions = evaluation(config, data, world, "valid").predictions(sharded.model, sharded.pipeline)
     return np.empty((0, 0)) if predictions is None else predictions.logits_NT

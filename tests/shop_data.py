@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infnet_rec.data.recipe import Recipe
-from infnet_rec.strict import check
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest.recipe import Recipe
 
 CLOCK_START = 1_699_999_200  # 2023-11-14 22:00 UTC
 BOUNDARY_HOURS = (29, 125, 161, 197)  # from there to the boundaries of the shop's splits
@@ -136,7 +136,7 @@ def shop_text(*changes: tuple[str, str]) -> dict[str, Any]:
 
 def shop_recipe(*changes: tuple[str, str]) -> Recipe:
     """The shop's recipe with some of its text replaced."""
-    return check(Recipe, shop_text(*changes), "shop.toml")
+    return validate_model(Recipe, shop_text(*changes), "shop.toml")
 
 
 def write_parquet(path: Path, columns: Mapping[str, Sequence[Any] | pa.Array]) -> None:

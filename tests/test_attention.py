@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from infnet_rec.model import jagged
-from infnet_rec.model.attention import DenseTokens, Flow, Readings
-from infnet_rec.model.infnet_options import Ablation, InfnetOptions
-from infnet_rec.model.jagged import JaggedTokens, arrange_sequences
-from infnet_rec.model.proxies import pool_sequences
+from infnet_rec.models.infnet import jagged_attention
+from infnet_rec.models.infnet.attention import DenseTokens, Flow, Readings
+from infnet_rec.models.infnet.jagged_attention import JaggedTokens, arrange_sequences
+from infnet_rec.models.infnet.options import Ablation, InfnetOptions
+from infnet_rec.models.infnet.proxies import pool_sequences
 from literal import cross_attention
 from paper_check import build
 
@@ -28,7 +28,7 @@ RAGGED = (0, 1, 7, 8, 0, 9, 16, 53, 3, 0)
 @pytest.fixture(params=[1, 16, 24, 8192])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Tokens of a chunk: an example at a time; borders in between, the last chunk smaller; all examples at once."""
-    monkeypatch.setattr(jagged, "CHUNK_TOKENS", request.param)
+    monkeypatch.setattr(jagged_attention, "CHUNK_TOKENS", request.param)
     return request.param
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from infnet_rec.commands import attention_files, attention_plot
-from infnet_rec.commands.attention_sums import Names, Sums
-from infnet_rec.model.recording import Recorded
+from infnet_rec.analysis import files, pictures
+from infnet_rec.analysis.sums import Names, Sums
+from infnet_rec.models.infnet.recorder import Recorded
 
 NAMES = Names(
     queries=("click", "shared 1"),
@@ -96,10 +96,10 @@ def many(num_fields: int, num_queries: int, *, with_events: bool) -> dict[str, A
 def test_names_of_columns_do_not_run_into_each_other(
     num_fields: int, num_queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_plot, "MAX_FIELDS", 48)
+    monkeypatch.setattr(pictures, "MAX_FIELDS", 48)
     result = many(num_fields, num_queries, with_events=True)
-    figures = [attention_plot.fields(result), attention_plot.sequences(result), attention_plot.behaviours(result)]
-    figures += [attention_plot.gates(result), attention_plot.one_example(result, result["examples"][0])]
+    figures = [pictures.fields(result), pictures.sequences(result), pictures.behaviours(result)]
+    figures += [pictures.gates(result), pictures.example_picture(result, result["examples"][0])]
     for figure in figures:
         figure.canvas.draw()
         width, height = figure.get_size_inches() * figure.dpi
@@ -114,5 +114,5 @@ def test_names_of_columns_do_not_run_into_each_other(
 def test_a_split_without_histories_has_pictures_of_its_fields(tmp_path: Path) -> None:
     result = many(5, 2, with_events=False)
     assert result["num_examples_with_events"] == 0 and "behaviours" not in result
-    attention_plot.draw(result, tmp_path, attention_files._pictures(result))
+    pictures.draw_attention(result, tmp_path, files._pictures(result))
     assert {path.name for path in tmp_path.iterdir()} == {"fields.png", "gates.png", "example-3.png"}

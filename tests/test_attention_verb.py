@@ -14,10 +14,10 @@ import pytest
 
 import sharded_runs
 from infnet_rec import cli
-from infnet_rec.commands import attention as command
-from infnet_rec.commands import attention_plot
-from infnet_rec.commands.train import train
+from infnet_rec.analysis import attention as command
+from infnet_rec.analysis import pictures as attention_plot
 from infnet_rec.data.store import Store
+from infnet_rec.trainer.train import train
 from test_rank_environment import rank_environ
 from test_stats_plot import png_size
 
@@ -37,8 +37,8 @@ def run_dir(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def made(small_store: Path, run_dir: Path) -> tuple[Path, dict[str, Any]]:
     """The folder, and what it was made of."""
     out = run_dir.parent / "pictures"
-    asked = command.Asked(str(run_dir), "test", NUM_EXAMPLES)
-    return out, command.attention(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY], asked, out)
+    asked = command.AttentionArgs(str(run_dir), "test", NUM_EXAMPLES)
+    return out, command.write_attention(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY], asked, out)
 
 
 def test_shares_add_up(made: tuple[Path, dict[str, Any]]) -> None:
@@ -68,8 +68,8 @@ def test_batches_and_their_padding_do_not_matter(
     monkeypatch.setattr(command, "BATCH_SIZE", 67)
     monkeypatch.setattr(command.attention_files, "write", lambda *_: None)
     (checkpoint,) = (run_dir / "checkpoints").glob("step-*")
-    asked = command.Asked(str(checkpoint), "test", NUM_EXAMPLES)
-    again = command.attention(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY], asked, tmp_path / "out")
+    asked = command.AttentionArgs(str(checkpoint), "test", NUM_EXAMPLES)
+    again = command.write_attention(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY], asked, tmp_path / "out")
 
     def numbers(value: Any) -> list[float]:
         if isinstance(value, dict | list):
@@ -127,8 +127,8 @@ def test_the_same_numbers_give_the_same_bytes(
     made: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, result = made
-    attention_plot.draw(result, tmp_path, ["behaviours.png", "gates.png"])
-    monkeypatch.setattr(attention_plot, "draw", lambda *_: None)
+    attention_plot.draw_attention(result, tmp_path, ["behaviours.png", "gates.png"])
+    monkeypatch.setattr(attention_plot, "draw_attention", lambda *_: None)
     command.attention_files.write({key: value for key, value in result.items() if key != "out"}, tmp_path)
     paths = list(tmp_path.iterdir())
     assert len(paths) == 5
@@ -202,17 +202,19 @@ def test_a_store_of_other_bytes_is_refused_and_a_failure_leaves_nothing(
     code, _, err = run(*arguments(small_store, run_dir, tmp_path / "out", [], {}))
     assert code == 2 and "it has fingerprint another, that one" in err
     monkeypatch.undo()
-    monkeypatch.setattr(attention_plot, "draw", lambda *_: 1 / 0)
-    asked = command.Asked(str(run_dir), "valid", 3, (0,))
+    monkeypatch.setattr(attention_plot, "draw_attention", lambda *_: 1 / 0)
+    asked = command.AttentionArgs(str(run_dir), "valid", 3, (0,))
     with pytest.raises(ZeroDivisionError):
-        command.attention(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY], asked, tmp_path / "out")
+        command.write_attention(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY], asked, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_people_are_told_what_is_attended_to_most(
     run: Any, small_store: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_plot, "draw", lambda _, folder, names: [(folder / name).touch() for name in names])
+    monkeypatch.setattr(
+        attention_plot, "draw_attention", lambda _, folder, names: [(folder / name).touch() for name in names]
+    )
     out = tmp_path / "out"
     options = {"--examples": "3", "--split": "valid", "--example": "7"}
     code, said, _ = run(*arguments(small_store, run_dir, out, [], options))

@@ -19,17 +19,18 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 import sharded_runs
 from data_fixtures import QUIET, Dataset, build_shop
 from infnet_rec.batch import Batch
-from infnet_rec.bench.every_token import make_token_events
-from infnet_rec.commands.assemble import Data, meta_model, open_data
-from infnet_rec.data.build import build
-from infnet_rec.data.inspect import describe_example
+from infnet_rec.benchmark.forms.every_token import make_token_events
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.inspect.show import describe_example
 from infnet_rec.data.loader import BatchReader
+from infnet_rec.data.run_data import RunData, open_data
 from infnet_rec.data.store import Store, as_numpy, read_arrow
-from infnet_rec.faults import Fault
-from infnet_rec.model.embeddings import TokenAssembly
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.errors import UserError
+from infnet_rec.models.embeddings import TokenAssembly
+from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.planner.workload import batch_shape, traffic_of
 from infnet_rec.schema import EMPTY_SLOT, Schema
-from infnet_rec.shard.planning.workload import batch_shape, traffic_of
-from infnet_rec.shard.world import joined
 from kiosk import Edit, kiosk
 from rank_pair import RankPair
 from rich_shop import RICH
@@ -44,7 +45,7 @@ RUN = ["data.profile=all", "data.sequence_length=6", "model.width=4", "train.glo
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """A process group of this process only."""
-    with joined(sharded_runs.world_of(0, 1)):
+    with process_group(sharded_runs.world_of(0, 1)):
         yield
 
 
@@ -191,7 +192,7 @@ def test_the_planner_counts_every_id_of_a_token(averaged: Dataset) -> None:
 
 
 def test_what_looks_up_every_token_by_itself_refuses_averages(averaged: Dataset) -> None:
-    with pytest.raises(Fault, match="has up to 3 values, which are averaged"):
+    with pytest.raises(UserError, match="has up to 3 values, which are averaged"):
         make_token_events(averaged.store.schema, 4)
 
 
@@ -219,13 +220,13 @@ def weighing(weights: list[str], *, in_predicate: bool = False) -> Edit:
     return edit
 
 
-def kiosk_data(folder: Path, edit: Edit) -> Data:
+def kiosk_data(folder: Path, edit: Edit) -> RunData:
     recipe, raw = kiosk(folder, edit)
-    build(recipe, raw, folder / "store", QUIET)
+    build_store(recipe, raw, folder / "store", QUIET)
     return open_data(sharded_runs.small_config(str(folder / "store"), RUN))
 
 
-def losses_of(data: Data, rows: np.ndarray, overrides: list[str] | None = None) -> tuple[float, np.ndarray]:
+def losses_of(data: RunData, rows: np.ndarray, overrides: list[str] | None = None) -> tuple[float, np.ndarray]:
     """The loss of a batch and the gradient of the first tower's last layer, of a model with fixed weights."""
     config = sharded_runs.small_config(str(data.store.path), [*RUN, *(overrides or [])])
     model = meta_model(config, data).to_empty(device="cpu")
@@ -272,14 +273,14 @@ def test_equal_weights_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["", "-1", "nan", "inf", "heavy"])
 def test_a_weight_that_is_none_makes_a_bad_row(tmp_path: Path, bad: str) -> None:
     recipe, raw = kiosk(tmp_path, weighing(["1", bad]))
-    with pytest.raises(Fault, match="15 of 30 rows are bad"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match="15 of 30 rows are bad"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def test_weights_that_are_all_zero_are_refused(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path, weighing(["0"]))
-    with pytest.raises(Fault, match=r"log\.weight = 'w': is 0 for every training example"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=r"log\.weight = 'w': is 0 for every training example"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def further(name: str, lines: list[str], **keys: Any) -> Edit:
@@ -309,7 +310,7 @@ def test_a_further_test_sees_the_log_and_nothing_sees_it(tmp_path: Path) -> None
         assert examples.seen["click"][row] == clicks
     assert "weight" not in read_arrow(store.path / "examples" / "test_random.arrow").schema.names
     assert as_numpy(read_arrow(store.path / "examples" / "test_random.arrow"), "label_click").sum() == 10
-    with pytest.raises(Fault, match="split 'test_randm': is one of train, valid, test, test_random"):
+    with pytest.raises(UserError, match="split 'test_randm': is one of train, valid, test, test_random"):
         store.examples("test_randm")
 
 
@@ -335,15 +336,15 @@ def test_a_further_test_that_cannot_be_is_refused(tmp_path: Path, case: str) -> 
         recipe["further_tests"] += [recipe["further_tests"][0]] if not keys else []
         recipe["further_tests"][0] |= keys
 
-    with pytest.raises(Fault, match=said):
+    with pytest.raises(UserError, match=said):
         recipe, raw = kiosk(tmp_path, edit)
-        build(recipe, raw, tmp_path / "store", QUIET)
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def test_an_empty_further_test_is_refused(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path, further("test_none", RANDOM[:1], within_test=True))
-    with pytest.raises(Fault, match="falls into test_none"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match="falls into test_none"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def cli(*words: str) -> str:
@@ -364,7 +365,7 @@ def test_train_and_eval_report_further_tests(tmp_path: Path) -> None:
         recipe["sequences"]["attributes"] += ["marks"]
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     config, run = tmp_path / "run.toml", tmp_path / "run"
     config.write_text(f'[data]\nstore = "{tmp_path / "store"}"\n[model]\nwidth = 4\n[train]\nglobal_batch_size = 4\n')
     said = cli("train", str(config), f"--run-dir={run}", "--set=train.test=keep")

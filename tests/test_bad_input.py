@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from data_fixtures import QUIET
-from infnet_rec.data import places
-from infnet_rec.data.build import build
-from infnet_rec.data.text_format import CSV_FORMAT
-from infnet_rec.faults import Fault
+from infnet_rec.data.ingest import line_numbers
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.parsing.text_format import CSV_FORMAT
+from infnet_rec.errors import UserError
 from kiosk import FILES, Edit, hashes, kiosk, rewrite, swap
 
 
@@ -70,8 +70,8 @@ WRONG_FILES: dict[str, tuple[Edit, str]] = {
 def test_a_wrong_file_is_one_fault_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     edit, message = WRONG_FILES[name]
     recipe, raw = kiosk(tmp_path, edit)
-    with pytest.raises(Fault, match=message):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=message):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     assert {path.name for path in tmp_path.iterdir()} == {"raw"}
 
 
@@ -82,9 +82,9 @@ def test_a_file_that_may_not_be_read_is_a_fault(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(13, "Permission denied", str(path))
 
     recipe, raw = kiosk(tmp_path)
-    monkeypatch.setattr("infnet_rec.data.text_format.open_bytes", refuse)
-    with pytest.raises(Fault, match=r"users\.csv: cannot be read \(Permission denied\)"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    monkeypatch.setattr("infnet_rec.data.parsing.text_format.open_bytes", refuse)
+    with pytest.raises(UserError, match=r"users\.csv: cannot be read \(Permission denied\)"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def test_a_log_of_headers_only_is_refused(tmp_path: Path) -> None:
@@ -96,8 +96,8 @@ def test_a_log_of_headers_only_is_refused(tmp_path: Path) -> None:
             (raw / name).write_text(FILES["log_1.csv"][0] + "\n")
 
     recipe, raw = kiosk(tmp_path, edit)
-    with pytest.raises(Fault, match=r"log_2\.csv: the log holds a header and no rows"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=r"log_2\.csv: the log holds a header and no rows"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def packed(change: Callable[[bytes], bytes]) -> Edit:
@@ -112,18 +112,18 @@ def packed(change: Callable[[bytes], bytes]) -> Edit:
 @pytest.mark.parametrize("cut", [0, 1, 9, 10, 15, 60, -9, -8, -4, -1])
 def test_a_cut_gzip_file_is_a_fault_that_names_it(cut: int, tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path, packed(lambda text: text[:cut]))
-    with pytest.raises(Fault, match=r"log_2\.csv\.gz.*(cut off|no header)"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=r"log_2\.csv\.gz.*(cut off|no header)"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     assert {path.name for path in tmp_path.iterdir()} == {"raw"}
 
 
 def test_a_whole_gzip_file_is_read_and_another_is_refused(tmp_path: Path, clean: dict[str, str]) -> None:
     recipe, raw = kiosk(tmp_path / "whole", packed(lambda text: text))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
     recipe, raw = kiosk(tmp_path / "plain", packed(gzip.decompress))
-    with pytest.raises(Fault, match=r"log_2\.csv\.gz: cut off or not gzip"):
-        build(recipe, raw, tmp_path / "store", QUIET, replace=True)
+    with pytest.raises(UserError, match=r"log_2\.csv\.gz: cut off or not gzip"):
+        build_store(recipe, raw, tmp_path / "store", QUIET, replace=True)
 
 
 def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
     text = 'a,b\n\n1,2\n"x\n\ny",3\nq"q,4\n"d""\n""",5\n\n\n6,"\n"\n7,8'
     (tmp_path / "a.csv").write_text(text)
     with (tmp_path / "a.csv").open("rb") as file:
-        found = [(line, row.decode()) for _, line, row in places.rows(file, CSV_FORMAT) if row]
+        found = [(line, row.decode()) for _, line, row in line_numbers.rows(file, CSV_FORMAT) if row]
     expected = [
         (1, "a,b"),
         (3, "1,2"),
@@ -143,4 +143,4 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
     ]
     assert found == expected
     with (tmp_path / "a.csv").open("rb") as file:
-        assert all(text[offset:].startswith(row.decode()) for offset, _, row in places.rows(file, CSV_FORMAT))
+        assert all(text[offset:].startswith(row.decode()) for offset, _, row in line_numbers.rows(file, CSV_FORMAT))

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_fixtures import QUIET, ROOT
-from infnet_rec.data.build import build
-from infnet_rec.data.check import check_store
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.inspect.check import check_store
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from kiosk import FILES, KIOSK, LOG, add, hashes, kiosk
 
 HEADER = FILES["log_1.csv"][0]
@@ -84,7 +84,7 @@ def test_every_bad_row_is_written_down_where_it_stands_and_the_others_are_used(
     expected += [("users.csv", 5, USER, "x,Rome"), ("users.csv", 6, "Expected Number of Columns: 2 Found: 1", "7")]
     (raw / "items.csv").write_text("item,price\n0,0.0\n1,1.5\n9,dear\n2,3.0\n3,4.5\n")
     expected.append(("items.csv", 4, "price is not a number", "9,dear"))
-    manifest = build(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=0.5)
+    manifest = build_store(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=0.5)
     assert quarantined(tmp_path / "store") == expected
     assert list(manifest["bad_rows"].values()) == [24, 2, 1]
     assert hashes(tmp_path / "store") == clean
@@ -98,7 +98,7 @@ def test_rows_and_lines_are_found_in_a_packed_file_and_behind_a_byte_order_mark(
     expected = [("log_1.csv.gz", *rest) for _, *rest in spoil(raw / "log_1.csv")] + spoil(raw / "log_2.csv")
     (raw / "log_1.csv.gz").write_bytes(gzip.compress((raw / "log_1.csv").read_bytes()))
     (raw / "log_2.csv").write_bytes(b"\xef\xbb\xbf" + (raw / "log_2.csv").read_bytes())
-    build(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=0.5)
+    build_store(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=0.5)
     assert quarantined(tmp_path / "store") == expected and hashes(tmp_path / "store") == clean
 
 
@@ -116,7 +116,7 @@ def test_bad_rows_of_a_parquet_log_have_the_number_of_the_row(tmp_path: Path, cl
             )
 
     recipe, raw = kiosk(tmp_path, edit)
-    manifest = build(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=0.2)
+    manifest = build_store(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=0.2)
     assert quarantined(tmp_path / "store") == [
         ("log_1.parquet", 1, USER, "item=1 time=5 click=0 page=1 mark=a"),
         ("log_1.parquet", 9, ITEM, "user=1 time=5 click=0 page=1 mark=a"),
@@ -140,11 +140,11 @@ def test_a_log_without_time_numbers_its_good_rows(tmp_path: Path) -> None:
         recipe["features"][3]["columns"] = ["mark"]
 
     recipe, raw = kiosk(tmp_path / "clean", edit)
-    build(recipe, raw, tmp_path / "clean" / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "clean" / "store", QUIET)
     recipe, raw = kiosk(tmp_path / "bad", edit)
     lines = (raw / "log_1.csv").read_text().splitlines()
     (raw / "log_1.csv").write_text("\n".join([lines[0], "0,0", *lines[1:9], ",9,0,1,1,a", *lines[9:]]) + "\n")
-    manifest = build(recipe, raw, tmp_path / "bad" / "store", QUIET, max_bad_fraction=0.1)
+    manifest = build_store(recipe, raw, tmp_path / "bad" / "store", QUIET, max_bad_fraction=0.1)
     assert hashes(tmp_path / "bad" / "store").keys() == hashes(tmp_path / "clean" / "store").keys()
     item_files = {"items.arrow", "vocab/item.arrow"}  # item 9 is in the bad row only, and yet an item of its side
     differing = set(hashes(tmp_path / "bad" / "store").items()) ^ set(hashes(tmp_path / "clean" / "store").items())
@@ -159,19 +159,21 @@ def test_a_log_without_time_numbers_its_good_rows(tmp_path: Path) -> None:
 
 def test_the_fraction_that_may_be_bad_is_of_the_rows_of_one_table(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path, add("log_1.csv", "0,0,5,2,1,a"))
-    with pytest.raises(Fault, match=r"1 of 31 rows are bad .3\.2258%., more than --max-bad-fraction 0\.03225 allows"):
-        build(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=0.03225)
-    assert build(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=1 / 31)["bad_rows"] == {"the log": 1}
+    with pytest.raises(
+        UserError, match=r"1 of 31 rows are bad .3\.2258%., more than --max-bad-fraction 0\.03225 allows"
+    ):
+        build_store(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=0.03225)
+    assert build_store(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=1 / 31)["bad_rows"] == {"the log": 1}
 
 
 def test_many_bad_rows_are_counted_by_reason(tmp_path: Path) -> None:
     rows = ["0,0,5,2,1,a"] * 1200 + ["x,0,5,1,1,a"] * 1300
     recipe, raw = kiosk(tmp_path, add("log_1.csv", "\n".join(rows)))
-    with pytest.raises(Fault, match=rf"(?s)2,500 of 2,530 rows.*1,300 rows: {USER}\n  1,200 rows: {LABEL}$"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=rf"(?s)2,500 of 2,530 rows.*1,300 rows: {USER}\n  1,200 rows: {LABEL}$"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     recipe, raw = kiosk(tmp_path / "other", add("log_2.csv", "\n".join(["0,0", *["0,0,5,maybe,1,a"] * 4])))
-    with pytest.raises(Fault, match=r"(?s)line 12: Expected.*4 rows: click is not 0 or 1\n  1 rows: Expected"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=r"(?s)line 12: Expected.*4 rows: click is not 0 or 1\n  1 rows: Expected"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def test_the_command_reports_bad_rows_and_stops_with_exit_2_at_too_many(tmp_path: Path) -> None:
@@ -243,11 +245,11 @@ WRITTEN: dict[str, tuple[str, str, str | None]] = {
 def test_a_number_is_read_as_it_is_or_its_row_is_bad(name: str, tmp_path: Path, clean: dict[str, str]) -> None:
     plain, written, reason = WRITTEN[name]
     recipe, raw = kiosk(tmp_path / "written", lambda raw, recipe: _insert(raw / "log_1.csv", written))
-    build(recipe, raw, tmp_path / "written" / "store", QUIET, max_bad_fraction=0.1)
+    build_store(recipe, raw, tmp_path / "written" / "store", QUIET, max_bad_fraction=0.1)
     found = hashes(tmp_path / "written" / "store")
     if reason is None:
         recipe, raw = kiosk(tmp_path / "plain", lambda raw, recipe: _insert(raw / "log_1.csv", plain))
-        build(recipe, raw, tmp_path / "plain" / "store", QUIET)
+        build_store(recipe, raw, tmp_path / "plain" / "store", QUIET)
         assert found == hashes(tmp_path / "plain" / "store") != clean
     else:
         assert found == clean
@@ -265,7 +267,7 @@ def test_ids_may_be_negative_and_use_all_64_bits(tmp_path: Path) -> None:
     low, high = -(2**63), 2**63 - 1
     recipe, raw = kiosk(tmp_path, add("log_1.csv", f"{low},{high},60480,1,1,a\n-1,{high - 1},60480,1,1,a"))
     (raw / "users.csv").write_text(f"user,city\n{low},Nome\n-1,Rome\n")
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     store = Store(tmp_path / "store")
     assert store.user_keys.to_pylist() == [low, -1, 0, 1, 2]
     assert store.item_keys.to_pylist() == [0, 1, 2, 3, high - 1, high]

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from infnet_rec.bench.every_token import every_token
-from infnet_rec.bench.exchange import Exchange
-from infnet_rec.bench.forms import (
+from infnet_rec.benchmark.exchange import Exchange
+from infnet_rec.benchmark.forms.every_token import every_token
+from infnet_rec.benchmark.forms.forms import (
     TowerShape,
     check_logits,
     full_lengths,
@@ -23,14 +23,14 @@ from infnet_rec.bench.forms import (
     make_tokens,
     ragged_lengths,
 )
-from infnet_rec.bench.literal import LiteralInfnet
-from infnet_rec.bench.sweep import fit, slopes
-from infnet_rec.bench.timing import alternate
-from infnet_rec.bench.tower import clear, count, measure_tower, passes_of
-from infnet_rec.faults import Failure
-from infnet_rec.ledger import Ledger
-from infnet_rec.model.infnet import Infnet
-from infnet_rec.model.infnet_options import InfnetOptions
+from infnet_rec.benchmark.forms.reference_infnet import LiteralInfnet
+from infnet_rec.benchmark.forms.sweep import fit, slopes
+from infnet_rec.benchmark.forms.tower import clear, count, measure_tower, passes_of
+from infnet_rec.benchmark.samples import alternate
+from infnet_rec.errors import Failure
+from infnet_rec.models.infnet.model import Infnet
+from infnet_rec.models.infnet.options import InfnetOptions
+from infnet_rec.planner.op_counter import OpCounter
 
 CPU = torch.device("cpu")
 GROUPS = (0, 1, 1, 2)
@@ -41,9 +41,9 @@ LIMITS = {"copy_bytes_per_s": 1e10, "matmul_flops_per_s": {"float32": 1e11, "bfl
 @pytest.fixture(autouse=True)
 def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's limits are not what is tested."""
-    monkeypatch.setattr("infnet_rec.bench.machine.COPY_BYTES", {"cpu": 1 << 20})
-    monkeypatch.setattr("infnet_rec.bench.machine.MATMUL_SIZES", (64,))
-    monkeypatch.setattr("infnet_rec.bench.timing.MIN_ROUND_S", 0.01)
+    monkeypatch.setattr("infnet_rec.benchmark.machine.COPY_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr("infnet_rec.benchmark.machine.MATMUL_SIZES", (64,))
+    monkeypatch.setattr("infnet_rec.benchmark.samples.MIN_ROUND_S", 0.01)
 
 
 def shape_of(lengths_FB: torch.Tensor, width: int = 8) -> TowerShape:
@@ -107,7 +107,7 @@ def test_forms_that_differ_are_not_compared() -> None:
 
 def test_the_ledger_counts_new_memory_while_it_lives() -> None:
     before = torch.ones(1000)
-    with Ledger() as ledger:
+    with OpCounter() as ledger:
         before.add_(1.0)
         view = before.view(10, 100)[2:]
         assert ledger.live_bytes == 0
@@ -175,7 +175,7 @@ def test_a_measurement_says_all_it_promises() -> None:
 
 def test_a_form_that_would_not_fit_is_left_out_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = shape_of(full_lengths(4, 32, 10))
-    monkeypatch.setattr("infnet_rec.bench.tower.MAX_BYTES", 50_000)
+    monkeypatch.setattr("infnet_rec.benchmark.forms.tower.MAX_BYTES", 50_000)
     result = measure_tower(shape, SMALL, CPU, LIMITS, num_rounds=1, passes=("forward",))
     assert result["passes"]["forward"]["forms"].keys() == {"eager"}
     assert "GiB" in result["missing"]["literal"]

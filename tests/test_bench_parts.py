@@ -5,10 +5,20 @@ from itertools import pairwise
 
 import pytest
 
-from infnet_rec.bench.device_parts import device_parts
-from infnet_rec.bench.host_parts import StepParts, host_parts, kind_of
-from infnet_rec.bench.intervals import difference, intersection, length, shared_out, union
-from infnet_rec.bench.spans import COMMUNICATION, PARTS, STEP, Span, part_of, spans_of
+from infnet_rec.benchmark.trace import (
+    COMMUNICATION,
+    PARTS,
+    STEP,
+    Span,
+    difference,
+    intersection,
+    length,
+    part_of,
+    shared_out,
+    spans_of,
+    union,
+)
+from infnet_rec.benchmark.trace_parts import StepParts, device_parts, host_parts, kind_of
 
 
 def test_intervals_by_hand() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from infnet_rec.bench.spans import COMMUNICATION, PARTS
-from infnet_rec.commands import bench_input
-from infnet_rec.commands.bench_run_text import lines
+from infnet_rec.benchmark import loader
+from infnet_rec.benchmark.report import bench_run_lines
+from infnet_rec.benchmark.trace import COMMUNICATION, PARTS
 
 CONFIG = Path(__file__).parent / "small.toml"
 
@@ -71,7 +71,7 @@ def test_what_is_reported_besides(measured: tuple[dict[str, Any], Path]) -> None
     assert epoch["price"] == pytest.approx(3 * epoch["rank_hours"])
     assert result["memory"]["peak_bytes"] > 1 << 26
     assert json.loads((folder / "a.json").read_text()) == result
-    text = lines(result)
+    text = bench_run_lines(result)
     assert any(line.startswith(f"{result['verdict']['bound']}-bound: ") for line in text)
 
 
@@ -79,8 +79,9 @@ def dense_parameters(result: dict[str, Any]) -> int:
     """Counted from the configuration of the result."""
     import torch
 
-    from infnet_rec.commands.assemble import meta_model, open_data
     from infnet_rec.config.run import RunConfig
+    from infnet_rec.data.run_data import open_data
+    from infnet_rec.planner.run_plan import meta_model
 
     config = RunConfig.model_validate_json(json.dumps(result["config"]))
     with torch.device("meta"):
@@ -99,11 +100,11 @@ def test_every_rank_leaves_a_trace_of_whole_steps(measured: tuple[dict[str, Any]
 
 
 def test_the_input_verb(small_store: Path) -> None:
-    result = bench_input.bench_input(CONFIG, [f"data.store='{small_store}'"], num_batches=12)
+    result = loader.bench_input(CONFIG, [f"data.store='{small_store}'"], num_batches=12)
     assert result["batch"]["num_samples"] == 12 and result["examples_per_s"] > 0
     stages = result["stages_ms"]
     assert len(stages) == 6
     # Nothing is counted twice: something is left for labels and tensors.
     assert all(ms > 0 for ms in stages.values())
     assert result["times_needed"] == pytest.approx(result["examples_per_s"] / result["needed_examples_per_s"])
-    assert bench_input.lines(result)[0].startswith("batches of 64 examples with ")
+    assert loader.loader_lines(result)[0].startswith("batches of 64 examples with ")

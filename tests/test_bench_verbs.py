@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from infnet_rec import cli
-from infnet_rec.commands import bench_plot
-from infnet_rec.faults import Fault
+from infnet_rec.benchmark.forms import tower_verb
+from infnet_rec.errors import UserError
 
 CONFIG = Path(__file__).parent / "small.toml"
 TINY = ["--set=train.global_batch_size=8", "--set=data.sequence_length=3", "--set=model.width=8", "--rounds=1"]
@@ -21,9 +21,9 @@ TINY = ["--set=train.global_batch_size=8", "--set=data.sequence_length=3", "--se
 @pytest.fixture(autouse=True)
 def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's limits are not what is tested."""
-    monkeypatch.setattr("infnet_rec.bench.machine.COPY_BYTES", {"cpu": 1 << 20})
-    monkeypatch.setattr("infnet_rec.bench.machine.MATMUL_SIZES", (64,))
-    monkeypatch.setattr("infnet_rec.bench.timing.MIN_ROUND_S", 0.01)
+    monkeypatch.setattr("infnet_rec.benchmark.machine.COPY_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr("infnet_rec.benchmark.machine.MATMUL_SIZES", (64,))
+    monkeypatch.setattr("infnet_rec.benchmark.samples.MIN_ROUND_S", 0.01)
 
 
 def invoke(*arguments: object) -> Any:
@@ -52,8 +52,8 @@ def test_the_tower_verb_with_a_configuration(small_store: Path) -> None:
 
 
 def test_the_sweep_leaves_a_picture_and_its_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infnet_rec.bench.sweep.LENGTHS", (1, 2, 3))
-    monkeypatch.setattr("infnet_rec.bench.sweep.WIDTHS", (4,))
+    monkeypatch.setattr("infnet_rec.benchmark.forms.sweep.LENGTHS", (1, 2, 3))
+    monkeypatch.setattr("infnet_rec.benchmark.forms.sweep.WIDTHS", (4,))
     picture = tmp_path / "sweep.png"
     for _ in range(2):
         answer = invoke("tower", *TINY, "--device=cpu", "--sweep", picture)
@@ -68,8 +68,8 @@ def test_the_sweep_leaves_a_picture_and_its_points(tmp_path: Path, monkeypatch: 
 
 def test_a_file_that_is_no_sweep_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "sweep.jsonl").write_text("mine")
-    with pytest.raises(Fault, match="is no sweep"):
-        bench_plot.check_sweep_files(tmp_path / "sweep.png")
+    with pytest.raises(UserError, match="is no sweep"):
+        tower_verb.check_sweep_files(tmp_path / "sweep.png")
 
 
 def test_the_embedding_verb(small_store: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from infnet_rec import cli
-from infnet_rec.bench.spans import COMMUNICATION, PARTS, Part
-from infnet_rec.bench.summary import half_width, percentile, ratio, summary
-from infnet_rec.bench.verdict import Setting, judge
-from infnet_rec.commands.bench_asked import Asked
-from infnet_rec.commands.bench_compare import compare, lines
-from infnet_rec.faults import Fault
+from infnet_rec.benchmark.bottleneck import Setting, judge
+from infnet_rec.benchmark.compare import compare_results, comparison_lines
+from infnet_rec.benchmark.run import BenchArgs
+from infnet_rec.benchmark.samples import half_width, percentile, ratio, summary
+from infnet_rec.benchmark.trace import COMMUNICATION, PARTS, Part
+from infnet_rec.errors import UserError
 from test_rank_environment import rank_environ
 
 CPU = Setting(on_gpu=False, loader_threads=1, communication="fp32", precision="fp32", spare_cores=0)
@@ -118,18 +118,18 @@ def test_a_result_and_itself(tmp_path: Path) -> None:
     found = json.loads(answer.stdout)
     one = found["ratios"]["step"]
     assert one["ratio"] == 1 and one["low"] <= 1 <= one["high"] and found["differences"] == []
-    assert "may be no difference" in "\n".join(lines(found))
+    assert "may be no difference" in "\n".join(comparison_lines(found))
 
 
 def test_examples_and_not_steps_are_compared(tmp_path: Path) -> None:
     before = write(tmp_path / "a.json", result([1.0] * 20))
     machine = {"date": "2026-01-02", "load": 9.0, "name": "two", "versions": {"torch": "1"}}
     after = write(tmp_path / "b.json", result([1.0] * 20, global_batch_size=16, machine=machine))
-    found = compare(before, after)
+    found = compare_results(before, after)
     assert found["ratios"]["step"]["ratio"] == pytest.approx(2)
     # The date and the load are never the same, and are no conditions.
     assert [one["key"] for one in found["differences"]] == ["global_batch_size", "machine.name"]
-    assert "  machine.name: one and two" in lines(found)
+    assert "  machine.name: one and two" in comparison_lines(found)
 
 
 def test_other_verbs_are_compared_by_what_they_share(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_other_verbs_are_compared_by_what_they_share(tmp_path: Path) -> None:
         forms = {"eager": {"ms_of_rounds": [ms] * 5}}
         return {"bench": "tower", "shape": {"batch_size": 4}, "passes": {"forward": {"forms": forms}}}
 
-    found = compare(write(tmp_path / "a.json", tower(3.0)), write(tmp_path / "b.json", tower(2.0)))
+    found = compare_results(write(tmp_path / "a.json", tower(3.0)), write(tmp_path / "b.json", tower(2.0)))
     assert found["ratios"]["forward, eager"]["ratio"] == pytest.approx(1.5)
 
 
@@ -155,13 +155,13 @@ def test_other_verbs_are_compared_by_what_they_share(tmp_path: Path) -> None:
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, text: str, words: str) -> None:
     sound = write(tmp_path / "a.json", result([1.0] * 5))
-    with pytest.raises(Fault, match=words) as fault:
-        compare(sound, write(tmp_path / "b.json", text))
+    with pytest.raises(UserError, match=words) as fault:
+        compare_results(sound, write(tmp_path / "b.json", text))
     assert "\n" not in str(fault.value)
 
 
 def test_ranks_to_start() -> None:
-    asked = Asked()
+    asked = BenchArgs()
     assert asked.ranks_to_start(None, {}) == 1
     assert asked.ranks_to_start("1x2", {}) == 2
     eight = rank_environ(rank=0, world_size=8)
@@ -173,21 +173,21 @@ def test_ranks_to_start() -> None:
         ("1x2", {"WORLD_SIZE": "two"}, "WORLD_SIZE='two' is no number"),
         ("2", {}, "NODESxRANKS"),
     ):
-        with pytest.raises(Fault, match=words):
+        with pytest.raises(UserError, match=words):
             asked.ranks_to_start(size, environment)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     taken = write(tmp_path / "t.rank1.json", "mine")
-    with pytest.raises(Fault, match="would be overwritten"):
-        Asked(trace=tmp_path / "t.json").check(2)
-    Asked(trace=tmp_path / "t.json").check(1)
-    with pytest.raises(Fault, match="would be overwritten"):
-        Asked(out=taken).check(1)
-    with pytest.raises(Fault, match="there is no folder"):
-        Asked(out=tmp_path / "nowhere" / "a.json").check(1)
+    with pytest.raises(UserError, match="would be overwritten"):
+        BenchArgs(trace=tmp_path / "t.json").check(2)
+    BenchArgs(trace=tmp_path / "t.json").check(1)
+    with pytest.raises(UserError, match="would be overwritten"):
+        BenchArgs(out=taken).check(1)
+    with pytest.raises(UserError, match="there is no folder"):
+        BenchArgs(out=tmp_path / "nowhere" / "a.json").check(1)
 
 
 def test_the_command_of_every_rank_asks_for_the_same(tmp_path: Path) -> None:
-    words = Asked(3, trace=tmp_path / "t", price_per_hour=0.5).words()
+    words = BenchArgs(3, trace=tmp_path / "t", price_per_hour=0.5).words()
     assert words == ["--steps=3", f"--trace={tmp_path / 't'}", "--price-per-hour=0.5"]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from infnet_rec.commands import doctor
-from infnet_rec.commands.installation import Requirement, import_faults, requirements, will_do
+from infnet_rec.diagnostics import doctor
+from infnet_rec.diagnostics.installation import Requirement, import_faults, requirements, will_do
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 
 from data_fixtures import QUIET, Dataset, build_shop, shop_recipe, shop_rows, write_shop
-from infnet_rec.data import build as build_module
-from infnet_rec.data import sides, timeline
-from infnet_rec.data.build import build
-from infnet_rec.data.check import check_store
+from infnet_rec.data.ingest import build as build_module
+from infnet_rec.data.ingest import entities, timeline
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.inspect.check import check_store
 from infnet_rec.data.store import Store, read_arrow
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from kiosk import FILES, Edit, add, hashes, history, kiosk, rewrite, swap, where
 
 FAULTS: dict[str, tuple[Edit, str]] = {
@@ -101,15 +101,15 @@ FAULTS: dict[str, tuple[Edit, str]] = {
 def test_what_does_not_fit_is_one_fault_that_names_it_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     edit, message = FAULTS[name]
     recipe, raw = kiosk(tmp_path, edit)
-    with pytest.raises(Fault, match=f"(?s){message}"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     assert {path.name for path in tmp_path.iterdir()} <= {"raw"}
 
 
 def test_the_kiosk_builds(tmp_path: Path) -> None:
     """So that each fault above is the doing of its edit; nothing is taken for a comment, no behaviour is too rare."""
     recipe, raw = kiosk(tmp_path)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     store = Store(tmp_path / "store")
     assert [store.num_examples(split) for split in ("train", "valid", "test")] == [10, 10, 10]
     assert set(store.vocabulary("mark").column("value").to_pylist()) == {"a", "#1"}
@@ -144,10 +144,10 @@ HARMLESS: dict[str, Edit] = {
 
 def test_the_same_rows_written_otherwise_give_the_same_store(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path / "plain")
-    build(recipe, raw, tmp_path / "plain" / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "plain" / "store", QUIET)
     for name, edit in HARMLESS.items():
         recipe, raw = kiosk(tmp_path / name, edit)
-        build(recipe, raw, tmp_path / name / "store", QUIET)
+        build_store(recipe, raw, tmp_path / name / "store", QUIET)
         assert hashes(tmp_path / name / "store") == hashes(tmp_path / "plain" / "store"), name
 
 
@@ -159,11 +159,11 @@ def test_neither_threads_nor_chunks_nor_the_order_of_rows_show_in_the_store(
     for num_threads in (1, 2):
         out = tmp_path / f"store_{num_threads}"
         write_shop(tmp_path / "raw", rows)
-        manifest = build(shop_recipe(), tmp_path / "raw", out, QUIET, num_threads=num_threads)
+        manifest = build_store(shop_recipe(), tmp_path / "raw", out, QUIET, num_threads=num_threads)
         found.append({key: value for key, value in manifest.items() if key != "made_at"})
         random.Random(num_threads).shuffle(rows)
         monkeypatch.setattr(timeline, "MAX_BUCKET_ROWS", 500)
-        monkeypatch.setattr(sides, "RANGE_ROWS", 3)
+        monkeypatch.setattr(entities, "RANGE_ROWS", 3)
     assert found[0] == found[1]
     assert len(found[0]["files"]) == 2 + 2 + 3 + 10, "users and items, events, examples, vocabularies"
 
@@ -175,7 +175,7 @@ def test_text_ids_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
     with (raw / "log_1.csv").open("a") as log, (raw / "users.csv").open("a") as users:
         log.write("01,3,7,1,1,a\n")
         users.write("01,Bonn\n")
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     store = Store(tmp_path / "store")
     assert store.user_keys.to_pylist() == ["0", "01", "1", "2"]
     assert store.examples("train").user_N.tolist().count(1) == 1
@@ -190,7 +190,7 @@ def test_a_store_may_lack_a_kind_of_column(left_out: str, tmp_path: Path) -> Non
         recipe["features"] = [f for f in recipe["features"] if f["side"] != side]
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     store = Store(tmp_path / "store")
     assert store.starts.shape == (3, len(recipe.behaviours))
     assert store.user_ids.shape == (3, len(store.columns_of("user")))
@@ -216,8 +216,8 @@ def test_an_existing_store_is_replaced_when_asked_only(tmp_path: Path, monkeypat
     """And stays until the new one is whole."""
     shop = build_shop(tmp_path)
     before = hashes(shop.store.path)
-    with pytest.raises(Fault, match=r"store: exists already; use --replace"):
-        build(shop_recipe(), shop.raw, shop.store.path, QUIET)
+    with pytest.raises(UserError, match=r"store: exists already; use --replace"):
+        build_store(shop_recipe(), shop.raw, shop.store.path, QUIET)
     write_shop(shop.raw, shop_rows(seed=5))
 
     def fail(*_: object, **__: object) -> None:
@@ -227,10 +227,10 @@ def test_an_existing_store_is_replaced_when_asked_only(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(build_module, "hash_files", fail)
         with pytest.raises(RuntimeError, match="full"):
-            build(shop_recipe(), shop.raw, shop.store.path, QUIET, replace=True)
+            build_store(shop_recipe(), shop.raw, shop.store.path, QUIET, replace=True)
     assert hashes(shop.store.path) == before and check_store(Store(shop.store.path)) == []
     assert {path.name for path in tmp_path.iterdir()} == {"raw", "store"}
-    build(shop_recipe(), shop.raw, shop.store.path, QUIET, replace=True)
+    build_store(shop_recipe(), shop.raw, shop.store.path, QUIET, replace=True)
     assert hashes(shop.store.path) != before and check_store(Store(shop.store.path)) == []
     assert {path.name for path in tmp_path.iterdir()} == {"raw", "store"}
 
@@ -239,8 +239,8 @@ def test_what_is_not_a_store_is_never_replaced(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").touch()
-    with pytest.raises(Fault, match="precious: exists already; it is not a store; name another folder"):
-        build(recipe, raw, tmp_path / "precious", QUIET, replace=True)
+    with pytest.raises(UserError, match="precious: exists already; it is not a store; name another folder"):
+        build_store(recipe, raw, tmp_path / "precious", QUIET, replace=True)
     assert (tmp_path / "precious" / "thesis.txt").exists()
 
 
@@ -263,10 +263,10 @@ def test_check_finds_what_has_changed(tmp_path: Path) -> None:
 def test_a_store_of_another_version_or_none_is_refused(tmp_path: Path) -> None:
     manifest = build_shop(tmp_path).store.path / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"store_version": 3', '"store_version": 2'))
-    with pytest.raises(Fault, match=r"has store_version 2, this package reads 3"):
+    with pytest.raises(UserError, match=r"has store_version 2, this package reads 3"):
         Store(manifest.parent)
     manifest.write_text(manifest.read_text()[:500])
-    with pytest.raises(Fault, match=r"manifest\.json: not a JSON file"):
+    with pytest.raises(UserError, match=r"manifest\.json: not a JSON file"):
         Store(manifest.parent)
-    with pytest.raises(Fault, match=r"nowhere: holds no manifest\.json; make a store with 'infnet-rec data build'"):
+    with pytest.raises(UserError, match=r"nowhere: holds no manifest\.json; make a store with 'infnet-rec data build'"):
         Store(tmp_path / "nowhere")

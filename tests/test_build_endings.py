@@ -16,11 +16,11 @@ import pytest
 
 from data_fixtures import QUIET, ROOT
 from infnet_rec.data import publish
-from infnet_rec.data.build import build
-from infnet_rec.data.check import check_store
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.inspect.check import check_store
 from infnet_rec.data.publish import new_store
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Failure, Fault
+from infnet_rec.errors import Failure, UserError
 from kiosk import hashes, kiosk
 from shop_data import shop_recipe, shop_rows, write_shop
 
@@ -31,8 +31,8 @@ import errno
 import os
 import sys
 from pathlib import Path
-from infnet_rec.data.build import Progress, build
-from infnet_rec.faults import Failure, Fault
+from infnet_rec.data.ingest.build import Progress, build
+from infnet_rec.errors import Failure, Fault
 from shop_data import shop_recipe
 folder, quiet = Path(sys.argv[1]), Progress(lambda *_: None, lambda _: None)
 print("ready", flush=True)
@@ -144,10 +144,12 @@ def test_a_build_that_is_stopped_clears_up(stop: signal.Signals, builder: Builde
 def test_two_builds_of_one_store_at_a_time_are_one_too_many(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path)
     with new_store(tmp_path / "store", replace=False) as work:
-        with pytest.raises(Fault, match="store: another process is building it; wait for it or name another folder"):
-            build(recipe, raw, tmp_path / "store", QUIET)
+        with pytest.raises(
+            UserError, match="store: another process is building it; wait for it or name another folder"
+        ):
+            build_store(recipe, raw, tmp_path / "store", QUIET)
         assert work.is_dir(), "the first is not disturbed"
-        build(recipe, raw, tmp_path / "other", QUIET)
+        build_store(recipe, raw, tmp_path / "other", QUIET)
         (work / "store" / "manifest.json").write_text("{}")
     assert names(tmp_path) == {"raw", "store", "other"}
 
@@ -166,8 +168,8 @@ def test_a_store_that_is_finished_while_the_lock_is_waited_for_stays(
             yield
 
     monkeypatch.setattr(publish, "_locked", late)
-    with pytest.raises(Fault, match="store: exists already; use --replace"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match="store: exists already; use --replace"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     assert names(tmp_path) == {"raw", "store"} and names(tmp_path / "store") == {"manifest.json"}
 
 
@@ -191,8 +193,8 @@ import resource
 import signal
 import sys
 from pathlib import Path
-from infnet_rec.data.build import Progress, build
-from infnet_rec.faults import Failure
+from infnet_rec.data.ingest.build import Progress, build
+from infnet_rec.errors import Failure
 from shop_data import shop_recipe
 folder, quiet = Path(sys.argv[1]), Progress(lambda *_: None, lambda _: None)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -209,7 +211,7 @@ for size in map(int, sys.argv[2:]):
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(folder: Path) -> None:
     """No file may grow beyond a size: whatever is being written then fails, DuckDB's files or the store's."""
-    build(shop_recipe(), folder / "raw", folder / "whole", QUIET)
+    build_store(shop_recipe(), folder / "raw", folder / "whole", QUIET)
     largest = max(path.stat().st_size for path in (folder / "whole").rglob("*.arrow"))
     sizes = [0, 5_000, 20_000, 100_000, largest // 2, largest - 1, 2**30]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
@@ -238,5 +240,5 @@ def test_a_full_disk_is_noticed_wherever_it_shows(
     recipe, raw = kiosk(tmp_path)
     monkeypatch.setattr(f"infnet_rec.data.{place}", fail)
     with pytest.raises(Failure, match=r"^building \S+store: the disk is full \((No space|Disk quota).*\); free some"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     assert names(tmp_path) == {"raw"}

@@ -19,9 +19,9 @@ LIMIT_GIB = 0.28
 BUILD = """
 import sys
 from pathlib import Path
-from infnet_rec.data.build import Progress, build
-from infnet_rec.data.recipe import Recipe
-from infnet_rec.strict import check
+from infnet_rec.data.ingest.build import Progress, build
+from infnet_rec.data.ingest.recipe import Recipe
+from infnet_rec.config.toml import check
 from kiosk import KIOSK
 recipe, quiet = check(Recipe, KIOSK, "kiosk"), Progress(lambda *_: None, lambda _: None)
 build(recipe, Path("raw"), Path(sys.argv[1]), quiet, memory_gib=float(sys.argv[2]), num_threads=1)

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from data_fixtures import QUIET
 from infnet_rec import cli
-from infnet_rec.commands.data import summary_lines
-from infnet_rec.commands.stats import lines as stats_lines
-from infnet_rec.data.build import build
-from infnet_rec.data.recipe import Recipe
-from infnet_rec.data.stats import store_stats
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.recipe import Recipe
+from infnet_rec.data.inspect.stats import store_stats
+from infnet_rec.data.inspect.stats_text import stats_lines
+from infnet_rec.data.inspect.verbs import summary_lines
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
-from infnet_rec.strict import check
+from infnet_rec.errors import UserError
 
 START, DAY = 1_714_521_600, 86_400  # 2024-05-01, a midnight
 RECIPE: dict[str, Any] = {
@@ -57,7 +57,7 @@ def made(
     for name, header, rows in (("log", "user,item,ts,click,tab", log), ("users", "id,country,flat,gone", users)):
         text = "\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n"
         (folder / f"{name}.csv").write_text(text, encoding="utf-8")
-    return check(Recipe, recipe, "tiny.toml")
+    return validate_model(Recipe, recipe, "tiny.toml")
 
 
 def test_everything_is_counted_and_told(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_everything_is_counted_and_told(tmp_path: Path) -> None:
     rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
     with (tmp_path / "log.csv").open("a") as file:
         file.write(f"3,4,{START},x,a\n")
-    manifest = build(recipe, tmp_path, tmp_path / "store", QUIET)
+    manifest = build_store(recipe, tmp_path, tmp_path / "store", QUIET)
     late = sum(int(row[2]) >= START + 9.5 * DAY for row in rows)
     early = sum(int(row[2]) < START + DAY for row in rows)
     log = manifest["log"]
@@ -112,15 +112,17 @@ def test_a_table_that_has_no_key_of_the_log_ends_the_build_with_a_key_of_each(ki
         for row in users:
             row[0] = write(row[0])
 
-    with pytest.raises(Fault, match=rf"users\.csv \(user side\): none of its 20 keys is among the log's 20: {message}"):
-        build(made(tmp_path, edit), tmp_path, tmp_path / "store", QUIET)
+    with pytest.raises(
+        UserError, match=rf"users\.csv \(user side\): none of its 20 keys is among the log's 20: {message}"
+    ):
+        build_store(made(tmp_path, edit), tmp_path, tmp_path / "store", QUIET)
     assert not (tmp_path / "store").exists()
 
 
 def test_a_table_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
     recipe = made(tmp_path, lambda log, users, recipe: users.clear())
-    with pytest.raises(Fault, match=r"users\.csv \(user side\): has no usable row"):
-        build(recipe, tmp_path, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=r"users\.csv \(user side\): has no usable row"):
+        build_store(recipe, tmp_path, tmp_path / "store", QUIET)
 
 
 @settings(max_examples=12, deadline=None)
@@ -134,10 +136,10 @@ def test_joins_are_those_of_the_sets_of_keys(tmp_path_factory: Any, keys: set[in
 
     recipe, both = made(folder, edit), keys & set(range(1, 21))
     if not both:
-        with pytest.raises(Fault, match="none of its"):
-            build(recipe, folder, folder / "store", QUIET)
+        with pytest.raises(UserError, match="none of its"):
+            build_store(recipe, folder, folder / "store", QUIET)
         return
-    (join,) = build(recipe, folder, folder / "store", QUIET)["joins"]
+    (join,) = build_store(recipe, folder, folder / "store", QUIET)["joins"]
     assert (join["num_table_keys"], join["num_log_keys_matched"]) == (len(keys), len(both))
     assert join["num_log_rows_matched"] == 60 * len(both)
 
@@ -174,15 +176,15 @@ UNUSUAL: dict[str, tuple[Callable[[list[list[Any]], list[list[Any]], dict[str, A
 @pytest.mark.parametrize("kind", UNUSUAL)
 def test_each_unusual_thing_is_one_line(kind: str, tmp_path: Path) -> None:
     edit, message = UNUSUAL[kind]
-    usual = build(made(tmp_path), tmp_path, tmp_path / "usual", QUIET)["warnings"]
-    found = build(made(tmp_path, edit), tmp_path, tmp_path / "store", QUIET)["warnings"]
+    usual = build_store(made(tmp_path), tmp_path, tmp_path / "usual", QUIET)["warnings"]
+    found = build_store(made(tmp_path, edit), tmp_path, tmp_path / "store", QUIET)["warnings"]
     new = [line for line in found if line not in usual]
     assert any(re.search(message, line) for line in new), (new, usual)
     assert usual == ["feature gone: always null in training", "feature flat: constant in training"]
 
 
 def test_an_older_store_is_shown_without_what_it_does_not_know(tmp_path: Path) -> None:
-    build(made(tmp_path), tmp_path, tmp_path / "store", QUIET)
+    build_store(made(tmp_path), tmp_path, tmp_path / "store", QUIET)
     path = tmp_path / "store" / "manifest.json"
     manifest = json.loads(path.read_text())
     for key in ("log", "joins", "flat_features", "warnings"):

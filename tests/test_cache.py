@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 import sharded_runs
 from handmade import write_store
 from infnet_rec.cli import app
-from infnet_rec.commands.assemble import open_data
-from infnet_rec.data import cache
-from infnet_rec.data.cache import is_url, local_store
-from infnet_rec.data.check import check_store
+from infnet_rec.data import remote as cache
+from infnet_rec.data.inspect.check import check_store
+from infnet_rec.data.remote import is_url, local_store
+from infnet_rec.data.run_data import open_data
 from infnet_rec.data.store import STORE_VERSION, Store
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 
 
 @pytest.fixture
@@ -114,7 +114,9 @@ def test_a_damaged_file_is_named_and_not_kept(remote: Path, folder: Path, damage
     victim = remote / "events" / "view.arrow"
     good = victim.read_bytes()
     victim.write_bytes(good[:-1] if damage == "cut" else good[:100] + bytes([good[100] ^ 1]) + good[101:])
-    with pytest.raises(Fault, match=r"file://.*: events/view\.arrow is not what the manifest says .* copy the store"):
+    with pytest.raises(
+        UserError, match=r"file://.*: events/view\.arrow is not what the manifest says .* copy the store"
+    ):
         local_store(url_of(remote), folder)
     kept = [name for name in leftovers(folder) if name.endswith((".arrow", ".part"))]
     assert not [path for path in folder.iterdir() if not path.name.startswith(".")], "nothing may be published"
@@ -154,7 +156,7 @@ def test_threads_that_race_fetch_once(remote: Path, folder: Path, opened: list[s
 SLOW_FETCH = """
 import sys, time
 from pathlib import Path
-from infnet_rec.data.cache import local_store
+from infnet_rec.data.remote import local_store
 
 def progress(done, total):
     if done == 0:
@@ -193,14 +195,16 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
     remote: Path, folder: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(Fault, match=r"GiB are to be fetched to .*cache, which has 0\.0 GiB free; .*INFNET_REC_CACHE"):
+    with pytest.raises(
+        UserError, match=r"GiB are to be fetched to .*cache, which has 0\.0 GiB free; .*INFNET_REC_CACHE"
+    ):
         local_store(url_of(remote), folder)
     assert opened == []
 
 
 def test_faults_name_the_url_and_what_to_do(remote: Path, folder: Path) -> None:
     def fault(url: str) -> str:
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(UserError) as caught:
             local_store(url, folder)
         return str(caught.value)
 
@@ -226,7 +230,7 @@ def test_a_missing_driver_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", no_driver)
-    with pytest.raises(Fault, match=r"s3://b/x: a package is missing .*Install s3fs to access S3"):
+    with pytest.raises(UserError, match=r"s3://b/x: a package is missing .*Install s3fs to access S3"):
         local_store("s3://b/x", folder)
 
 

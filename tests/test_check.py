@@ -13,8 +13,8 @@ import pytest
 
 from data_fixtures import Dataset
 from infnet_rec import cli
-from infnet_rec.data import check
-from infnet_rec.data.check import bytes_to_read, check_store, differences
+from infnet_rec.data.inspect import check
+from infnet_rec.data.inspect.check import bytes_to_read, check_store, reference_differences
 from infnet_rec.data.store import Store, as_numpy, hash_files, read_arrow, write_arrow
 
 Edit = Callable[[dict[str, np.ndarray]], object]
@@ -134,7 +134,7 @@ def test_a_manifest_that_says_otherwise_is_contradicted(store: Path, path: Any, 
 
 def test_all_bytes_are_heard_of(shop: Dataset) -> None:
     heard: list[int] = []
-    assert not list(differences(shop.store, heard.append))
+    assert not list(reference_differences(shop.store, heard.append))
     assert sum(heard) == bytes_to_read(shop.store) > sum(f.stat().st_size for f in shop.store.path.rglob("*.arrow"))
 
 

@@ -13,15 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from infnet_rec.commands import checkpoint as command
-from infnet_rec.faults import Fault
-from infnet_rec.shard.world import joined
-from infnet_rec.train.checkpoint import parts
-from infnet_rec.train.checkpoint.progress import Progress
-from infnet_rec.train.checkpoint.restore import load_weights, newest_whole, restore
-from infnet_rec.train.checkpoint.save import Keep, Saver
-from infnet_rec.train.checkpoint.shelf import Shelf, best_of, name_of
-from infnet_rec.train.metrics import TaskMetrics
+from infnet_rec.checkpoint import dcp_files
+from infnet_rec.checkpoint import inspect as command
+from infnet_rec.checkpoint.loader import load_weights, newest_whole, restore
+from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+from infnet_rec.checkpoint.store import CheckpointStore, best_checkpoint, checkpoint_name
+from infnet_rec.checkpoint.train_state import TrainState
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.errors import UserError
+from infnet_rec.metrics import TaskMetrics
 from rank_pair import RankPair
 from sharded_runs import world_of
 
@@ -54,17 +54,19 @@ class Run:
     """A layer that is trained and saved."""
 
     def __init__(self, where: Path | str, *, mode: Any = "sync", last: int = 2, best: int = 1) -> None:
-        self.shelf, self.model, self.said = Shelf(where), nn.Linear(40, 30), []
+        self.shelf, self.model, self.said = CheckpointStore(where), nn.Linear(40, 30), []
         self.optimizers = Adam(self.model)
         self.optimizers.allocate_state()
         about = {"config": {"train": {"seed": 0}}, "store": "", "world_size": dist.get_world_size(), "plan": {}}
-        self.saver = Saver(self.shelf, self.model, self.optimizers, Keep(last, best), mode, about, self.said.append)
+        self.saver = CheckpointSaver(
+            self.shelf, self.model, self.optimizers, RetentionPolicy(last, best), mode, about, self.said.append
+        )
 
     def save(self, step: int, auc: float | None = None) -> None:
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.fill_(step)
-        at = Progress(step=step)
+        at = TrainState(step=step)
         if auc is not None:
             at.judged = (auc, {"click": TaskMetrics(10, 5, auc, auc, auc, 2, 0.5, 1.0, 1.0)})
         self.saver.save(at)
@@ -75,7 +77,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
-    with joined(world_of(0, 1)):
+    with process_group(world_of(0, 1)):
         yield
 
 
@@ -92,9 +94,9 @@ def test_newest_and_best_are_kept(alone: None, where: Path | str, mode: str) -> 
         run.save(step, auc)
     run.saver.close()
     assert run.steps() == [2, 5, 6]
-    best = best_of(run.shelf.commits())
+    best = best_checkpoint(run.shelf.commits())
     assert best is not None and best.step == 2 and best.progress["valid"]["click"]["auc"] == 0.8
-    assert [c["whole"] for c in command.verify(str(where))["checkpoints"]] == [True] * 3
+    assert [c["whole"] for c in command.verify_checkpoints(str(where))["checkpoints"]] == [True] * 3
     load_weights(run.shelf, best, run.model)
     assert set(run.model.weight.flatten().tolist()) == {2.0}
     assert run.said == []
@@ -103,14 +105,14 @@ def test_newest_and_best_are_kept(alone: None, where: Path | str, mode: str) -> 
 def test_a_copy_is_written_while_training_goes_on(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`save` returns before anything is written, and what changes afterwards is not in it; one write at a time."""
     go_on, writing = threading.Event(), threading.Event()
-    original = Shelf.begin
+    original = CheckpointStore.begin
 
-    def slow_begin(shelf: Shelf, step: int) -> str:
+    def slow_begin(shelf: CheckpointStore, step: int) -> str:
         writing.set()
         assert go_on.wait(30)
         return original(shelf, step)
 
-    monkeypatch.setattr(Shelf, "begin", slow_begin)
+    monkeypatch.setattr(CheckpointStore, "begin", slow_begin)
     run = Run(tmp_path / "checkpoints", mode="async")
     run.save(1)
     assert writing.wait(30) and run.steps() == []
@@ -144,17 +146,17 @@ def test_a_damaged_file_is_named_and_an_older_checkpoint_used(alone: None, tmp_p
     run = Run(tmp_path)
     run.save(1)
     run.save(2)
-    damage(tmp_path / name_of(2) / file, how)
-    assert not command.verify(str(tmp_path))["whole"]
+    damage(tmp_path / checkpoint_name(2) / file, how)
+    assert not command.verify_checkpoints(str(tmp_path))["whole"]
     said: list[str] = []
     commit = newest_whole(run.shelf, said.append)
     assert commit is not None and commit.step == 1
-    assert len(said) == 1 and file in said[0] and name_of(2) in said[0], said
+    assert len(said) == 1 and file in said[0] and checkpoint_name(2) in said[0], said
     # The run comes to step 2 again.
     again = Run(tmp_path)
     restore(again.shelf, commit, again.model, again.optimizers, {})
     again.save(2)
-    assert again.steps() == [1, 2] and command.verify(str(tmp_path))["whole"]
+    assert again.steps() == [1, 2] and command.verify_checkpoints(str(tmp_path))["whole"]
 
 
 def test_what_a_killed_run_left_is_cleared_if_it_is_ours(alone: None, tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_without_a_marker_it_does_not_count_behind_a_url(alone: None, tmp_path: 
     run = Run(f"memory://{tmp_path}")
     run.save(1)
     run.save(2)
-    run.shelf.files.rm_file(run.shelf.path(name_of(2), "commit.json"))
+    run.shelf.files.rm_file(run.shelf.path(checkpoint_name(2), "commit.json"))
     said: list[str] = []
     commit = newest_whole(run.shelf, said.append)
     assert commit is not None and commit.step == 1
@@ -195,8 +197,8 @@ def test_a_committed_checkpoint_is_never_written_over(alone: None, tmp_path: Pat
 
 def full_disk(monkeypatch: pytest.MonkeyPatch | None, file: str) -> Any:
     """Makes the disk full when a file with this in its name is written."""
-    original = parts.HashedStream.write
-    created = parts._Files.create_stream
+    original = dcp_files.HashedStream.write
+    created = dcp_files._Files.create_stream
     current = threading.local()
 
     def create_stream(self: Any, path: Any, mode: str) -> Any:
@@ -209,10 +211,10 @@ def full_disk(monkeypatch: pytest.MonkeyPatch | None, file: str) -> Any:
         return original(self, data)
 
     if monkeypatch is None:
-        parts._Files.create_stream, parts.HashedStream.write = create_stream, write
+        dcp_files._Files.create_stream, dcp_files.HashedStream.write = create_stream, write
         return created, original
-    monkeypatch.setattr(parts._Files, "create_stream", create_stream)
-    monkeypatch.setattr(parts.HashedStream, "write", write)
+    monkeypatch.setattr(dcp_files._Files, "create_stream", create_stream)
+    monkeypatch.setattr(dcp_files.HashedStream, "write", write)
     return None
 
 
@@ -232,7 +234,7 @@ def test_a_full_disk_loses_that_checkpoint_only(
     run.saver.close()
     assert run.steps() == [1, 3]
     assert len(run.said) == 1 and "step 2 is lost" in run.said[0] and "No space left" in run.said[0]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [name_of(1), name_of(3)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint_name(1), checkpoint_name(3)]
 
 
 def save_on_full_disk(rank: int, world_size: int, folder: str) -> tuple[list[int], list[str]]:
@@ -243,7 +245,7 @@ def save_on_full_disk(rank: int, world_size: int, folder: str) -> tuple[list[int
     run.save(2)
     run.saver.wait()
     if undo:
-        parts._Files.create_stream, parts.HashedStream.write = undo
+        dcp_files._Files.create_stream, dcp_files.HashedStream.write = undo
     run.save(3)
     run.saver.close()
     return run.steps(), run.said
@@ -260,7 +262,7 @@ def test_another_model_is_refused_and_nothing_loaded(alone: None, tmp_path: Path
     run.save(1)
     other = nn.Linear(40, 31)
     before = other.weight.clone()
-    with pytest.raises(Fault, match=r"model\.weight: 31 x 40 here, 30 x 40 in the checkpoint"):
+    with pytest.raises(UserError, match=r"model\.weight: 31 x 40 here, 30 x 40 in the checkpoint"):
         load_weights(run.shelf, run.shelf.commits()[0], other)
     assert torch.equal(other.weight, before)
 
@@ -270,7 +272,7 @@ def test_verbs_need_no_process_group(alone: None, tmp_path: Path) -> None:
     run.save(1, 0.75)
     run.save(2)
     (tmp_path / "run" / "checkpoints" / ".step-00000003.writing").mkdir()
-    listed = command.list_all(str(tmp_path / "run" / "checkpoints"))
+    listed = command.list_checkpoints(str(tmp_path / "run" / "checkpoints"))
     json.dumps(listed)
     assert [(c["step"], c["state"], c["best"]) for c in listed["checkpoints"]] == [
         (1, "committed", True),
@@ -278,14 +280,14 @@ def test_verbs_need_no_process_group(alone: None, tmp_path: Path) -> None:
         (3, "torn", False),
     ]
     assert "0.7500" in command.list_lines(listed)[1] and "torn" in command.list_lines(listed)[3]
-    shown = command.show(str(tmp_path / "run" / "checkpoints"))
+    shown = command.show_checkpoint(str(tmp_path / "run" / "checkpoints"))
     assert shown["step"] == 1 and set(shown["parts"]) == {"__0_0.distcp", ".metadata"}
     assert any("click: AUC 0.7500" in line for line in command.show_lines(shown))
-    one = command.show(str(tmp_path / "run" / "checkpoints" / name_of(2)))
+    one = command.show_checkpoint(str(tmp_path / "run" / "checkpoints" / checkpoint_name(2)))
     assert one["step"] == 2
-    verified = command.verify(str(tmp_path / "run" / "checkpoints"))
+    verified = command.verify_checkpoints(str(tmp_path / "run" / "checkpoints"))
     assert not verified["whole"] and [c["whole"] for c in verified["checkpoints"]] == [True, True, False]
     shutil.rmtree(tmp_path / "run" / "checkpoints" / ".step-00000003.writing")
-    assert command.verify(str(tmp_path / "run" / "checkpoints"))["whole"]
-    with pytest.raises(Fault, match="holds no checkpoint"):
-        command.list_all(str(tmp_path))
+    assert command.verify_checkpoints(str(tmp_path / "run" / "checkpoints"))["whole"]
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        command.list_checkpoints(str(tmp_path))

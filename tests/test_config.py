@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from data_fixtures import GENERATED_RECIPE, ROOT, SHOP_RECIPE
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
-from infnet_rec.data.recipe import Recipe, load_recipe
-from infnet_rec.faults import Fault
-from infnet_rec.strict import check, read_toml
+from infnet_rec.config.toml import read_toml, validate_model
+from infnet_rec.data.ingest.recipe import Recipe, load_recipe
+from infnet_rec.errors import UserError
 
 QUICKSTART = ROOT / "configs" / "quickstart.toml"
 RUNS = sorted((ROOT / "configs").glob("*.toml"))
@@ -29,7 +29,7 @@ def run_file(folder: Path, text: str) -> Path:
 
 
 def fault_of(path: Path, *overrides: str) -> str:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(path, overrides)
     return str(caught.value)
 
@@ -44,7 +44,7 @@ def at(config: Any, key: str) -> Any:
 def test_every_run_of_the_repository_loads(path: Path) -> None:
     """And is the same when read back from the copy that a run directory keeps."""
     config = load_config(path)
-    assert check(RunConfig, json.loads(config.model_dump_json()), "config.json") == config
+    assert validate_model(RunConfig, json.loads(config.model_dump_json()), "config.json") == config
     profiles = set().union(*(load_recipe(recipe).profile_choices() for recipe in RECIPES))
     assert config.data.profile in profiles
 
@@ -52,7 +52,7 @@ def test_every_run_of_the_repository_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_loads(path: Path) -> None:
     recipe = load_recipe(path)
-    assert check(Recipe, json.loads(recipe.model_dump_json()), "manifest.json") == recipe
+    assert validate_model(Recipe, json.loads(recipe.model_dump_json()), "manifest.json") == recipe
     profiles = {name: choice["features"] for name, choice in recipe.profile_choices().items()}
     num_sequences = {
         name: len(choice["behaviours"]) * len(recipe.sequences.attributes)
@@ -247,13 +247,13 @@ def test_a_wrong_recipe_is_refused(change: tuple[str, str], tmp_path: Path) -> N
     assert change[0] in SHOP_RECIPE
     path = tmp_path / "shop.toml"
     path.write_text(SHOP_RECIPE.replace(*change, 1))
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         load_recipe(path)
     assert RECIPE_FAULTS[change] in str(caught.value)
 
 
 def test_a_recipe_is_a_file() -> None:
-    with pytest.raises(Fault, match=r"datasets: is a folder; name the recipe's TOML file"):
+    with pytest.raises(UserError, match=r"datasets: is a folder; name the recipe's TOML file"):
         load_recipe(GENERATED_RECIPE.parent)
 
 
@@ -269,6 +269,6 @@ def test_dates_are_instants_of_the_local_clock(tmp_path: Path) -> None:
 
 
 def test_configuration_imports_no_torch() -> None:
-    code = "import sys, infnet_rec.config.load, infnet_rec.data.recipe; print({'torch', 'torchrec'} & set(sys.modules))"
+    code = "import sys, infnet_rec.config.load, infnet_rec.data.ingest.recipe; print({'torch', 'torchrec'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "set()", result.stderr

@@ -14,12 +14,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from infnet_rec import cli
-from infnet_rec.bench.cost import OTHERS, cost_of
-from infnet_rec.bench.literal import LiteralInfnet
-from infnet_rec.model.baselines.mmoe import Mmoe, MmoeOptions
-from infnet_rec.model.infnet import Infnet
-from infnet_rec.model.infnet_options import InfnetOptions
-from infnet_rec.model.tokens import TokenLayout
+from infnet_rec.benchmark.forms.cost import OTHERS, cost_of
+from infnet_rec.benchmark.forms.reference_infnet import LiteralInfnet
+from infnet_rec.models.baselines.mmoe import Mmoe, MmoeOptions
+from infnet_rec.models.infnet.model import Infnet
+from infnet_rec.models.infnet.options import InfnetOptions
+from infnet_rec.models.tokens import TokenLayout
 
 CONFIG = Path(__file__).parent / "small.toml"
 

@@ -15,7 +15,7 @@ import typer
 
 from destinations import COMMANDS, NOT_WRITTEN
 from infnet_rec.cli import app
-from infnet_rec.faults import Failure, Fault
+from infnet_rec.errors import Failure, UserError
 from infnet_rec.files import named_faults, parents_of, try_file, try_folder, whole_file
 
 HERE = Path(__file__).parent
@@ -89,9 +89,9 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         (errno.ENOSPC, Failure),
         (errno.EDQUOT, Failure),
         (errno.EIO, Failure),
-        (errno.EROFS, Fault),
-        (errno.EACCES, Fault),
-        (errno.ENAMETOOLONG, Fault),
+        (errno.EROFS, UserError),
+        (errno.EACCES, UserError),
+        (errno.ENAMETOOLONG, UserError),
     ],
 )
 def test_what_a_person_can_mend_is_a_fault_and_what_the_machine_lacks_a_failure(number: int, kind: type) -> None:
@@ -101,21 +101,21 @@ def test_what_a_person_can_mend_is_a_fault_and_what_the_machine_lacks_a_failure(
 
 def test_a_dangling_link_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(Fault, match="is there already"):
+    with pytest.raises(UserError, match="is there already"):
         try_file("--out", tmp_path / "link")
-    with pytest.raises(Fault, match="not a folder"):
+    with pytest.raises(UserError, match="not a folder"):
         try_folder("--out", tmp_path / "link" / "x")
     assert (tmp_path / "link").is_symlink()
 
 
 def test_parents_that_were_made_go_with_what_failed_and_stay_with_what_came_about(tmp_path: Path) -> None:
-    with pytest.raises(Fault), parents_of(tmp_path / "a" / "b" / "c"):
-        raise Fault("no")
+    with pytest.raises(UserError), parents_of(tmp_path / "a" / "b" / "c"):
+        raise UserError("no")
     assert not any(tmp_path.iterdir())
     (tmp_path / "a").mkdir()
-    with pytest.raises(Fault), parents_of(tmp_path / "a" / "b" / "c"):
+    with pytest.raises(UserError), parents_of(tmp_path / "a" / "b" / "c"):
         (tmp_path / "a" / "b" / "mine").touch()
-        raise Fault("no")
+        raise UserError("no")
     assert (tmp_path / "a" / "b" / "mine").is_file()
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from infnet_rec.commands import doctor
-from infnet_rec.commands.doctor import Check, Torch
-from infnet_rec.shard.probe import collective_fault, fault_of, lookup_fault
+from infnet_rec.diagnostics import doctor
+from infnet_rec.diagnostics.doctor import Check, Torch
+from infnet_rec.diagnostics.probe import collective_fault, fault_of, lookup_fault
 
 SOUND = {
     "torch": "2.13.0+cpu",
@@ -178,7 +178,7 @@ def test_a_driver_that_fails_lists_no_gpus(tmp_path: Path, monkeypatch: pytest.M
 def test_exit_code_table_and_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     checks = [Check("python", "3.11"), Check("urllib3", "2.8.0", "pip install 'urllib3<1.27'")]
     monkeypatch.setattr(doctor, "diagnose", lambda: checks)
-    assert doctor.run(json=False) == 3
+    assert doctor.run_checks(json=False) == 3
     assert capsys.readouterr().out.splitlines() == [
         "ok     python   3.11",
         "FAULT  urllib3  2.8.0",
@@ -186,12 +186,12 @@ def test_exit_code_table_and_json(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         "",
         "1 of 2 checks failed",
     ]
-    assert doctor.run(json=True) == 3
+    assert doctor.run_checks(json=True) == 3
     printed = json.loads(capsys.readouterr().out)
     assert printed["sound"] is False
     assert printed["checks"][0] == {"name": "python", "found": "3.11", "remedy": "", "state": "ok", "sound": True}
     monkeypatch.setattr(doctor, "diagnose", lambda: checks[:1])
-    assert doctor.run(json=False) == 0
+    assert doctor.run_checks(json=False) == 0
 
 
 def _raise(rank: int, world_size: int, rendezvous: str) -> None:

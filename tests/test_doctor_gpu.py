@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from infnet_rec.commands import doctor_gpu
-from infnet_rec.commands.doctor import Torch
-from infnet_rec.commands.doctor_gpu import Driver, Gpus
-from infnet_rec.shard.probe import optimizer_faults
+from infnet_rec.diagnostics import gpu
+from infnet_rec.diagnostics.doctor import Torch
+from infnet_rec.diagnostics.gpu import Driver, Gpus
+from infnet_rec.diagnostics.probe import optimizer_faults
 
 H100 = Gpus(("NVIDIA H100",), ((9, 0),), ("sm_75", "sm_80", "sm_90", "sm_120"))
 CUDA = Torch("13.0", num_gpus=1)
@@ -18,10 +18,10 @@ NEW = Driver("580.82", "13.0")
 
 def test_a_sound_gpu_passes_every_check() -> None:
     checks = [
-        doctor_gpu.check_capability(H100),
-        doctor_gpu.check_driver(NEW, CUDA),
-        doctor_gpu.check_nccl(H100, CUDA),
-        doctor_gpu.check_kernels(dict.fromkeys(doctor_gpu.OPTIMIZERS), 1),
+        gpu.check_capability(H100),
+        gpu.check_driver(NEW, CUDA),
+        gpu.check_nccl(H100, CUDA),
+        gpu.check_kernels(dict.fromkeys(gpu.OPTIMIZERS), 1),
     ]
     assert [check.state for check in checks] == ["ok"] * 4
 
@@ -36,7 +36,7 @@ def test_a_sound_gpu_passes_every_check() -> None:
     ],
 )
 def test_a_gpu_that_is_too_old_is_a_fault(gpus: Gpus, words: list[str]) -> None:
-    check = doctor_gpu.check_capability(gpus)
+    check = gpu.check_capability(gpus)
     assert check.state == "fault" and all(word in check.found for word in words), check.found
     assert "\n" not in check.found and "CUDA_VISIBLE_DEVICES=" in check.remedy
 
@@ -56,7 +56,7 @@ def test_a_gpu_that_is_too_old_is_a_fault(gpus: Gpus, words: list[str]) -> None:
     ],
 )
 def test_a_driver_that_is_too_small_is_a_fault(driver: Driver, torch: Torch, state: str) -> None:
-    check = doctor_gpu.check_driver(driver, torch)
+    check = gpu.check_driver(driver, torch)
     assert check.state == state
     if state == "fault":
         assert f"CUDA {driver.cuda} at most: too small, torch is built for CUDA {torch.cuda_build}" in check.found
@@ -64,9 +64,9 @@ def test_a_driver_that_is_too_small_is_a_fault(driver: Driver, torch: Torch, sta
 
 
 def test_no_nccl_is_a_fault_beside_a_gpu_only() -> None:
-    check = doctor_gpu.check_nccl(Gpus(has_nccl=False), CUDA)
+    check = gpu.check_nccl(Gpus(has_nccl=False), CUDA)
     assert check.state == "fault" and "without nccl" in check.found
-    assert doctor_gpu.check_nccl(Gpus(has_nccl=False), Torch()).state == "ok"
+    assert gpu.check_nccl(Gpus(has_nccl=False), Torch()).state == "ok"
 
 
 @pytest.mark.parametrize(
@@ -79,16 +79,16 @@ def test_no_nccl_is_a_fault_beside_a_gpu_only() -> None:
     ],
 )
 def test_a_kernel_that_was_left_out_is_named_with_what_to_pack(said: str) -> None:
-    sound = dict.fromkeys(doctor_gpu.OPTIMIZERS)
-    check = doctor_gpu.check_kernels(sound | {"sgd": said, "adagrad": said}, 1)
+    sound = dict.fromkeys(gpu.OPTIMIZERS)
+    check = gpu.check_kernels(sound | {"sgd": said, "adagrad": said}, 1)
     # A run that does not use them can do without.
     assert check.state == "warning" and "no kernel of adagrad, sgd" in check.found and "--keep" in check.remedy
-    assert doctor_gpu.check_kernels(sound | {"rowwise_adagrad": said}, 1).state == "fault"
+    assert gpu.check_kernels(sound | {"rowwise_adagrad": said}, 1).state == "fault"
 
 
 def test_a_kernel_that_gives_wrong_numbers_is_a_fault_whatever_is_missing() -> None:
     missing, wrong = "RuntimeError: CUDA error: invalid device function", "ArithmeticError: a step of adam gave [1.0]"
-    check = doctor_gpu.check_kernels({"rowwise_adagrad": None, "sgd": missing, "adam": wrong}, 1)
+    check = gpu.check_kernels({"rowwise_adagrad": None, "sgd": missing, "adam": wrong}, 1)
     assert check.state == "fault" and check.found == f"adam: {wrong}"
 
 
@@ -103,8 +103,8 @@ def test_a_kernel_that_gives_wrong_numbers_is_a_fault_whatever_is_missing() -> N
 def test_why_nothing_can_run_on_a_gpu_is_one_line(
     listed: list[str], torch: Torch, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_gpu, "installed_driver", lambda: Driver("535.1", "12.2"))
-    assert words in str(doctor_gpu.gpu_fault(listed, torch))
+    monkeypatch.setattr(gpu, "installed_driver", lambda: Driver("535.1", "12.2"))
+    assert words in str(gpu.gpu_fault(listed, torch))
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_why_nothing_can_run_on_a_gpu_is_one_line(
 def test_a_gpu_that_torch_can_use_may_still_not_do(
     found: Gpus, words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_gpu, "installed_driver", lambda: NEW)
-    monkeypatch.setattr(doctor_gpu, "installed_gpus", lambda: found)
-    said = doctor_gpu.gpu_fault(["GPU 0: NVIDIA"], CUDA)
+    monkeypatch.setattr(gpu, "installed_driver", lambda: NEW)
+    monkeypatch.setattr(gpu, "installed_gpus", lambda: found)
+    said = gpu.gpu_fault(["GPU 0: NVIDIA"], CUDA)
     assert said is None if words is None else words in str(said)
 
 
@@ -130,11 +130,11 @@ def test_the_driver_is_asked_by_nvidia_smi(label: str, tmp_path: Path, monkeypat
     program.write_text(f"#!/bin/sh\necho '| NVIDIA-SMI 580.82   Driver Version: 580.82.07   {label}: 13.0     |'\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert doctor_gpu.installed_driver() == Driver("580.82.07", "13.0")
+    assert gpu.installed_driver() == Driver("580.82.07", "13.0")
     program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
-    assert doctor_gpu.installed_driver() == Driver()
+    assert gpu.installed_driver() == Driver()
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert doctor_gpu.installed_driver() == Driver()
+    assert gpu.installed_driver() == Driver()
 
 
 def test_the_trial_of_the_fused_optimizers_gives_the_right_numbers_here() -> None:

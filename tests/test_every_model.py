@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import sharded_runs
-from infnet_rec.commands.eval import evaluate_run
-from infnet_rec.commands.train import train
-from infnet_rec.shard.world import joined
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.trainer.eval import evaluate_run
+from infnet_rec.trainer.train import train
 from rank_pair import RankPair
 
 NUM_STEPS = 3
@@ -115,7 +115,7 @@ PROXIES = {
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """A process group of this process only."""
-    with joined(sharded_runs.world_of(0, 1)):
+    with process_group(sharded_runs.world_of(0, 1)):
         yield
 
 

@@ -14,14 +14,14 @@ import pytest
 
 from experiment_files import SEARCH, TWO, written
 from fake_trainer import FakeTrainer, run
-from infnet_rec.commands import cells as cells_module
-from infnet_rec.commands import experiment as command
-from infnet_rec.commands.cells import append_cell, read_cells
-from infnet_rec.commands.experiment import Asked
-from infnet_rec.commands.report import report
-from infnet_rec.commands.training_run import Ended, Job, train_in_a_process
-from infnet_rec.faults import Fault, Interrupted
-from infnet_rec.train.report import write_json
+from infnet_rec.errors import Interrupted, UserError
+from infnet_rec.experiments import results as cells_module
+from infnet_rec.experiments import runner as command
+from infnet_rec.experiments.process import Job, RunEnded, train_in_a_process
+from infnet_rec.experiments.report import write_report
+from infnet_rec.experiments.results import append_cell, read_cells
+from infnet_rec.experiments.runner import ExperimentArgs
+from infnet_rec.trainer.metric_logger import write_json
 
 
 @pytest.fixture
@@ -42,7 +42,9 @@ def test_a_finished_cell_is_never_made_again(tmp_path: Path, trainer: FakeTraine
 
 
 def test_a_failed_cell_is_no_number_and_waits_to_be_asked_for(tmp_path: Path, trainer: FakeTrainer) -> None:
-    trainer.ends = lambda job: Ended("failed", reason="exit code 1: loss is NaN") if job.run_dir.name == "1" else None
+    trainer.ends = lambda job: (
+        RunEnded("failed", reason="exit code 1: loss is NaN") if job.run_dir.name == "1" else None
+    )
     log = str(tmp_path / "out" / "cells" / "INFNet" / "1.log")
     ended = {"out": str(tmp_path / "out"), "done": 2, "failed": 2, "missing": 0, "failed_log": log}
     assert run(tmp_path, TWO, trainer) == ended
@@ -63,7 +65,7 @@ def test_cells_at_the_same_time_have_gpus_of_their_own(
     both, held, lock = threading.Barrier(2), list[frozenset[tuple[str, ...]]](), threading.Lock()
     now: list[tuple[str, ...]] = []
 
-    def ends(job: Job) -> Ended | None:
+    def ends(job: Job) -> RunEnded | None:
         with lock:
             now.append(job.gpus)
         if both.wait(30) == 0:
@@ -123,7 +125,7 @@ def test_a_search_that_was_cut_off_goes_on_as_if_it_was_not(tmp_path: Path, trai
         (tmp_path / name).mkdir()
     run(tmp_path / "whole", text, trainer)
     start = len(trainer.jobs)
-    trainer.ends = lambda job: Ended("stopped") if len(trainer.jobs) == start + 3 else None
+    trainer.ends = lambda job: RunEnded("stopped") if len(trainer.jobs) == start + 3 else None
     with pytest.raises(Interrupted, match="the same command goes on from there"):
         run(tmp_path / "cut", text, trainer)
     stopped = trainer.jobs[-1]
@@ -177,7 +179,7 @@ def test_a_run_that_outlived_its_experiment_is_waited_for(
 
 
 def test_a_search_without_an_end_fails_its_cells_and_no_others(tmp_path: Path, trainer: FakeTrainer) -> None:
-    trainer.ends = lambda job: Ended("failed", reason="exit code 1: no") if "w_o1" in str(job.run_dir) else None
+    trainer.ends = lambda job: RunEnded("failed", reason="exit code 1: no") if "w_o1" in str(job.run_dir) else None
     assert run(tmp_path, TWO + SEARCH, trainer)["failed"] == 2
     line = next(c for c in read_cells(tmp_path / "out" / "cells.jsonl") if c["status"] == "failed")
     assert line["reason"].endswith("the last: exit code 1: no") and line["log"] == "trials/w_o1"
@@ -187,17 +189,17 @@ def test_a_search_without_an_end_fails_its_cells_and_no_others(tmp_path: Path, t
 
 def test_a_folder_of_another_experiment_is_refused(tmp_path: Path, trainer: FakeTrainer) -> None:
     run(tmp_path, TWO, trainer)
-    with pytest.raises(Fault, match="its variant 'INFNet' has other settings"):
+    with pytest.raises(UserError, match="its variant 'INFNet' has other settings"):
         run(tmp_path, TWO, trainer, "train.dense.lr=0.5")
-    with pytest.raises(Fault, match="belongs to another experiment: its search is null"):
+    with pytest.raises(UserError, match="belongs to another experiment: its search is null"):
         run(tmp_path, TWO + SEARCH, trainer)
     facts = {"name": "b", "fingerprint": "c", "num_examples": {}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells_module, "dataset_of", lambda _: facts)
-        with pytest.raises(Fault, match="belongs to another experiment: its dataset is"):
+        with pytest.raises(UserError, match="belongs to another experiment: its dataset is"):
             run(tmp_path, TWO, trainer)
-    with pytest.raises(Fault, match="exists, is not empty and holds no experiment"):
-        command.experiment(written(tmp_path, TWO), [f"data.store={trainer.store}"], tmp_path, Asked())
+    with pytest.raises(UserError, match="exists, is not empty and holds no experiment"):
+        command.run_experiment(written(tmp_path, TWO), [f"data.store={trainer.store}"], tmp_path, ExperimentArgs())
     assert len(trainer.jobs) == 4
 
 
@@ -210,7 +212,7 @@ def test_a_line_that_a_kill_cut_off_is_none(tmp_path: Path, trainer: FakeTrainer
     append_cell(path, made[0])
     assert read_cells(path) == [*made, made[0]]
     path.write_text('{"a"\n' + path.read_text())
-    with pytest.raises(Fault, match=r"cells\.jsonl:1: not JSON"):
+    with pytest.raises(UserError, match=r"cells\.jsonl:1: not JSON"):
         read_cells(path)
 
 
@@ -218,14 +220,14 @@ def test_what_is_only_shown_is_what_the_file_said_last(tmp_path: Path, trainer: 
     """Cells that are made need not be made again for it; nor where a store has come to say that it is generated."""
     run(tmp_path, TWO, trainer)
     out = tmp_path / "out"
-    with pytest.raises(Fault, match="set `paper` in its file and start 'infnet-rec experiment' on it again"):
-        report(out, None, with_paper=True)
+    with pytest.raises(UserError, match="set `paper` in its file and start 'infnet-rec experiment' on it again"):
+        write_report(out, None, with_paper=True)
     was = json.loads((out / "experiment.json").read_text())
     assert was["dataset"].pop("generated") is True
     write_json(out / "experiment.json", was)
     run(tmp_path, 'paper = "KuaiRand-Pure"\n' + TWO.replace("ours = true", 'label = "MMoE"\nours = true'), trainer)
     assert len(trainer.jobs) == 4
-    report(out, None, with_paper=True)
+    write_report(out, None, with_paper=True)
     text = (out / "report.md").read_text()
     assert "\n| MMoE | " in text and "\n| INFNet | 1 |" in text
     assert "only the order of models is compared" in text and "generated and not observed" in text

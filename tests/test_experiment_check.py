@@ -7,13 +7,13 @@ import pytest
 
 from experiment_files import SEARCH, TWO, written
 from infnet_rec import cli
-from infnet_rec.commands import experiment as command
-from infnet_rec.commands import experiment_search
-from infnet_rec.commands.experiment import Asked
-from infnet_rec.commands.experiment_check import check_against_store
-from infnet_rec.commands.training_run import Ended, Job
 from infnet_rec.config.experiment import load_experiment
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
+from infnet_rec.experiments import runner as command
+from infnet_rec.experiments import search
+from infnet_rec.experiments.check import check_against_store
+from infnet_rec.experiments.process import Job, RunEnded
+from infnet_rec.experiments.runner import ExperimentArgs
 
 ALONE = """
 [[variants]]
@@ -45,7 +45,7 @@ REFUSED = {
 }
 
 
-def starts_no_cell(job: Job, *_: object) -> Ended:
+def starts_no_cell(job: Job, *_: object) -> RunEnded:
     raise AssertionError(f"started {job.command}")
 
 
@@ -54,17 +54,17 @@ def test_a_typo_that_the_store_shows_is_found_before_the_first_cell(
     small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, overrides: list[str], said: str
 ) -> None:
     monkeypatch.setattr(command, "train_in_a_process", starts_no_cell)
-    monkeypatch.setattr(experiment_search, "train_in_a_process", starts_no_cell)
+    monkeypatch.setattr(search, "train_in_a_process", starts_no_cell)
     path = written(tmp_path, text)
-    with pytest.raises(Fault, match=said):
-        command.experiment(path, [f'data.store="{small_store}"', *overrides], tmp_path / "out", Asked())
+    with pytest.raises(UserError, match=said):
+        command.run_experiment(path, [f'data.store="{small_store}"', *overrides], tmp_path / "out", ExperimentArgs())
     assert not (tmp_path / "out").exists()
 
 
 def test_a_batch_that_the_ranks_of_a_cell_cannot_share_is_found_too(small_store: Path, tmp_path: Path) -> None:
     path = written(tmp_path, TWO)
-    with pytest.raises(Fault, match=r"train\.global_batch_size = 64: does not divide by 3 ranks"):
-        command.experiment(path, [f'data.store="{small_store}"'], tmp_path / "out", Asked(num_ranks=3))
+    with pytest.raises(UserError, match=r"train\.global_batch_size = 64: does not divide by 3 ranks"):
+        command.run_experiment(path, [f'data.store="{small_store}"'], tmp_path / "out", ExperimentArgs(num_ranks=3))
 
 
 def test_a_hasty_patience_is_warned_of_once(small_store: Path, tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_cells_that_failed_end_the_command_with_one(
 ) -> None:
     """The numbers come all the same; then how many failed, the first one's log and how to try again."""
 
-    def fails(job: Job, wants_stop: object) -> Ended:
-        return Ended("failed", reason="exit code 1: loss is NaN")
+    def fails(job: Job, wants_stop: object) -> RunEnded:
+        return RunEnded("failed", reason="exit code 1: loss is NaN")
 
     monkeypatch.setattr(command, "train_in_a_process", fails)
     out = tmp_path / "out"

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from experiment_files import SEARCH, TWO, written
-from infnet_rec.commands.towers import BASELINES
 from infnet_rec.config.experiment import grid_size, key_of, load_experiment, override_of
 from infnet_rec.config.load import make_config
 from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.run import RunConfig
+from infnet_rec.config.toml import read_toml
 from infnet_rec.config.train import hasty_patience
-from infnet_rec.faults import Fault
-from infnet_rec.strict import read_toml
+from infnet_rec.errors import UserError
+from infnet_rec.models.registry import BASELINES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -142,12 +142,12 @@ REFUSED = {
 
 @pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)
 def test_refused(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(Fault, match=said):
+    with pytest.raises(UserError, match=said):
         load_experiment(written(tmp_path, text))
 
 
 def test_a_seed_on_the_command_line_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match="set `seeds` in the experiment"):
+    with pytest.raises(UserError, match="set `seeds` in the experiment"):
         load_experiment(written(tmp_path, TWO), ["train.seed=3"])
 
 

@@ -10,16 +10,15 @@ import pytest
 
 from experiment_files import SEARCH, TWO, written
 from fake_trainer import FakeTrainer, run
-from infnet_rec.commands.cells import append_cell, cells_files, read_cells
-from infnet_rec.commands.experiment_parts import Part, held, parse_part, part_of
-from infnet_rec.commands.report import report
-from infnet_rec.commands.report_folder import read_results
-from infnet_rec.commands.training_run import Ended
 from infnet_rec.config.experiment import load_experiment
-from infnet_rec.faults import Fault, Interrupted
+from infnet_rec.errors import Interrupted, UserError
+from infnet_rec.experiments.process import RunEnded
+from infnet_rec.experiments.report import read_results, write_report
+from infnet_rec.experiments.results import append_cell, cells_files, read_cells
+from infnet_rec.experiments.shards import ExperimentShard, cells_of_shard, held, parse_shard
 from report_files import describe
 
-FIRST, SECOND = Part(1, 2), Part(2, 2)
+FIRST, SECOND = ExperimentShard(1, 2), ExperimentShard(2, 2)
 AGAIN = '\n[[variants]]\nname = "again"\n[[variants]]\nname = "w/o2"\nset = ["model.ablation=no_gates"]'
 CELLS = [("INFNet", 1), ("INFNet", 3), ("w/o1", 1), ("w/o1", 3)]
 
@@ -32,16 +31,16 @@ def trainer(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTrainer:
 def test_parts_are_equal_and_what_is_trained_once_is_in_one(tmp_path: Path) -> None:
     """ "again" is INFNet over again."""
     whole = load_experiment(written(tmp_path, TWO + AGAIN))
-    names = [[v.name for v in part_of(whole, part).variants] for part in (FIRST, SECOND, Part(4, 4))]
+    names = [[v.name for v in cells_of_shard(whole, part).variants] for part in (FIRST, SECOND, ExperimentShard(4, 4))]
     assert names == [["INFNet", "again", "w/o2"], ["w/o1"], []]
-    assert part_of(whole, Part()) == whole
+    assert cells_of_shard(whole, ExperimentShard()) == whole
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", ""])
 def test_what_is_no_part_is_refused(text: str) -> None:
-    assert parse_part("2/3") == Part(2, 3)
-    with pytest.raises(Fault, match="must be K/N with K from 1 to N"):
-        parse_part(text)
+    assert parse_shard("2/3") == ExperimentShard(2, 3)
+    with pytest.raises(UserError, match="must be K/N with K from 1 to N"):
+        parse_shard(text)
 
 
 def test_each_part_makes_its_own_and_another_number_of_parts_makes_nothing_again(
@@ -51,10 +50,10 @@ def test_each_part_makes_its_own_and_another_number_of_parts_makes_nothing_again
     out, text = tmp_path / "out", TWO + SEARCH
     assert run(tmp_path, text, trainer, part=FIRST)["done"] == 2
     assert {job.run_dir.parent.name for job in trainer.jobs} == {"INFNet"}
-    trainer.ends = lambda job: Ended("failed", reason="no") if job.run_dir.name == "1" else None
+    trainer.ends = lambda job: RunEnded("failed", reason="no") if job.run_dir.name == "1" else None
     ended = run(tmp_path, text, trainer, part=SECOND)
     assert (ended["done"], ended["failed"], ended["failed_log"]) == (1, 1, str(out / "cells" / "w_o1" / "1.log"))
-    assert run(tmp_path, text, trainer, part=Part(3, 3))["done"] == 0
+    assert run(tmp_path, text, trainer, part=ExperimentShard(3, 3))["done"] == 0
     assert [path.name for path in cells_files(out)] == ["cells-1-of-2.jsonl", "cells-2-of-2.jsonl"]
     num_jobs = len(trainer.jobs)
     trainer.ends = lambda job: None
@@ -67,7 +66,7 @@ def test_each_part_makes_its_own_and_another_number_of_parts_makes_nothing_again
 
 
 def test_a_part_that_was_cut_off_goes_on(tmp_path: Path, trainer: FakeTrainer) -> None:
-    trainer.ends = lambda job: Ended("stopped") if len(trainer.jobs) == 2 else None
+    trainer.ends = lambda job: RunEnded("stopped") if len(trainer.jobs) == 2 else None
     with pytest.raises(Interrupted, match="the same command goes on from there"):
         run(tmp_path, TWO, trainer, part=SECOND)
     assert run(tmp_path, TWO, trainer, part=SECOND)["done"] == 2
@@ -82,13 +81,16 @@ def test_two_processes_never_make_one_variant(tmp_path: Path, trainer: FakeTrain
     """Neither the same part, nor the whole, nor a part of another number; the other part may."""
     out, whole = tmp_path / "out", load_experiment(written(tmp_path, TWO))
     out.mkdir()
-    with held(out, part_of(whole, FIRST), FIRST):
-        for part in (FIRST, Part(), Part(1, 3)):
-            with pytest.raises(Fault, match="another process works on it"), held(out, part_of(whole, part), part):
+    with held(out, cells_of_shard(whole, FIRST), FIRST):
+        for part in (FIRST, ExperimentShard(), ExperimentShard(1, 3)):
+            with (
+                pytest.raises(UserError, match="another process works on it"),
+                held(out, cells_of_shard(whole, part), part),
+            ):
                 pass
-        with held(out, part_of(whole, SECOND), SECOND):
+        with held(out, cells_of_shard(whole, SECOND), SECOND):
             pass
-    with held(out, whole, Part()):
+    with held(out, whole, ExperimentShard()):
         pass
 
 
@@ -99,7 +101,7 @@ def test_a_part_may_begin_while_another_makes_the_folder(tmp_path: Path, trainer
     for name in (".lock", ".experiment.json.writing"):
         (out / name).touch()
     (out / "mine.txt").touch()
-    with pytest.raises(Fault, match="holds no experiment"):
+    with pytest.raises(UserError, match="holds no experiment"):
         run(tmp_path, TWO, trainer, part=FIRST)
     (out / "mine.txt").unlink()
     assert run(tmp_path, TWO, trainer, part=FIRST)["done"] == 2
@@ -144,5 +146,5 @@ def test_two_parts_at_once_and_a_kill(small_store: Path, tmp_path: Path, trainer
     assert "warning: train.patience = 5, evaluations of 5 steps" in log.read_text()
     assert run(tmp_path, TWO, trainer, *sets[1:])["done"] == 2
     assert not trainer.jobs
-    report(out, None, with_paper=False)
+    write_report(out, None, with_paper=False)
     assert "w/o1" in (out / "report.md").read_text()

@@ -9,14 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from infnet_rec.faults import TRY_AGAIN, Failure, Fault
-from infnet_rec.shard.first_error import CODES, Cause, End, describe, first_of, read_end
-from infnet_rec.shard.last_words import ERROR_FILE, SPOKEN_FOR, WORDS, left_to_launcher
+from infnet_rec.errors import TRY_AGAIN, Failure, UserError
+from infnet_rec.launcher.failures import (
+    CODES,
+    ERROR_FILE,
+    SPOKEN_FOR,
+    WORDS,
+    Cause,
+    End,
+    describe_cause,
+    first_of,
+    left_to_launcher,
+    read_end,
+)
 from screens import in_terminal, screen
 
 HERE = Path(__file__).parent
 GONE = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2967"
-TORCHRUN = [sys.executable, "-m", "infnet_rec.shard.torchrun", "--standalone", "--nproc-per-node=2"]
+TORCHRUN = [sys.executable, "-m", "infnet_rec.launcher.torchrun", "--standalone", "--nproc-per-node=2"]
 
 
 def said(message: str, at: float, word: str | None = None) -> dict[str, object]:
@@ -68,7 +78,7 @@ def test_a_rank_that_was_ended_while_it_said_why_counts_with_the_code_of_its_wor
 def test_a_rank_leaves_its_first_error_and_a_launcher_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "error.json"
     monkeypatch.delenv(ERROR_FILE, raising=False)
-    assert not left_to_launcher(Fault("x"))
+    assert not left_to_launcher(UserError("x"))
     monkeypatch.setenv(ERROR_FILE, str(path))
     monkeypatch.delenv(SPOKEN_FOR, raising=False)
     assert not left_to_launcher(ValueError("the first\nof two lines")), "torchrun alone says nothing for us"
@@ -76,7 +86,7 @@ def test_a_rank_leaves_its_first_error_and_a_launcher_reads_it(tmp_path: Path, m
     assert left_to_launcher(Failure("a second one, of the end"))
     (tmp_path / "log").write_text("runs/a/logs/rank_3.jsonl")
     found = read_end(3, 1, path)
-    text = describe(found, "node7", others_elsewhere=False)
+    text = describe_cause(found, "node7", others_elsewhere=False)
     head = "infnet-rec: rank 3 on host node7 failed: ValueError: the first (its log: runs/a/logs/rank_3.jsonl)\n"
     assert text == f"{head}ValueError: the first\nof two lines"
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -88,16 +98,16 @@ def test_a_rank_leaves_its_first_error_and_a_launcher_reads_it(tmp_path: Path, m
 
 def test_faults_of_all_ranks_are_one_line_and_others_name_theirs() -> None:
     fault = end(0, 2, "nowhere.toml: is not there", word="fault")
-    assert describe(fault, "a", others_elsewhere=False) == "infnet-rec: fault: nowhere.toml: is not there"
+    assert describe_cause(fault, "a", others_elsewhere=False) == "infnet-rec: fault: nowhere.toml: is not there"
     other = end(1, 2, "nowhere.toml: is not there", word="fault")
-    assert describe(other, "a", others_elsewhere=False).splitlines()[1:] == ["  (rank 1 on host a)"]
+    assert describe_cause(other, "a", others_elsewhere=False).splitlines()[1:] == ["  (rank 1 on host a)"]
 
 
 def test_an_error_that_only_follows_one_on_another_host_says_so() -> None:
-    text = describe(end(2, 1, GONE, 1.0), "b", others_elsewhere=True)
+    text = describe_cause(end(2, 1, GONE, 1.0), "b", others_elsewhere=True)
     assert text.startswith("infnet-rec: rank 2 on host b failed: RuntimeError") and "Traceback" not in text
     assert text.endswith("a rank on another host was gone before: what happened is said there")
-    assert "Traceback" in describe(end(2, 1, GONE, 1.0), "b", others_elsewhere=False)
+    assert "Traceback" in describe_cause(end(2, 1, GONE, 1.0), "b", others_elsewhere=False)
 
 
 def test_silent_ends_are_described(tmp_path: Path) -> None:
@@ -105,13 +115,13 @@ def test_silent_ends_are_described(tmp_path: Path) -> None:
     lines = [{"restart": 0, "kind": "report", "step": 9, "rss_bytes": 7}, {"restart": 1, "kind": "start"}]
     lines += [{"restart": 1, "kind": "report", "step": 40, "rss_bytes": 3 << 29}]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert describe(end(1, -9, log=log), "a", others_elsewhere=False) == (
+    assert describe_cause(end(1, -9, log=log), "a", others_elsewhere=False) == (
         "infnet-rec: rank 1 on host a was killed by signal 9 (SIGKILL); was the machine out of memory? "
         f"At step 40 it held 1.5 GiB (its log: {log})"
     )
-    text = describe(end(1, -11), "a", others_elsewhere=False)
+    text = describe_cause(end(1, -11), "a", others_elsewhere=False)
     assert text == "infnet-rec: rank 1 on host a was killed by signal 11 (SIGSEGV)."
-    assert "ended with exit code 7 and said nothing" in describe(end(1, 7), "a", others_elsewhere=False)
+    assert "ended with exit code 7 and said nothing" in describe_cause(end(1, 7), "a", others_elsewhere=False)
 
 
 def kinds_of(run: Path, rank: int) -> list[tuple[int, str]]:

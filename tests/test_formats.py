@@ -18,16 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_fixtures import QUIET
-from infnet_rec.data.build import Progress, build
-from infnet_rec.data.cache import CACHE_VARIABLE
-from infnet_rec.data.headers import open_table
-from infnet_rec.data.quarantine import Intake, Quarantine
-from infnet_rec.data.raw import connect
-from infnet_rec.data.raw_folder import RawFile, find_raw
-from infnet_rec.data.recipe import Recipe
-from infnet_rec.data.text_format import TextEncoding, TextFormat
-from infnet_rec.faults import Fault
-from infnet_rec.strict import check
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest.bad_rows import Intake, Quarantine
+from infnet_rec.data.ingest.build import BuildProgress, build_store
+from infnet_rec.data.ingest.raw_files import connect, open_table
+from infnet_rec.data.ingest.raw_folder import RawFile, find_raw
+from infnet_rec.data.ingest.recipe import Recipe
+from infnet_rec.data.parsing.text_format import TextEncoding, TextFormat
+from infnet_rec.data.remote import CACHE_VARIABLE
+from infnet_rec.errors import UserError
 from kiosk import FILES, KIOSK, Edit, hashes, kiosk
 from test_bad_rows import quarantined
 
@@ -180,7 +179,7 @@ def test_a_store_does_not_show_how_its_files_were_written(
     form: TextFormat, ending: str, pack: Callable[[bytes], bytes], tmp_path: Path, clean: dict[str, str]
 ) -> None:
     recipe, raw = kiosk(tmp_path, rewritten(form, ending, pack))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
@@ -195,14 +194,14 @@ def test_patterns_mean_files_each_once(files: list[str], tmp_path: Path, clean: 
     recipe, raw = kiosk(tmp_path, with_files(*files))
     (raw / ".log_3.csv").write_text("hidden")
     (raw / "_log_4.csv").write_text("hidden too")
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
 def test_a_name_that_looks_like_a_pattern_is_a_file(tmp_path: Path, clean: dict[str, str]) -> None:
     recipe, raw = kiosk(tmp_path, with_files("log_[1].csv", "log_2.csv"))
     (raw / "log_1.csv").rename(raw / "log_[1].csv")
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
@@ -248,7 +247,7 @@ def test_names_of_folders_are_columns(ending: str, files: str, tmp_path: Path, c
         recipe["log"]["files"] = [files]
 
     recipe, raw = kiosk(tmp_path / "user=7" / "page=9", edit)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
@@ -263,7 +262,7 @@ def test_a_bad_row_of_a_partition_is_listed(tmp_path: Path, clean: dict[str, str
         (raw / "log" / "click=7" / "mark=a" / "p.csv").write_text("user,item,time,page\n0,0,5,1\n")
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=0.2)
+    build_store(recipe, raw, tmp_path / "store", QUIET, max_bad_fraction=0.2)
     assert hashes(tmp_path / "store") == clean
     assert [(file, line, reason.partition(" or")[0]) for file, line, reason, _ in quarantined(tmp_path / "store")] == [
         ("part-0.csv", 7, "item is empty"),
@@ -349,8 +348,8 @@ WRONG: dict[str, tuple[Edit, str]] = {
 def test_a_file_of_another_form_is_one_fault_that_says_what_to_write(name: str, tmp_path: Path) -> None:
     edit, message = WRONG[name]
     recipe, raw = kiosk(tmp_path, edit)
-    with pytest.raises(Fault, match=message):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=message):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     assert {path.name for path in tmp_path.iterdir()} == {"raw"}
 
 
@@ -358,8 +357,8 @@ def test_a_file_of_another_form_is_one_fault_that_says_what_to_write(name: str, 
 def test_a_cut_zst_file_is_a_fault_that_names_it(cut: int, tmp_path: Path) -> None:
     """DuckDB alone takes what is left for the whole file."""
     recipe, raw = kiosk(tmp_path, _zst(lambda text: text[:cut]))
-    with pytest.raises(Fault, match=r"log_2\.csv\.zst: cut off or not zstd"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=r"log_2\.csv\.zst: cut off or not zstd"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 WRONG_KEYS = {
@@ -379,8 +378,8 @@ WRONG_KEYS = {
 @pytest.mark.parametrize("name", WRONG_KEYS)
 def test_a_key_that_cannot_be_is_refused(name: str) -> None:
     key, value, message = WRONG_KEYS[name]
-    with pytest.raises(Fault) as caught:
-        check(Recipe, KIOSK | {"log": KIOSK["log"] | {key: value}}, "kiosk.toml")
+    with pytest.raises(UserError) as caught:
+        validate_model(Recipe, KIOSK | {"log": KIOSK["log"] | {key: value}}, "kiosk.toml")
     assert message in str(caught.value)
 
 
@@ -401,12 +400,12 @@ def test_files_at_a_url_are_read_as_those_in_a_folder(
     recipe, _ = kiosk(tmp_path / "recipe", with_files(*files))
     stages: list[tuple[str, int, str]] = []
     done: list[int] = []
-    build(recipe, bucket, tmp_path / "store", Progress(lambda *stage: stages.append(stage), done.append))
+    build_store(recipe, bucket, tmp_path / "store", BuildProgress(lambda *stage: stages.append(stage), done.append))
     assert hashes(tmp_path / "store") == clean
     size = sum(len("\n".join(lines)) + 1 for lines in FILES.values())
     assert sum(total for text, total, unit in stages if text.startswith("fetching")) == size
     stages.clear()
-    build(recipe, bucket, tmp_path / "again", Progress(lambda *stage: stages.append(stage), done.append))
+    build_store(recipe, bucket, tmp_path / "again", BuildProgress(lambda *stage: stages.append(stage), done.append))
     assert not [text for text, _, _ in stages if text.startswith("fetching")]
 
 
@@ -416,14 +415,14 @@ def test_a_file_that_changes_at_its_url_is_fetched_anew(bucket: str, tmp_path: P
     log = f"/{tmp_path.name}/log_2.csv"
     whole = files.cat_file(log)
     files.pipe_file(log, whole + b"0,0,5,noon,1,a\n")
-    build(recipe, bucket, tmp_path / "bad", QUIET, max_bad_fraction=0.1)
+    build_store(recipe, bucket, tmp_path / "bad", QUIET, max_bad_fraction=0.1)
     with (tmp_path / "bad" / "quarantine.csv").open() as file:
         assert f"{bucket}/log_2.csv,12," in file.read()
-    with pytest.raises(Fault, match=f"{bucket}/log_2.csv, line 12: .*noon") as caught:
-        build(recipe, bucket, tmp_path / "none", QUIET)
+    with pytest.raises(UserError, match=f"{bucket}/log_2.csv, line 12: .*noon") as caught:
+        build_store(recipe, bucket, tmp_path / "none", QUIET)
     assert str(tmp_path / "cache") not in str(caught.value)
     files.pipe_file(log, whole)
-    build(recipe, bucket, tmp_path / "store", QUIET)
+    build_store(recipe, bucket, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
@@ -431,7 +430,7 @@ def test_folders_at_a_url_are_columns(bucket: str, tmp_path: Path, clean: dict[s
     recipe, raw = kiosk(tmp_path / "cut", lambda raw, recipe: partitioned(raw, recipe, ending=".parquet"))
     fsspec.filesystem("memory").put(str(raw / "log"), f"{tmp_path.name}/", recursive=True)
     recipe = recipe.model_copy(update={"log": recipe.log.model_copy(update={"files": ("log",)})})
-    build(recipe, bucket, tmp_path / "store", QUIET)
+    build_store(recipe, bucket, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
@@ -461,8 +460,8 @@ def test_a_url_that_ends_midway_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(MemoryFileSystem, "open", lambda self, path, mode: Short(opened(self, path, mode)))
     recipe, _ = kiosk(tmp_path / "recipe")
     message = {"early": r"log_1\.csv ended after 100 of \d+ bytes", "with an error": r"log_1\.csv cannot be read"}
-    with pytest.raises(Fault, match=message[ending]) as caught:
-        build(recipe, bucket, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=message[ending]) as caught:
+        build_store(recipe, bucket, tmp_path / "store", QUIET)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "store").exists()
     assert not [name for _, _, names in os.walk(tmp_path / "cache") for name in names if not name.startswith(".")]
@@ -470,15 +469,15 @@ def test_a_url_that_ends_midway_is_one_line_and_leaves_nothing(
 
 def test_what_is_not_at_a_url_is_named(bucket: str, tmp_path: Path) -> None:
     recipe, _ = kiosk(tmp_path / "recipe", with_files("log_1.csv", "log_9.csv", "x*.csv"))
-    with pytest.raises(Fault) as caught:
-        build(recipe, bucket, tmp_path / "store", QUIET)
+    with pytest.raises(UserError) as caught:
+        build_store(recipe, bucket, tmp_path / "store", QUIET)
     assert f"{bucket}/log_9.csv: no such file" in str(caught.value)
     assert f"{bucket}/x*.csv: no file fits this pattern" in str(caught.value)
     recipe = recipe.model_copy(update={"log": replace_files(recipe, "../../other.csv")})
-    with pytest.raises(Fault, match="lies outside of it"):
-        build(recipe, bucket, tmp_path / "store", QUIET)
-    with pytest.raises(Fault, match=r"--raw nosuch://b: cannot be opened"):
-        build(recipe, "nosuch://b", tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match="lies outside of it"):
+        build_store(recipe, bucket, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=r"--raw nosuch://b: cannot be opened"):
+        build_store(recipe, "nosuch://b", tmp_path / "store", QUIET)
 
 
 def replace_files(recipe: Recipe, *files: str) -> Any:
@@ -488,8 +487,8 @@ def replace_files(recipe: Recipe, *files: str) -> Any:
 def test_a_store_that_exists_stops_a_build_before_anything_is_fetched(bucket: str, tmp_path: Path) -> None:
     recipe, _ = kiosk(tmp_path / "recipe")
     (tmp_path / "store").mkdir()
-    with pytest.raises(Fault, match="exists already"):
-        build(recipe, bucket, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match="exists already"):
+        build_store(recipe, bucket, tmp_path / "store", QUIET)
     assert not (tmp_path / "cache").exists()
 
 

@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 
 from data_fixtures import QUIET
-from infnet_rec.data.build import build
-from infnet_rec.data.recipe import Recipe
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.recipe import Recipe
 from infnet_rec.data.store import Store
-from infnet_rec.strict import check
 from kiosk import hashes
 from slow_reference import SPLITS, Reference
 
@@ -190,8 +190,8 @@ def _write_part(
 
 def built(folder: Path, recipe: dict[str, Any], where: str, num_threads: int) -> Store:
     recipe["behaviours"][1]["where"] = where
-    build(
-        check(Recipe, recipe, "forms.toml"),
+    build_store(
+        validate_model(Recipe, recipe, "forms.toml"),
         folder,
         folder / "store",
         QUIET,

@@ -10,13 +10,13 @@ import pytest
 
 import sharded_runs
 from infnet_rec import cli
-from infnet_rec.commands.assemble import open_data
-from infnet_rec.data.build import Progress, build
-from infnet_rec.data.recipe import Recipe, load_recipe
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest.build import BuildProgress, build_store
+from infnet_rec.data.ingest.recipe import Recipe, load_recipe
+from infnet_rec.data.run_data import open_data
 from infnet_rec.data.store import Store
 from infnet_rec.data.vocabulary_match import NOWHERE, feature_of_table, match_rows, table_meanings
-from infnet_rec.faults import Fault
-from infnet_rec.strict import check
+from infnet_rec.errors import UserError
 from rank_pair import RankPair
 from sharded_runs import CONFIG, small_config
 
@@ -29,7 +29,9 @@ def store_of(raw: Path, out: Path, **changes: Any) -> Path:
     recipe["splits"] |= changes.pop("splits", {})
     for feature in recipe["features"]:
         feature |= changes.get(feature["columns"][0], {})
-    build(check(Recipe, recipe, "test"), raw, out, Progress(lambda *_: None, lambda _: None), num_threads=1)
+    build_store(
+        validate_model(Recipe, recipe, "test"), raw, out, BuildProgress(lambda *_: None, lambda _: None), num_threads=1
+    )
     return out
 
 
@@ -64,24 +66,24 @@ def test_rows_are_matched_by_what_they_mean(small_store: Path, later: Path) -> N
 
 def load_by_meaning(rank: int, world_size: int, store: str, folder: str) -> dict[str, Any]:
     """What a rank's tables are before and after they took the weights of another store's run."""
-    from infnet_rec.commands.assemble import shard_model
-    from infnet_rec.commands.continue_run import start_from
-    from infnet_rec.train.report import Report
+    from infnet_rec.trainer.build import shard_model
+    from infnet_rec.trainer.continue_run import load_initial_weights
+    from infnet_rec.trainer.metric_logger import MetricLogger
 
     config = small_config(store, ["train.seed=99"])
     data, world = open_data(config), sharded_runs.world_of(rank, world_size)
     sharded = shard_model(config, data, world)
     before = sharded_runs.tables_of(sharded)
-    start_from(folder, data, sharded, Report(None, 0))
+    load_initial_weights(folder, data, sharded, MetricLogger(None, 0))
     return {"before": before, "after": sharded_runs.tables_of(sharded)}
 
 
 def save_tables(rank: int, world_size: int, store: str, folder: str) -> dict[str, Any]:
     """A rank's tables as they were saved."""
-    from infnet_rec.commands.assemble import shard_model
-    from infnet_rec.train.checkpoint.progress import Progress
-    from infnet_rec.train.checkpoint.save import Keep, Saver
-    from infnet_rec.train.checkpoint.shelf import Shelf
+    from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+    from infnet_rec.checkpoint.store import CheckpointStore
+    from infnet_rec.checkpoint.train_state import TrainState
+    from infnet_rec.trainer.build import shard_model
 
     config = small_config(store, ["sharding.row_wise_min_rows=50"])
     data, world = open_data(config), sharded_runs.world_of(rank, world_size)
@@ -92,8 +94,10 @@ def save_tables(rank: int, world_size: int, store: str, folder: str) -> dict[str
         "world_size": world_size,
         "plan": {},
     }
-    saver = Saver(Shelf(folder), sharded.model, sharded.optimizers, Keep(1, 1), "sync", run, print)
-    saver.save(Progress(step=1))
+    saver = CheckpointSaver(
+        CheckpointStore(folder), sharded.model, sharded.optimizers, RetentionPolicy(1, 1), "sync", run, print
+    )
+    saver.save(TrainState(step=1))
     return sharded_runs.tables_of(sharded)
 
 
@@ -134,9 +138,9 @@ def test_a_hashed_table_must_have_its_buckets_and_an_encoding_must_stay(small_ra
     one = Store(store_of(small_raw, tmp_path / "one", tab=hashed))
     two = Store(store_of(small_raw, tmp_path / "two", tab=hashed | {"buckets": 60}))
     three = Store(store_of(small_raw, tmp_path / "three"))
-    with pytest.raises(Fault, match=r"'tab': is hashed into 60 buckets in store .* and into 50 in"):
+    with pytest.raises(UserError, match=r"'tab': is hashed into 60 buckets in store .* and into 50 in"):
         match_rows(one, two, two.schema, ["tab"])
-    with pytest.raises(Fault, match=r"'tab': is encoded by 'index' in store .* and by 'hash' in"):
+    with pytest.raises(UserError, match=r"'tab': is encoded by 'index' in store .* and by 'hash' in"):
         match_rows(one, three, three.schema, ["tab"])
     assert match_rows(one, Store(tmp_path / "one"), one.schema, ["tab"]) == {}
 

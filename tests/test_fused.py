@@ -16,13 +16,20 @@ import torch
 from torch import Tensor
 
 import sharded_runs
-from infnet_rec.commands.assemble import open_data, shard_model
-from infnet_rec.faults import Fault
-from infnet_rec.model import fused
-from infnet_rec.model.attention import DenseTokens
-from infnet_rec.model.fused import FusedTokens, fuse_sequences, lay_out_sequences, max_queries, why_eager
-from infnet_rec.model.jagged import arrange_sequences
-from infnet_rec.shard.world import joined
+from infnet_rec.data.run_data import open_data
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.errors import UserError
+from infnet_rec.models.infnet import fused_attention
+from infnet_rec.models.infnet.attention import DenseTokens
+from infnet_rec.models.infnet.fused_attention import (
+    FusedTokens,
+    fuse_sequences,
+    lay_out_sequences,
+    max_queries,
+    why_eager,
+)
+from infnet_rec.models.infnet.jagged_attention import arrange_sequences
+from infnet_rec.trainer.build import shard_model
 from paper_check import BY_BEHAVIOUR, SMALL, check_against_paper
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -172,7 +179,7 @@ def test_the_network_in_bfloat16_is_near_the_papers_equations(attention: str) ->
 def test_a_pipeline_trains_on_the_kernel(small_store: Path) -> None:
     """TorchRec traces the model, and the kernel is inside."""
     losses = {}
-    with joined(sharded_runs.world_of(0, 1)):
+    with process_group(sharded_runs.world_of(0, 1)):
         for attention in ("eager", "fused"):
             overrides = [f"model.attention='{attention}'", "train.global_batch_size=8"]
             config = sharded_runs.small_config(str(small_store), overrides)
@@ -184,7 +191,7 @@ def test_a_pipeline_trains_on_the_kernel(small_store: Path) -> None:
 
 
 def test_auto_is_eager_without_a_gpu_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    fused._log_once.cache_clear()
+    fused_attention._log_once.cache_clear()
     token_LD, lengths_FB = torch.randn(3, 8), torch.tensor([[1, 2]])
 
     with caplog.at_level(logging.INFO, logger="infnet_rec"):
@@ -205,13 +212,13 @@ def test_auto_is_fused_on_a_gpu_that_can(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "(7, 5)" in str(why_eager("auto", gpu, 96))
-    monkeypatch.setattr(fused, "find_spec", lambda name: None)
+    monkeypatch.setattr(fused_attention, "find_spec", lambda name: None)
     assert "not installed" in str(why_eager("auto", gpu, 96))
 
 
 def test_fused_without_a_gpu_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(Fault, match=r'model.attention is "fused": the device is cpu.*"auto" or "eager"'):
+    with pytest.raises(UserError, match=r'model.attention is "fused": the device is cpu.*"auto" or "eager"'):
         lay_out_sequences(torch.randn(3, 8), torch.tensor([[1, 2]]), "fused")
 
 
@@ -232,7 +239,7 @@ TOKEN_LD, TWO = torch.randn(3, 8), torch.tensor([[1, 2]])
     ],
 )
 def test_queries_and_gates_that_do_not_fit_are_faults(lay_out, break_it, words) -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         break_it(lay_out(TOKEN_LD, TWO))
     assert all(word in str(caught.value) for word in words), caught.value
 
@@ -247,16 +254,16 @@ def test_queries_and_gates_that_do_not_fit_are_faults(lay_out, break_it, words) 
     ],
 )
 def test_lengths_that_do_not_fit_are_faults(lay_out, token_LD, lengths_FB, words) -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         lay_out(token_LD, lengths_FB)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_tokens_that_the_kernel_cannot_read_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(Fault, match=r"float64.*float32 and bfloat16"):
+    with pytest.raises(UserError, match=r"float64.*float32 and bfloat16"):
         lay_out_sequences(TOKEN_LD.double(), TWO, "fused")
-    with pytest.raises(Fault, match=r"width is 136.*at most 128"):
+    with pytest.raises(UserError, match=r"width is 136.*at most 128"):
         lay_out_sequences(torch.randn(3, 136), TWO, "fused")
 
 

@@ -13,8 +13,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from infnet_rec.data.generate import generate, plan
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
+from infnet_rec.synthetic import plan
+from infnet_rec.synthetic.run import generate
 
 EARLY = "data/log_standard_4_08_to_4_21_pure.csv"
 LATE = "data/log_standard_4_22_to_5_08_pure.csv"
@@ -218,7 +219,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     for name, why in (("used", "not empty"), ("file", "not a folder"), ("file/below", "is not a folder")):
-        with pytest.raises(Fault, match=why):
+        with pytest.raises(UserError, match=why):
             generate("kuairand-pure", tmp_path / name, num_examples=100)
     assert contents(tmp_path) == {"file": b"mine", "used/notes.txt": b"mine"}
     (tmp_path / "empty").mkdir()
@@ -237,20 +238,20 @@ def test_nothing_is_left_behind_by_ctrl_c(tmp_path: Path, workers: int) -> None:
 
 def test_all_bad_numbers_are_named_at_once(tmp_path: Path) -> None:
     bad: dict[str, Any] = {"num_examples": 99, "num_users": 1, "num_items": 3, "seed": -1, "num_workers": 0}
-    with pytest.raises(Fault, match="did you mean 'kuairand-pure'") as caught:
+    with pytest.raises(UserError, match="did you mean 'kuairand-pure'") as caught:
         generate("kuairand-pur", tmp_path / "out", **bad)  # pyright: ignore[reportArgumentType]
     for name, value in bad.items():
         assert f"{name} = {value}" in str(caught.value)
     for value in (1e5, "100", True, 10**13):
-        with pytest.raises(Fault, match="num_examples"):
+        with pytest.raises(UserError, match="num_examples"):
             generate("kuairand-pure", tmp_path / "out", num_examples=value)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(Fault, match="no more users than examples"):
+    with pytest.raises(UserError, match="no more users than examples"):
         generate("kuairand-pure", tmp_path / "out", num_examples=100, num_users=101)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_torch_is_not_imported() -> None:
-    code = "import sys, infnet_rec.data.generate; sys.exit('torch' in sys.modules)"
+    code = "import sys, infnet_rec.synthetic; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,13 +9,16 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from infnet_rec.data.generate import generate, large, large_world, plan
-from infnet_rec.data.generate.draws import Ints
-from infnet_rec.data.generate.facts import bucket_of, large_facts, table
-from infnet_rec.data.generate.labels import TASTE_SD, label, leanings
-from infnet_rec.data.generate.large_catalogue import videos_of
-from infnet_rec.data.generate.tastes import LASTING_SHARE, LEVEL_LASTING_SD
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
+from infnet_rec.synthetic import plan
+from infnet_rec.synthetic.draws import Ints
+from infnet_rec.synthetic.facts import bucket_of, large_facts, table
+from infnet_rec.synthetic.kuairand.labels import TASTE_SD, label, leanings
+from infnet_rec.synthetic.kuairand.tastes import LASTING_SHARE, LEVEL_LASTING_SD
+from infnet_rec.synthetic.large import generate as large
+from infnet_rec.synthetic.large import world as large_world
+from infnet_rec.synthetic.large.catalogue import videos_of
+from infnet_rec.synthetic.run import generate
 from test_generate import HEADERS, LOG_HEADER, beijing, contents
 
 EARLY, LATE, RANDOM, USERS, BASIC, STATISTIC = HEADERS
@@ -238,7 +241,7 @@ def test_the_bytes_depend_on_neither_workers_nor_chunks(tmp_path: Path, monkeypa
 
 
 def test_a_name_that_is_nearly_right_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match="did you mean 'kuairand-27k'"):
+    with pytest.raises(UserError, match="did you mean 'kuairand-27k'"):
         generate("kuairand-27", tmp_path / "out", num_examples=1_000)  # pyright: ignore[reportArgumentType]
     assert list(tmp_path.iterdir()) == []
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from infnet_rec.data.generate.lines import number_lines
-from infnet_rec.data.generate.permutation import Curve, Deal, Permutation, scrambles
+from infnet_rec.synthetic.lines import number_lines
+from infnet_rec.synthetic.permutation import Curve, Deal, Permutation, scrambles
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50, 9_991])

@@ -13,11 +13,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from infnet_rec.data.generate import qb_video
-from infnet_rec.data.generate.qb_labels import TASTE_SD, leanings
-from infnet_rec.data.generate.qb_layout import Layout
-from infnet_rec.data.generate.qb_state import LASTING_SHARE
-from infnet_rec.data.generate.qb_video import QbPlan, make_qb_plan, make_world
+from infnet_rec.synthetic.qb import generate
+from infnet_rec.synthetic.qb.generate import QbPlan, make_qb_plan, make_world
+from infnet_rec.synthetic.qb.labels import TASTE_SD, leanings
+from infnet_rec.synthetic.qb.layout import QbLayout
+from infnet_rec.synthetic.qb.state import LASTING_SHARE
 
 HEADER = b"user_id,item_id,click,follow,like,share,video_category,watching_times,gender,age"
 LABELS = ["click", "follow", "like", "share"]
@@ -25,11 +25,11 @@ LABELS = ["click", "follow", "like", "share"]
 
 def write(plan: QbPlan, folder: Path) -> Path:
     world = make_world(plan)
-    (path,) = (folder / name for name in qb_video.file_headers(plan))
+    (path,) = (folder / name for name in generate.file_headers(plan))
     with path.open("wb") as file:
-        file.write(qb_video.file_headers(plan)[path.name].encode() + b"\n")
-        for chunk in qb_video.chunks(plan):
-            lines, num_examples = qb_video.make_chunk(world, chunk)
+        file.write(generate.file_headers(plan)[path.name].encode() + b"\n")
+        for chunk in generate.chunks(plan):
+            lines, num_examples = generate.make_chunk(world, chunk)
             assert lines[path.name].count(b"\n") == num_examples == chunk[1] - chunk[0]
             file.write(lines[path.name])
     return path
@@ -127,7 +127,7 @@ def test_the_real_size_has_the_real_counts() -> None:
     assert (plan.name, plan.num_users, plan.num_items) == ("qb-video", 34_240, 130_637)
     assert plan.rows_U.sum() == 2_442_299 and plan.rows_U.min() == 1
     assert plan.rows_U.max() == pytest.approx(8_876, rel=0.01)
-    layout = Layout.of(plan.seed, plan.rows_U)
+    layout = QbLayout.of(plan.seed, plan.rows_U)
     assert len(layout.user_B) == 34_240 + 16_706 and (np.diff(layout.user_B) != 0).all()
     user, index = layout.at(np.arange(plan.num_examples))
     order = np.argsort(user, kind="stable")
@@ -151,7 +151,7 @@ def test_sizes_are_exact(tmp_path: Path, num_examples: int, num_users: int | Non
     assert log["item_id"].between(1, plan.num_items).all()
     if 2 * plan.num_items <= num_examples:
         assert log["item_id"].nunique() == plan.num_items
-    notes = qb_video.notes(plan)
+    notes = generate.notes(plan)
     assert notes["generated"] is True and (notes["num_examples"], notes["seed"]) == (num_examples, 7)
     assert "Tenrec QB-video" in notes["statistics_from"] and "no row of Tenrec" in notes["licence"]
 
@@ -173,7 +173,7 @@ def test_every_quirk_is_there_at_a_thousand_rows(tmp_path: Path, seed: int) -> N
 def elsewhere(plan: bytes, ranges: list[tuple[int, int]]) -> list[bytes]:
     """In another process: the lines of these rows."""
     world = make_world(pickle.loads(plan))
-    return [qb_video.make_chunk(world, chunk)[0][qb_video.FILE] for chunk in ranges]
+    return [generate.make_chunk(world, chunk)[0][generate.FILE] for chunk in ranges]
 
 
 def test_the_bytes_depend_on_neither_workers_nor_chunks(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_the_bytes_depend_on_neither_workers_nor_chunks(tmp_path: Path) -> None:
 def test_the_hidden_state_tells_more_than_users_and_items_do(log: pd.DataFrame) -> None:
     plan = make_qb_plan(200_000, None, None, 1)
     world = make_world(plan)
-    seen, item = qb_video.shown(plan, world.layout, world.items, np.arange(len(log)))
+    seen, item = generate.shown(plan, world.layout, world.items, np.arange(len(log)))
     turn = (log.groupby("user_id").cumcount() + 0.5) / log.groupby("user_id")["user_id"].transform("size")
     known, asked = log[turn < 0.5], (turn >= 0.5).to_numpy()
     click = log["click"].to_numpy()[asked]

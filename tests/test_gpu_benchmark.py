@@ -79,7 +79,7 @@ def test_the_rehearsal_goes_through_the_kernels_and_every_model(rehearsal: tuple
 def test_the_blocking_of_imports_blocks(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['duckdb'] = None\n")
     done = subprocess.run(
-        [sys.executable, "-c", "import infnet_rec.data.build"],
+        [sys.executable, "-c", "import infnet_rec.data.ingest.build"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,

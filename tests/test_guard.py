@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import guarded_runs
-from infnet_rec.commands.assemble import open_data, train_order
-from infnet_rec.data.order import local_slice
+from infnet_rec.data.run_data import open_data
+from infnet_rec.data.sampler import local_slice
+from infnet_rec.trainer.build import train_order
 from rank_pair import RankPair
 from sharded_runs import small_config
 

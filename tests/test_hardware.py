@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from infnet_rec.faults import Fault
-from infnet_rec.shard.hardware import CATALOGUE, catalogue, load_hardware, parse_cluster
-from infnet_rec.shard.planning.topology import to_topology
+from infnet_rec.errors import UserError
+from infnet_rec.planner.hardware import CATALOGUE, catalogue, load_hardware, parse_cluster
+from infnet_rec.planner.search.estimates import to_topology
 
 H100 = (CATALOGUE / "h100.toml").read_text()
 
@@ -30,7 +30,7 @@ def test_the_catalogue_has_what_is_promised() -> None:
 
 
 def test_an_unknown_name_is_a_fault_with_the_closest_one() -> None:
-    with pytest.raises(Fault, match=r"h10: is not in the catalogue \(did you mean 'h100'\?\)"):
+    with pytest.raises(UserError, match=r"h10: is not in the catalogue \(did you mean 'h100'\?\)"):
         load_hardware("h10")
 
 
@@ -47,7 +47,7 @@ def test_a_bad_file_lists_every_fault(tmp_path: Path) -> None:
         .replace("pcie_gb_per_s", "pci_gb_per_s")
         .replace("hbm_gb_per_s = 3350.0", 'hbm_gb_per_s = "fast"')
     )
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         load_hardware(str(path))
     message = str(caught.value)
     assert "4 faults" in message
@@ -68,23 +68,23 @@ def test_a_bad_file_lists_every_fault(tmp_path: Path) -> None:
 def test_a_file_that_contradicts_itself(tmp_path: Path, old: str, new: str, expected: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(H100.replace(old, new))
-    with pytest.raises(Fault, match=expected):
+    with pytest.raises(UserError, match=expected):
         load_hardware(str(path))
 
 
 def test_a_missing_file_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         load_hardware(str(tmp_path / "none.toml"))
 
 
 @pytest.mark.parametrize("text", ["0x8", "4x0", "-1x8", "4", "x8", "4x8x2", "4 x 8", "four", "", "1e3x8"])
 def test_a_cluster_that_cannot_be(text: str) -> None:
-    with pytest.raises(Fault, match="NODESxRANKS"):
+    with pytest.raises(UserError, match="NODESxRANKS"):
         parse_cluster(text, load_hardware("h100"))
 
 
 def test_no_more_ranks_than_gpus() -> None:
-    with pytest.raises(Fault, match="has 8 GPUs"):
+    with pytest.raises(UserError, match="has 8 GPUs"):
         parse_cluster("1x9", load_hardware("h100"))
     assert parse_cluster("1x33", load_hardware("cpu-node")).world_size == 33
 

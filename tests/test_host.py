@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infnet_rec.shard import host
+from infnet_rec.distributed import host
 
 MIB = 2**20
 

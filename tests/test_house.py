@@ -183,7 +183,7 @@ def test_the_direction_of_imports_can_break(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     result = _lint_imports(tmp_path)
     assert result.returncode == 1
-    assert "infnet_rec.model is not allowed to import infnet_rec.commands" in result.stdout
+    assert "infnet_rec.models is not allowed to import infnet_rec.commands" in result.stdout
 
 
 def _imports_torch(module: str) -> bool:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import literal
-from infnet_rec.faults import Fault
-from infnet_rec.model import jagged
-from infnet_rec.model.infnet import Infnet
-from infnet_rec.model.infnet_options import Ablation, InfnetOptions
-from infnet_rec.model.tokens import Tokens
+from infnet_rec.errors import UserError
+from infnet_rec.models.infnet import jagged_attention
+from infnet_rec.models.infnet.model import Infnet
+from infnet_rec.models.infnet.options import Ablation, InfnetOptions
+from infnet_rec.models.tokens import Tokens
 from paper_check import (
     BY_BEHAVIOUR,
     BY_SEQUENCE,
@@ -33,7 +33,7 @@ ABLATIONS = get_args(Ablation)
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest example is read alone, the next two together, the rest at once."""
-    monkeypatch.setattr(jagged, "CHUNK_TOKENS", 20)
+    monkeypatch.setattr(jagged_attention, "CHUNK_TOKENS", 20)
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
@@ -245,7 +245,7 @@ def test_mixed_precision_on_cpu_stays_near():
     ],
 )
 def test_faults_name_the_option_its_value_and_the_rule(make, words):
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         make()
     for word in words:
         assert word in str(caught.value)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import interaction_loops as loops
-from infnet_rec.model.baselines.dcn import Dcn, DcnOptions
-from infnet_rec.model.baselines.dien import Dien, DienOptions
-from infnet_rec.model.baselines.din import Din, DinOptions
-from infnet_rec.model.baselines.fm import Fm, FmOptions
-from infnet_rec.model.baselines.gdcn import Gdcn, GdcnOptions
-from infnet_rec.model.baselines.hstu import Hstu, HstuOptions
-from infnet_rec.model.baselines.wukong import Wukong, WukongOptions
-from infnet_rec.model.tokens import TokenLayout, Tokens
+from infnet_rec.models.baselines.dcn import Dcn, DcnOptions
+from infnet_rec.models.baselines.dien import Dien, DienOptions
+from infnet_rec.models.baselines.din import Din, DinOptions
+from infnet_rec.models.baselines.fm import Fm, FmOptions
+from infnet_rec.models.baselines.gdcn import Gdcn, GdcnOptions
+from infnet_rec.models.baselines.hstu import Hstu, HstuOptions
+from infnet_rec.models.baselines.wukong import Wukong, WukongOptions
+from infnet_rec.models.tokens import TokenLayout, Tokens
 
 WIDTH = 4
 # The first behaviour lists three attributes, of which the candidate has two; the third one lists one that it lacks.

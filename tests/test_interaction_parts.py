@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 import interaction_loops as loops
-from infnet_rec.faults import Fault
-from infnet_rec.model.auxiliary import carry_loss
-from infnet_rec.model.baselines import dien, hstu
-from infnet_rec.model.baselines.dcn import DcnOptions
-from infnet_rec.model.baselines.dien import Dien, DienOptions
-from infnet_rec.model.baselines.din import Dice, Din, DinOptions
-from infnet_rec.model.baselines.fields import BatchNorm
-from infnet_rec.model.baselines.fm import Fm, FmOptions
-from infnet_rec.model.baselines.gdcn import GdcnOptions
-from infnet_rec.model.baselines.hstu import Hstu, HstuOptions, what_sees_what
-from infnet_rec.model.baselines.wukong import WukongOptions
-from infnet_rec.model.tokens import Tokens
-from infnet_rec.train.evaluate import agree_on_statistics
+from infnet_rec.errors import UserError
+from infnet_rec.models.auxiliary import carry_loss
+from infnet_rec.models.baselines import dien, hstu
+from infnet_rec.models.baselines.dcn import DcnOptions
+from infnet_rec.models.baselines.dien import Dien, DienOptions
+from infnet_rec.models.baselines.din import Dice, Din, DinOptions
+from infnet_rec.models.baselines.fields import BatchNorm
+from infnet_rec.models.baselines.fm import Fm, FmOptions
+from infnet_rec.models.baselines.gdcn import GdcnOptions
+from infnet_rec.models.baselines.hstu import Hstu, HstuOptions, what_sees_what
+from infnet_rec.models.baselines.wukong import WukongOptions
+from infnet_rec.models.tokens import Tokens
+from infnet_rec.trainer.evaluator import agree_on_statistics
 from rank_pair import RankPair
 from test_interaction_models import CASES, LAYOUT, LENGTHS_FB, WIDTH, examples_of, kuairand, make_model, make_tokens
 
@@ -274,7 +274,7 @@ def test_dropout_acts_while_training_only(name):
     ],
 )
 def test_faults_name_the_option_its_value_and_the_rule(make, words):
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         make()
     for word in words:
         assert word in str(caught.value)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from infnet_rec.commands.job_gpus import gpus_here, gpus_of_jobs, shortage
-from infnet_rec.commands.training_run import Job, train_in_a_process
+from infnet_rec.experiments.gpus import gpus_here, gpus_of_jobs, shortage
+from infnet_rec.experiments.process import Job, train_in_a_process
 
 EIGHT = [str(number) for number in range(8)]
 

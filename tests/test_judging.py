@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 import sharded_runs
 from data_fixtures import QUIET
 from experiment_files import SEARCH, TWO, written
-from infnet_rec.commands import experiment_search
-from infnet_rec.commands.experiment import Asked, experiment
-from infnet_rec.commands.experiment_check import check_against_store
-from infnet_rec.commands.run_schema import one_class_tasks, unjudgeable
-from infnet_rec.commands.training_run import Ended, Job
+from infnet_rec.checkpoint.train_state import TrainState
 from infnet_rec.config.experiment import load_experiment
-from infnet_rec.data.build import build
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.run_schema import one_class_tasks, unjudgeable
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
-from infnet_rec.shard.world import joined
-from infnet_rec.train.checkpoint.progress import Progress
-from infnet_rec.train.loop import Pace
-from infnet_rec.train.metrics import TaskMetrics, evaluate_scores, mean_over_tasks
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.errors import UserError
+from infnet_rec.experiments import search
+from infnet_rec.experiments.check import check_against_store
+from infnet_rec.experiments.process import Job, RunEnded
+from infnet_rec.experiments.runner import ExperimentArgs, run_experiment
+from infnet_rec.metrics import TaskMetrics, evaluate_scores, mean_over_tasks
+from infnet_rec.trainer.loop import RunLength
 from kiosk import kiosk
 from test_training_loop import training
 
@@ -40,7 +40,7 @@ CLI = [sys.executable, "-m", "infnet_rec.cli"]
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """A process group of this process only."""
-    with joined(sharded_runs.world_of(0, 1)):
+    with process_group(sharded_runs.world_of(0, 1)):
         yield
 
 
@@ -71,9 +71,9 @@ def test_what_cannot_be_judged_costs_no_patience_and_is_not_best(
     alone: None, small_store: Path, tmp_path: Path, aucs: list[float], patience: int
 ) -> None:
     """The model holds the weights of the best evaluation; where there was none, the last."""
-    pace = Pace(len(aucs), 50, 1, 10, patience=patience, global_batch_size=64, fresh_tables=False)
+    pace = RunLength(len(aucs), 50, 1, 10, patience=patience, global_batch_size=64, fresh_tables=False)
     built, _ = training(small_store, tmp_path, pace, aucs)
-    trained = built.run(Progress())
+    trained = built.run(TrainState())
     assert (trained.steps_done, trained.best_step) == expected_end(aucs, patience)
     held = sharded_runs.dense_of(built.valid.sharded)["tower.heads.towers.0.layers.0.weight"]
     assert np.array_equal(held, built.valid.seen[trained.best_step - 1])
@@ -95,7 +95,7 @@ def test_a_mean_over_tasks_is_of_the_same_tasks_at_every_evaluation() -> None:
     for metric in ("auc", "gauc"):
         for found in (known, no_user, {"a": task_metrics(NAN, 5)}, {"c": silent}):
             written_down = {name: task.to_json() for name, task in found.items()}
-            searched = experiment_search.mean_over_tasks(written_down, metric)
+            searched = search.mean_over_tasks(written_down, metric)
             assert searched == pytest.approx(mean_over_tasks(found, metric), nan_ok=True)
     assert mean_over_tasks(no_user, "gauc") == 0.6 and mean_over_tasks(no_user, "auc") == pytest.approx(0.55)
 
@@ -129,9 +129,9 @@ def test_the_tasks_that_are_judged_depend_on_the_labels_alone(data: st.DataObjec
 def test_progress_of_an_earlier_version_forgets_a_best_that_was_none() -> None:
     """It kept a step, and spent patience, where nothing could be judged."""
     silent = {"click": task_metrics(NAN, 0).to_json()}
-    at = Progress(step=8, judged=(NAN, {"click": task_metrics(NAN, 0)})).to_json()
+    at = TrainState(step=8, judged=(NAN, {"click": task_metrics(NAN, 0)})).to_json()
     at |= {"best_step": 2, "best_auc": None, "best_valid": silent, "evaluations_since_best": 3}
-    read = Progress.from_json(json.loads(json.dumps(at)))
+    read = TrainState.from_json(json.loads(json.dumps(at)))
     assert (read.best_step, read.best_valid, read.evaluations_since_best) == (0, {}, 0)
     assert read.judged is not None and math.isnan(read.judged[0]) and read.judged[1]["click"].num_positives == 0
 
@@ -152,7 +152,7 @@ def one_class_kiosk(folder: Path, *, two_tasks: bool) -> Path:
             recipe["tasks"].append({"name": "like", "label": "like"})
 
     recipe, raw = kiosk(folder, edit)
-    build(recipe, raw, folder / "store", QUIET)
+    build_store(recipe, raw, folder / "store", QUIET)
     return folder / "store"
 
 
@@ -210,8 +210,8 @@ def test_an_experiment_hears_of_it_before_its_first_cell(tmp_path: Path) -> None
     assert len(doubts) == 2
     assert "cannot be judged" in doubts[0] and "the report will refuse that" in doubts[1]
     searched = written(tmp_path, TWO + SEARCH)
-    with pytest.raises(Fault, match="search: valid has one class only in every task"):
-        experiment(searched, sets, tmp_path / "out", Asked())
+    with pytest.raises(UserError, match="search: valid has one class only in every task"):
+        run_experiment(searched, sets, tmp_path / "out", ExperimentArgs())
     assert not (tmp_path / "out").exists()
 
 
@@ -222,17 +222,17 @@ def test_a_trial_is_not_pruned_for_an_evaluation_that_cannot_be_judged(
     silent, known = ({"click": task_metrics(auc, 5).to_json()} for auc in (NAN, 0.6))
     pruned: list[bool] = []
 
-    def ends(job: Job, wants_stop: object, is_hopeless: Any) -> Ended:
+    def ends(job: Job, wants_stop: object, is_hopeless: Any) -> RunEnded:
         pruned.extend(is_hopeless(step, m) for step, m in ((1, silent), (2, known)))
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        return Ended("done", {"metrics": {"valid": known}, "wall_s": 1.0})
+        return RunEnded("done", {"metrics": {"valid": known}, "wall_s": 1.0})
 
-    monkeypatch.setattr(experiment_search, "train_in_a_process", ends)
+    monkeypatch.setattr(search, "train_in_a_process", ends)
     text = TWO + SEARCH.replace("num_trials = 3", "num_trials = 6\nprune = true")
     planned = load_experiment(written(tmp_path, text), [f'data.store="{small_store}"'])
     assert planned.config.search is not None
     variant = planned.variants[0]
     job = Job(tmp_path / "mine.toml", [], tmp_path / "run", tmp_path / "log")
-    result = experiment_search.choose(variant, planned.config.search, tmp_path / "out", job, lambda: False)
+    result = search.choose(variant, planned.config.search, tmp_path / "out", job, lambda: False)
     assert not any(pruned) and len(pruned) == 12
     assert {trial["state"] for trial in result["trials"]} == {"complete"}

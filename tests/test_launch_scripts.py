@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from fake_slurm import FakeSlurm
-from infnet_rec.commands.launch import check_hand_in, launch, write
-from infnet_rec.faults import Fault
-from infnet_rec.shard.hardware import Size, load_hardware, parse_cluster, parse_size
+from infnet_rec.errors import UserError
+from infnet_rec.launcher.job import Size, parse_size
+from infnet_rec.launcher.launch import check_hand_in, write_launch, write_script
+from infnet_rec.planner.hardware import load_hardware, parse_cluster
 from test_launch import ROOT, golden
 
 QUICKSTART = ROOT / "configs" / "quickstart.toml"
@@ -30,7 +31,7 @@ SHAPES = ["1x1", "1x8", "2x8", "1:2x8"]
 
 
 def rendered(form: str, size: str, *settings: str, config: Path = QUICKSTART) -> str:
-    return launch(config, ["train.dense.lr=3e-4"], size, form, Path("/runs/it's"), settings)["text"]
+    return write_launch(config, ["train.dense.lr=3e-4"], size, form, Path("/runs/it's"), settings)["text"]
 
 
 @pytest.mark.parametrize("size", SHAPES)
@@ -214,12 +215,12 @@ def test_torchrun_by_hand_asks_for_the_first_node(tmp_path: Path) -> None:
     assert slurm.asked("python") == []
     assert slurm.run(script, 1, HOST="localhost", OMP_NUM_THREADS="7").returncode == 0
     (line,) = slurm.asked("python")
-    assert line.startswith("node  threads 7: -m infnet_rec.shard.torchrun --nnodes=2 --nproc-per-node=4")
+    assert line.startswith("node  threads 7: -m infnet_rec.launcher.torchrun --nnodes=2 --nproc-per-node=4")
     assert "--rdzv-endpoint=localhost:29500" in line
 
 
 def test_a_fault_of_the_ranks_is_not_asked_for_again(tmp_path: Path) -> None:
-    agent = ["infnet_rec.shard.torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+    agent = ["infnet_rec.launcher.torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
     verb = ["infnet_rec.cli", "train", "nowhere.toml", f"--run-dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", *agent, "-m", *verb]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -261,7 +262,7 @@ def test_a_script_is_handed_in_at_once_where_there_is_a_scheduler(tmp_path: Path
     result = json.loads(done.stdout)
     assert result["said"] == "Submitted batch job 7"
     assert result["text"] == f"#!/bin/bash\n{handed_in.read_text()}"
-    with pytest.raises(Fault, match=r"--as torchrun: is handed in to nobody; must be one of sbatch, k8s"):
+    with pytest.raises(UserError, match=r"--as torchrun: is handed in to nobody; must be one of sbatch, k8s"):
         check_hand_in("torchrun")
 
 
@@ -282,8 +283,8 @@ def test_the_command_line_prints_or_writes_and_overwrites_nothing(tmp_path: Path
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run.sh"]
     assert out.read_text() == "mine"
-    with pytest.raises(Fault, match=r"cannot be written \(no such file or directory\)"):
-        write("", tmp_path / "nowhere" / "run.sh")
+    with pytest.raises(UserError, match=r"cannot be written \(no such file or directory\)"):
+        write_script("", tmp_path / "nowhere" / "run.sh")
 
 
 @pytest.mark.parametrize(
@@ -312,15 +313,15 @@ def test_the_command_line_prints_or_writes_and_overwrites_nothing(tmp_path: Path
     ],
 )
 def test_what_is_wrong_is_named(form: str, size: str, settings: list[str], words: str) -> None:
-    with pytest.raises(Fault, match=words):
+    with pytest.raises(UserError, match=words):
         rendered(form, size, *settings)
 
 
 def test_a_configuration_that_is_missing_or_wrong_starts_nothing(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=r"nowhere\.toml"):
+    with pytest.raises(UserError, match=r"nowhere\.toml"):
         rendered("sbatch", "1x2", config=tmp_path / "nowhere.toml")
-    with pytest.raises(Fault, match="widht"):
-        launch(QUICKSTART, ["model.widht=3"], "1x2", "sbatch", Path("r"), [])
+    with pytest.raises(UserError, match="widht"):
+        write_launch(QUICKSTART, ["model.widht=3"], "1x2", "sbatch", Path("r"), [])
 
 
 @pytest.mark.parametrize(
@@ -337,14 +338,14 @@ def test_a_configuration_that_is_missing_or_wrong_starts_nothing(tmp_path: Path)
     ],
 )
 def test_what_needs_one_number_of_ranks_is_not_started_on_another(override: str, words: str) -> None:
-    with pytest.raises(Fault, match=words):
-        launch(QUICKSTART, [override], "1:2x8", "sbatch", Path("r"), [])
-    launch(QUICKSTART, [override], "2x8", "sbatch", Path("r"), [])
+    with pytest.raises(UserError, match=words):
+        write_launch(QUICKSTART, [override], "1:2x8", "sbatch", Path("r"), [])
+    write_launch(QUICKSTART, [override], "2x8", "sbatch", Path("r"), [])
 
 
 def test_sizes_are_read_in_one_place() -> None:
     assert parse_size("4x8") == Size(4, 4, 8)
     assert parse_size("1:4x8") == Size(1, 4, 8)
     assert parse_size("2:2x8") == Size(2, 2, 8)
-    with pytest.raises(Fault, match="a plan is for one number of nodes; ask for 4x8"):
+    with pytest.raises(UserError, match="a plan is for one number of nodes; ask for 4x8"):
         parse_cluster("1:4x8", load_hardware("h100"))

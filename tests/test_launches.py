@@ -7,20 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from infnet_rec.commands.plan_case import Case, open_source
 from infnet_rec.config.load import load_config
-from infnet_rec.ledger import Ledger
-from infnet_rec.shard.hardware import load_hardware, parse_cluster
-from infnet_rec.shard.optim import DenseName, dense_optimizer
+from infnet_rec.distributed.optimizers import DenseName, dense_optimizer
+from infnet_rec.planner.case import PlanCase, open_source
+from infnet_rec.planner.hardware import load_hardware, parse_cluster
+from infnet_rec.planner.op_counter import OpCounter
 
 ROOT = Path(__file__).parents[1]
 MOST = 400
 
 
-def case_of(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Case:
+def case_of(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> PlanCase:
     monkeypatch.chdir(ROOT)
     config = load_config(Path("configs/kuairand_27k_h100.toml"), overrides)
-    return Case(config, open_source(config), parse_cluster("4x8", load_hardware("h100")))
+    return PlanCase(config, open_source(config), parse_cluster("4x8", load_hardware("h100")))
 
 
 def optimizer_launches(model: nn.Module, name: DenseName, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -33,7 +33,7 @@ def optimizer_launches(model: nn.Module, name: DenseName, monkeypatch: pytest.Mo
             parameters[key] = nn.Parameter(torch.zeros(value.shape))
         dense, _ = dense_optimizer(parameters, name, lr=1e-3, weight_decay=0.0, max_grad_norm=10.0)
         dense.init_state()
-        with Ledger() as ledger:
+        with OpCounter() as ledger:
             dense.step()
     return ledger.num_operators
 
@@ -56,7 +56,7 @@ def test_a_step_asks_for_at_most_400_kernels(readout: str, precision: str, monke
 
 def test_the_ledger_counts_kernels_and_not_what_only_hands_out_memory() -> None:
     many = [torch.ones(3) for _ in range(300)]
-    with Ledger() as ledger:
+    with OpCounter() as ledger:
         torch.empty(1000).view(10, 100)
         assert ledger.num_operators == 0
         torch._foreach_mul_(many, 2.0)

@@ -23,15 +23,15 @@ import sharded_runs
 from handmade import Handmade, schema, write_store
 from infnet_rec.batch import Batch
 from infnet_rec.config.data import DataConfig
-from infnet_rec.data import distinct as distinct_module
-from infnet_rec.data.check import ids_outside_tables
-from infnet_rec.data.distinct import Distinct
+from infnet_rec.data import dedup as distinct_module
+from infnet_rec.data.dedup import Distinct
+from infnet_rec.data.inspect.check import ids_outside_tables
 from infnet_rec.data.loader import BatchReader, Loader
-from infnet_rec.data.order import BLOCK_EXAMPLES, BUFFER_BLOCKS, EvalOrder, ShuffledOrder
-from infnet_rec.faults import Fault
-from infnet_rec.model.embeddings import make_bags
+from infnet_rec.data.sampler import BLOCK_EXAMPLES, BUFFER_BLOCKS, EvalOrder, ShuffledOrder
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.errors import UserError
+from infnet_rec.models.embeddings import make_bags
 from infnet_rec.schema import Schema
-from infnet_rec.shard.world import joined
 from rank_pair import RankPair
 
 ALL_ROWS = np.arange(40)
@@ -46,7 +46,7 @@ def handmade(tmp_path_factory: pytest.TempPathFactory) -> Handmade:
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """A process group of this process only."""
-    with joined(sharded_runs.world_of(0, 1)):
+    with process_group(sharded_runs.world_of(0, 1)):
         yield
 
 
@@ -191,13 +191,13 @@ def test_a_sequence_has_as_many_values_as_what_it_reads() -> None:
     whole = schema().to_json()
     by_name = {f["name"]: f for f in whole["features"]}
     by_name["item"]["max_values"] = 2
-    with pytest.raises(Fault, match="view_item has up to 1 values an event and reads item, which has up to 2"):
+    with pytest.raises(UserError, match="view_item has up to 1 values an event and reads item, which has up to 2"):
         Schema.from_json(whole)
     by_name["item"]["max_values"] = 1
     by_name["tags"]["table"] = "brand"
     assert Schema.from_json(whole).averages_tokens and not schema().averages_tokens
     by_name["tags"] |= {"table": "tags", "max_values": 0}
-    with pytest.raises(Fault, match="tags has max_values 0; it must be 1 or more"):
+    with pytest.raises(UserError, match="tags has max_values 0; it must be 1 or more"):
         Schema.from_json(whole)
 
 

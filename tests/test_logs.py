@@ -13,20 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from infnet_rec.faults import Interrupted
-from infnet_rec.model.ranking import Scores
-from infnet_rec.train import window
-from infnet_rec.train.memory import Memory, memory_now
-from infnet_rec.train.metrics import auc
-from infnet_rec.train.rank_log import RankLog
-from infnet_rec.train.report import Report, progress_line
-from infnet_rec.train.window import TrainWindow
+from infnet_rec.errors import Interrupted
+from infnet_rec.metrics import auc
+from infnet_rec.models.ranking_model import Scores
+from infnet_rec.trainer import loop
+from infnet_rec.trainer.loop import TrainWindow
+from infnet_rec.trainer.metric_logger import MetricLogger, ProcessMemory, memory_now, progress_line
+from infnet_rec.trainer.rank_log import RankLog
 from screens import in_terminal, screen
 
 TALKS = """
 import os, signal, sys, time
-from infnet_rec.train.stop import StopSignal
-from infnet_rec.train.voice import batches_bar, say, steps_bar
+from infnet_rec.trainer.signals import StopSignal
+from infnet_rec.console import batches_bar, say, steps_bar
 with StopSignal(speaks=True), steps_bar(20, 60, "7,188 examples/s, 0:18 left", speaks=True) as bar:
     for step in range(21, 41):
         bar.update()
@@ -50,7 +49,7 @@ def scores(logits_BT: np.ndarray, labels_BT: np.ndarray) -> Scores:
 
 
 def test_the_training_auc_is_that_of_the_last_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window, "WINDOW_EXAMPLES", 100)
+    monkeypatch.setattr(loop, "WINDOW_EXAMPLES", 100)
     rng, kept = np.random.default_rng(0), TrainWindow()
     assert kept.take() == []
     logits_NT = rng.normal(size=(500, 2)).astype(np.float32)
@@ -69,7 +68,7 @@ def test_a_line_of_three_tasks_can_be_read_at_a_glance() -> None:
     names = ["click", "like", "long_view"]
     losses, aucs = dict(zip(names, [0.58123, 0.0712, 0.5], strict=True)), {"click": 0.71239, "like": math.nan}
     aucs["long_view"] = 0.7
-    memory = Memory(rss_bytes=112 << 30, mapped_bytes=0, gpu_peak_bytes=70 << 30)
+    memory = ProcessMemory(rss_bytes=112 << 30, mapped_bytes=0, gpu_peak_bytes=70 << 30)
     line = progress_line(["20000/206000", "1.17"], 718_800.2, losses, aucs, 36_000.0, memory)
     assert "\n" not in line and len(line) < 160
     assert line == (
@@ -90,7 +89,7 @@ def test_the_time_left_is_that_of_all_steps_at_the_pace_so_far(tmp_path: Path, m
     """What was done before this process, and its start, say nothing; evaluations between the steps do."""
     now = [1000.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    report = Report(tmp_path, 100)
+    report = MetricLogger(tmp_path, 100)
     now[0] += 50
     for first in (60, 70):
         with report.training(first):

@@ -11,11 +11,13 @@ import torch
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 import managed_runs
-from infnet_rec.commands.assemble import check_run, open_data, train_loader
-from infnet_rec.faults import Fault
-from infnet_rec.model.managed import EVICTION, CountingTable
+from infnet_rec.data.run_data import open_data
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.errors import UserError
+from infnet_rec.models.dynamic_tables import EVICTION, CountingTable
+from infnet_rec.planner.run_plan import check_run
 from infnet_rec.schema import Eviction
-from infnet_rec.shard.world import joined
+from infnet_rec.trainer.build import train_loader
 from managed_runs import NUM_IDS, managed
 from rank_pair import RankPair
 from sharded_runs import small_config, world_of
@@ -36,7 +38,7 @@ def store(small_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """A process group of this process only."""
-    with joined(world_of(0, 1)):
+    with process_group(world_of(0, 1)):
         yield
 
 
@@ -190,7 +192,7 @@ FAULTS = {
 def test_faults(name: str, store: str) -> None:
     """What cannot be is refused before any process group, by name."""
     overrides, message = FAULTS[name]
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         config = small_config(store, overrides)
         check_run(config, open_data(config), world_of(0, 2))
     assert message in str(caught.value)

@@ -10,10 +10,10 @@ import pytest
 import torch.distributed as dist
 from torch.distributed.launcher import api
 
-from infnet_rec.faults import Fault
-from infnet_rec.shard import meeting
-from infnet_rec.shard.meeting import look_at_meeting
-from infnet_rec.shard.torchrun import torchrun
+from infnet_rec.errors import UserError
+from infnet_rec.launcher import rendezvous
+from infnet_rec.launcher.rendezvous import look_at_meeting
+from infnet_rec.launcher.torchrun import torchrun
 
 
 def arguments(endpoint: str, **named: object) -> argparse.Namespace:
@@ -44,19 +44,19 @@ def test_a_free_port_of_this_machine_changes_nothing(port: int) -> None:
 
 @pytest.mark.parametrize("conf", ["", "is_host=1"])
 def test_a_port_in_use_is_a_fault(taken: int, conf: str) -> None:
-    with pytest.raises(Fault, match=rf"localhost:{taken}: port {taken} of .* is in use, and not by this job; name"):
+    with pytest.raises(UserError, match=rf"localhost:{taken}: port {taken} of .* is in use, and not by this job; name"):
         look_at_meeting(arguments(f"localhost:{taken}", rdzv_conf=conf))
 
 
 def test_a_second_launcher_on_the_machine_of_the_first_is_no_fault() -> None:
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
     endpoint = f"localhost:{store.port}"
-    with pytest.raises(Fault, match="in use"):
+    with pytest.raises(UserError, match="in use"):
         look_at_meeting(arguments(endpoint))
     # What torchrun's backend does first.
     store.compare_set("torch.rendezvous.job", "", "anything")
     look_at_meeting(arguments(endpoint))
-    with pytest.raises(Fault, match="in use"):
+    with pytest.raises(UserError, match="in use"):
         look_at_meeting(arguments(endpoint, rdzv_id="another"))
 
 
@@ -76,8 +76,10 @@ def test_a_port_that_a_job_has_just_left_is_free() -> None:
 def test_a_name_that_nobody_has_is_a_fault_in_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(meeting, "NAME_S", 1.5)
-    with pytest.raises(Fault, match=r"no-such-node\.invalid:29500: no-such-node\.invalid does not resolve on .*; give"):
+    monkeypatch.setattr(rendezvous, "NAME_S", 1.5)
+    with pytest.raises(
+        UserError, match=r"no-such-node\.invalid:29500: no-such-node\.invalid does not resolve on .*; give"
+    ):
         look_at_meeting(arguments("no-such-node.invalid:29500"))
     assert capsys.readouterr().err.count("does not resolve on") == 1
 
@@ -93,8 +95,8 @@ def test_a_name_that_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch, p
         return real("localhost", *rest, **named)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(socket, "getaddrinfo", late)
-    monkeypatch.setattr(meeting, "NAME_S", 0.0)
-    monkeypatch.setattr(meeting, "POLL_S", 0.01)
+    monkeypatch.setattr(rendezvous, "NAME_S", 0.0)
+    monkeypatch.setattr(rendezvous, "POLL_S", 0.01)
     args = arguments(f"pod-0.run:{port}", rdzv_conf="read_timeout=60,is_host=0")
     look_at_meeting(args)
     assert asked == ["pod-0.run"] * 3
@@ -102,12 +104,12 @@ def test_a_name_that_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch, p
 
 
 def test_an_endpoint_that_is_none_is_a_fault() -> None:
-    with pytest.raises(Fault, match="--rdzv-endpoint node1:port: must be HOST:PORT"):
+    with pytest.raises(UserError, match="--rdzv-endpoint node1:port: must be HOST:PORT"):
         look_at_meeting(arguments("node1:port"))
 
 
 def test_ranks_get_the_address_that_the_others_know(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    address = meeting._address_towards(meeting.ANYWHERE)
+    address = rendezvous._address_towards(rendezvous.ANYWHERE)
     if not address:
         pytest.skip("this machine has no way to anywhere")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that it is taken away again

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
-from infnet_rec.train.metrics import (
+from infnet_rec.metrics import (
     TaskMetrics,
     auc,
     auc_by_user,

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import expert_loops as loops
-from infnet_rec.faults import Fault
-from infnet_rec.model.baselines.mmoe import Mmoe, MmoeOptions, Omoe
-from infnet_rec.model.baselines.ple import Ple, PleOptions
-from infnet_rec.model.baselines.shared_bottom import SharedBottom, SharedBottomOptions
-from infnet_rec.model.baselines.stem import Stem, StemOptions
-from infnet_rec.model.tokens import TokenLayout, Tokens
+from infnet_rec.errors import UserError
+from infnet_rec.models.baselines.mmoe import Mmoe, MmoeOptions, Omoe
+from infnet_rec.models.baselines.ple import Ple, PleOptions
+from infnet_rec.models.baselines.shared_bottom import SharedBottom, SharedBottomOptions
+from infnet_rec.models.baselines.stem import Stem, StemOptions
+from infnet_rec.models.tokens import TokenLayout, Tokens
 from interaction_loops import Example
 
 WIDTH = 4
@@ -253,7 +253,7 @@ def test_stems_tables_are_wide() -> None:
     ],
 )
 def test_faults_name_the_option_its_value_and_the_rule(make: Callable[[], object], words: list[str]) -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         make()
     for word in words:
         assert word in str(caught.value)

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data_fixtures import QUIET
-from infnet_rec.data.build import build
-from infnet_rec.data.check import check_store
-from infnet_rec.data.inspect import describe_example
-from infnet_rec.data.recipe import Recipe, safe_name
-from infnet_rec.data.stats import store_stats
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.recipe import Recipe, safe_name
+from infnet_rec.data.inspect.check import check_store
+from infnet_rec.data.inspect.show import describe_example
+from infnet_rec.data.inspect.stats import store_stats
 from infnet_rec.data.store import SPLITS, Store
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from infnet_rec.schema import NAMES_OF_MODULES, Feature, Schema, Table, Task
-from infnet_rec.strict import check
 
 DAY_S = 86_400
 # Of torch's modules, of the build's own tables, of SQL, of DuckDB, of the store, and such as people give.
@@ -101,13 +101,13 @@ def recipe_of(names: Sequence[str], given_names: Sequence[str | None] = (None,) 
 
 def built(names: Sequence[str], folder: Path) -> Store:
     """Raises a Fault where the recipe or the build refuses the names."""
-    recipe = check(Recipe, recipe_of(names), "named.toml")
+    recipe = validate_model(Recipe, recipe_of(names), "named.toml")
     raw = folder / "raw"
     raw.mkdir(parents=True)
     for name, rows in world(names).items():
         with (raw / name).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
-    build(recipe, raw, folder / "store", QUIET)
+    build_store(recipe, raw, folder / "store", QUIET)
     return Store(folder / "store")
 
 
@@ -146,7 +146,7 @@ def test_what_a_column_is_called_changes_nothing_else(plain: list[np.ndarray], n
     with tempfile.TemporaryDirectory() as folder:
         try:
             store = built(names, Path(folder))
-        except Fault as fault:
+        except UserError as fault:
             refused = str(fault)
             assert any(why in refused for why in WHY_REFUSED), (names, refused)
             return
@@ -197,8 +197,8 @@ def test_names_that_meet_are_refused_by_the_recipe(case: str) -> None:
     extra, said = REFUSED[case]
     recipe = recipe_of(PLAIN)
     recipe["features"] += [{"side": side, "encoding": "index", "columns": c} for side, c in extra.items()]
-    with pytest.raises(Fault, match=said):
-        check(Recipe, recipe, "named.toml")
+    with pytest.raises(UserError, match=said):
+        validate_model(Recipe, recipe, "named.toml")
 
 
 def test_sequences_of_one_name_are_refused_by_the_recipe() -> None:
@@ -207,14 +207,14 @@ def test_sequences_of_one_name_are_refused_by_the_recipe() -> None:
     recipe["behaviours"] = [{"name": name, "where": "clicked = 1"} for name in ("a", "a_b")]
     recipe["features"] += [{"side": "item", "encoding": "index", "columns": ["iid"], "name": "b_shelf"}]
     recipe["sequences"]["attributes"] = ["shelf", "b_shelf"]
-    with pytest.raises(Fault, match=r"'b_shelf' of behaviour 'a'|'shelf' of behaviour 'a_b'"):
-        check(Recipe, recipe, "named.toml")
+    with pytest.raises(UserError, match=r"'b_shelf' of behaviour 'a'|'shelf' of behaviour 'a_b'"):
+        validate_model(Recipe, recipe, "named.toml")
     recipe = recipe_of(PLAIN)
     recipe["features"] += [{"side": "user", "encoding": "index", "columns": ["uid"], "name": "seq_shelf"}]
-    check(Recipe, recipe, "named.toml")
+    validate_model(Recipe, recipe, "named.toml")
     recipe["sequences"]["share_tables"] = False
-    with pytest.raises(Fault, match="feature 'seq_shelf' has the name of the table of sequence attribute 'shelf'"):
-        check(Recipe, recipe, "named.toml")
+    with pytest.raises(UserError, match="feature 'seq_shelf' has the name of the table of sequence attribute 'shelf'"):
+        validate_model(Recipe, recipe, "named.toml")
 
 
 def test_no_table_is_called_like_a_part_of_a_module() -> None:
@@ -274,7 +274,7 @@ def test_every_command_takes_every_name(tmp_path: Path) -> None:
     )
     recipe["sequences"]["attributes"] += [safe_name(name) for name in (*sides["items.csv"][:6], *sides["log.csv"][:6])]
     store = tmp_path / "store"
-    build(check(Recipe, recipe, "named.toml"), raw, store, QUIET)
+    build_store(validate_model(Recipe, recipe, "named.toml"), raw, store, QUIET)
     run, experiment = tmp_path / "run.toml", tmp_path / "experiment.toml"
     run.write_text(
         f'[data]\nstore = "{store}"\nsequence_length = 3\n[model]\nwidth = 4\n[train]\nglobal_batch_size = 4\n'

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_fixtures import QUIET
-from infnet_rec.data import timeline
-from infnet_rec.data.build import build
-from infnet_rec.data.check import check_store
-from infnet_rec.data.inspect import describe_example
+from infnet_rec.data.ingest import timeline
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.inspect.check import check_store
+from infnet_rec.data.inspect.show import describe_example
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from kiosk import DAY_S, FILES, LOG, Edit, hashes, kiosk
 
 NAMES = ("user", "item", "time", "click", "page", "mark")
@@ -54,7 +54,7 @@ def in_parquet(columns: dict[str, Column], second: dict[str, Column] | None = No
 @pytest.mark.parametrize("name", TYPES)
 def test_the_type_of_a_parquet_column_does_not_matter(name: str, tmp_path: Path, clean: dict[str, str]) -> None:
     recipe, raw = kiosk(tmp_path, in_parquet(TYPES[name]))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
@@ -63,14 +63,14 @@ def test_a_parquet_column_may_be_empty_in_one_part(order: str, tmp_path: Path) -
     """pyarrow gives such a column no type."""
     empty = {name: lambda cells: pa.nulls(len(cells)) for name in ("mark", "page")}
     recipe, raw = kiosk(tmp_path, in_parquet(*((empty, {}) if order == "empty first" else ({}, empty))))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert Store(tmp_path / "store").num_examples("test") == 10
     assert check_store(Store(tmp_path / "store")) == []
 
 
 def test_parts_may_differ_in_width(tmp_path: Path, clean: dict[str, str]) -> None:
     recipe, raw = kiosk(tmp_path, in_parquet(TYPES["32 bits"], TYPES["floats"]))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
@@ -91,8 +91,8 @@ def test_a_parquet_column_that_is_no_number_is_a_fault(name: str, tmp_path: Path
     column, of, message = WRONG_TYPES[name]
     recipe, raw = kiosk(tmp_path, in_parquet({of: column}))
     recipe = recipe.model_copy(update={"behaviours": (), "sequences": None})
-    with pytest.raises(Fault, match=f"(?s)the log: 30 of 30 rows are bad.*{message}"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=f"(?s)the log: 30 of 30 rows are bad.*{message}"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     assert {path.name for path in tmp_path.iterdir()} == {"raw"}
 
 
@@ -109,12 +109,14 @@ def test_numbers_of_sides_may_be_of_any_type_that_is_a_number(tmp_path: Path, cl
     for kind in (pa.float64(), pa.float32(), pa.string(), pa.decimal128(5, 1)):
         texts = [str(p) if kind == pa.string() else Decimal(p) if kind == pa.decimal128(5, 1) else p for p in prices]
         recipe, raw = kiosk(tmp_path / str(kind), edit(pa.array(texts, kind)))
-        build(recipe, raw, tmp_path / str(kind) / "store", QUIET)
+        build_store(recipe, raw, tmp_path / str(kind) / "store", QUIET)
         assert hashes(tmp_path / str(kind) / "store") == clean, kind
     for k, values in enumerate((["0.0", "dear", "3", "4"], [datetime.date(2000, 1, 1)] * 4)):
         recipe, raw = kiosk(tmp_path / str(k), edit(pa.array(values)))
-        with pytest.raises(Fault, match=r"(?s)items\.parquet \(item side\): (1|4) of 4 rows.*price is not a number"):
-            build(recipe, raw, tmp_path / str(k) / "store", QUIET)
+        with pytest.raises(
+            UserError, match=r"(?s)items\.parquet \(item side\): (1|4) of 4 rows.*price is not a number"
+        ):
+            build_store(recipe, raw, tmp_path / str(k) / "store", QUIET)
 
 
 def test_columns_may_be_empty_or_infinite(tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_columns_may_be_empty_or_infinite(tmp_path: Path) -> None:
             )
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     store = Store(tmp_path / "store")
     assert check_store(store) == []
     assert store.user_ids[:, store.columns_of("user").index("city")].tolist() == [1, 1, 1]
@@ -148,9 +150,9 @@ def test_one_user_may_have_most_rows_and_many_users_none(tmp_path: Path, monkeyp
         (raw / "users.csv").write_text("user,city\n" + "".join(f"{k},c{k % 3}\n" for k in range(-3, 40)))
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "one", QUIET)
+    build_store(recipe, raw, tmp_path / "one", QUIET)
     monkeypatch.setattr(timeline, "MAX_BUCKET_ROWS", 1)
-    build(recipe, raw, tmp_path / "many", QUIET)
+    build_store(recipe, raw, tmp_path / "many", QUIET)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "many")
     store = Store(tmp_path / "many")
     assert check_store(store) == [] and store.manifest["num_users"] == 43
@@ -165,7 +167,7 @@ def test_a_recipe_may_have_no_side_tables(tmp_path: Path) -> None:
         del recipe["features"][2]
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert check_store(Store(tmp_path / "store")) == []
     assert Store(tmp_path / "store").manifest["columns"]["user"] == ["user"]
 
@@ -183,7 +185,7 @@ def test_an_instant_beyond_the_calendar_is_shown_as_a_number(tmp_path: Path) -> 
             (raw / name).write_text("\n".join([head, *rows]) + "\n")
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     manifest["recipe"]["log"]["time_unit"] = "s"
     (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))

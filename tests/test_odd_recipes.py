@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from data_fixtures import QUIET
-from infnet_rec.data.build import build
-from infnet_rec.data.check import check_store
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.inspect.check import check_store
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from kiosk import FILES, Edit, add, hashes, kiosk
 
 # Names that the build uses itself, that SQL reserves, or that need quoting.
@@ -57,7 +57,7 @@ def test_columns_may_have_any_name(start: int, tmp_path: Path, clean: dict[str, 
     log = dict(zip(("user", "item", "time", "click", "page", "mark"), odd[:6], strict=True))
     sides = dict(zip(("user", "city", "item", "price"), odd[6:], strict=True))
     recipe, raw = kiosk(tmp_path, renamed(log, sides))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
@@ -82,9 +82,9 @@ def test_features_behaviours_and_tasks_may_have_names_that_the_build_uses(name: 
         recipe["behaviours"][0]["name"] = recipe["tasks"][0]["name"] = name
 
     recipe, raw = kiosk(tmp_path / "odd", edit)
-    build(recipe, raw, tmp_path / "odd" / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "odd" / "store", QUIET)
     recipe, raw = kiosk(tmp_path / "plain", lambda raw, recipe: edit(raw, recipe, "unheard_of"))
-    build(recipe, raw, tmp_path / "plain" / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "plain" / "store", QUIET)
     odd, plain = Store(tmp_path / "odd" / "store"), Store(tmp_path / "plain" / "store")
     assert check_store(odd) == []
     assert (odd.user_ids == plain.user_ids).all() and (odd.item_ids[:, ::-1] == plain.item_ids[:, ::-1]).all()
@@ -94,7 +94,7 @@ def test_features_behaviours_and_tasks_may_have_names_that_the_build_uses(name: 
 
 def test_a_behaviour_may_be_called_example(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path, lambda raw, recipe: recipe["behaviours"][0].update(name="example"))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     store = Store(tmp_path / "store")
     assert [store.num_examples(split) for split in ("train", "valid", "test")] == [10, 10, 10]
     assert len(store.events("example").item_E) == 15
@@ -118,7 +118,7 @@ WRONG_NAMES: dict[str, tuple[Edit, str]] = {
 @pytest.mark.parametrize("name", WRONG_NAMES)
 def test_names_that_two_things_would_share_are_refused(name: str, tmp_path: Path) -> None:
     edit, message = WRONG_NAMES[name]
-    with pytest.raises(Fault, match=message):
+    with pytest.raises(UserError, match=message):
         kiosk(tmp_path, edit)
 
 
@@ -133,10 +133,10 @@ def test_a_path_is_not_a_pattern_and_tells_nothing(tmp_path: Path, clean: dict[s
             for file in raw.iterdir():
                 (tmp_path / decoy / "raw" / file.name).write_bytes(file.read_bytes())
         out = tmp_path / name.replace("?", "!") / "store"
-        build(recipe, raw, out, QUIET)
+        build_store(recipe, raw, out, QUIET)
         assert hashes(out) == clean, name
-    with pytest.raises(Fault, match=r"sto\?re: its path has a '\?'"):
-        build(recipe, raw, tmp_path / "sto?re", QUIET)
+    with pytest.raises(UserError, match=r"sto\?re: its path has a '\?'"):
+        build_store(recipe, raw, tmp_path / "sto?re", QUIET)
 
 
 PREDICATES = {
@@ -153,7 +153,7 @@ PREDICATES = {
 def test_a_predicate_may_be_written_in_many_ways(predicate: str, tmp_path: Path, clean: dict[str, str]) -> None:
     """In the kiosk's log the column `page` is a copy of `click`, and a text in the store."""
     recipe, raw = kiosk(tmp_path, lambda raw, recipe: recipe["behaviours"][0].update(where=predicate))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert hashes(tmp_path / "store") == clean
 
 
@@ -170,13 +170,13 @@ def test_a_column_of_a_predicate_is_a_number_though_some_rows_are_bad_or_empty(
         recipe["behaviours"][0]["where"] = "seconds >= 30"
 
     recipe, raw = kiosk(tmp_path / "bad", lambda raw, recipe: (edit(raw, recipe), _bad_first(raw)))
-    manifest = build(recipe, raw, tmp_path / "bad" / "store", QUIET, max_bad_fraction=0.1)
+    manifest = build_store(recipe, raw, tmp_path / "bad" / "store", QUIET, max_bad_fraction=0.1)
     assert manifest["bad_rows"] == {"the log": 2} and hashes(tmp_path / "bad" / "store") == clean
     recipe, raw = kiosk(tmp_path / "empty", lambda raw, recipe: (edit(raw, recipe), _no_seconds(raw, "log_1.csv")))
-    build(recipe, raw, tmp_path / "empty" / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "empty" / "store", QUIET)
     assert len(Store(tmp_path / "empty" / "store").events("click").item_E) == 5
     recipe, raw = kiosk(tmp_path / "none", lambda raw, recipe: (edit(raw, recipe), _no_seconds(raw, "log_*.csv")))
-    build(recipe, raw, tmp_path / "none" / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "none" / "store", QUIET)
     assert len(Store(tmp_path / "none" / "store").events("click").item_E) == 0
 
 
@@ -200,7 +200,7 @@ def test_a_label_may_also_be_read_in_sequences(tmp_path: Path) -> None:
         recipe["sequences"]["attributes"].append("click")
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     store = Store(tmp_path / "store")
     assert store.vocabulary("click").column("value").to_pylist() == ["0", "1"]
     assert sorted(store.events("click").context["click"].tolist()) == [2] * 15 + [3] * 15
@@ -220,7 +220,7 @@ def test_what_means_missing_for_a_number_is_missing_there_only(tmp_path: Path) -
         recipe["features"].append({"side": "item", "encoding": "index", "columns": ["shelf"]})
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     store = Store(tmp_path / "store")
     assert store.item_keys.to_pylist() == [-1, 0, 1, 2, 3]
     ids = dict(zip(store.columns_of("item"), store.item_ids.T.tolist(), strict=True))
@@ -230,5 +230,5 @@ def test_what_means_missing_for_a_number_is_missing_there_only(tmp_path: Path) -
     recipe, raw = kiosk(
         tmp_path / "bad", lambda raw, recipe: (edit(raw, recipe), add("items.csv", "9,dear,3,1")(raw, recipe))
     )
-    with pytest.raises(Fault, match=r"items\.csv, line 7: price is not a number"):
-        build(recipe, raw, tmp_path / "bad" / "store", QUIET)
+    with pytest.raises(UserError, match=r"items\.csv, line 7: price is not a number"):
+        build_store(recipe, raw, tmp_path / "bad" / "store", QUIET)

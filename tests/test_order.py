@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infnet_rec.data import order as order_module
-from infnet_rec.data.order import (
+from infnet_rec.data import sampler as order_module
+from infnet_rec.data.sampler import (
     EvalOrder,
     ShuffledOrder,
     TimeOrder,
@@ -18,7 +18,7 @@ from infnet_rec.data.order import (
     local_slice,
     oldest_first,
 )
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 
 WORLD_SIZES = (1, 2, 4, 8)
 
@@ -190,12 +190,12 @@ def test_eval_order_covers_all_and_pads_the_end_only(num_examples: int, batch_si
 
 def test_a_batch_larger_than_the_split_is_refused() -> None:
     for make in (lambda: ShuffledOrder(99, 100, 0), lambda: TimeOrder(np.arange(99), 100)):
-        with pytest.raises(Fault, match=r"train\.global_batch_size = 100: .*\(99 examples\)"):
+        with pytest.raises(UserError, match=r"train\.global_batch_size = 100: .*\(99 examples\)"):
             make()
     assert ShuffledOrder(100, 100, 0).steps_per_epoch == TimeOrder(np.arange(100), 100).steps_per_epoch == 1
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
-    with pytest.raises(Fault, match="global batch = 10: does not divide by 4 ranks; use a multiple of 4"):
+    with pytest.raises(UserError, match="global batch = 10: does not divide by 4 ranks; use a multiple of 4"):
         local_slice(np.arange(10), 0, 4)
     check_divides("batch", 12, 4)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import planned_runs
-from infnet_rec.commands.plan_check import EXACT, Compared, lines, require_right, result_of
-from infnet_rec.faults import Refusal
+from infnet_rec.errors import Refusal
+from infnet_rec.trainer.plan_check import EXACT, Compared, plan_check_lines, require_right, result_of
 from rank_pair import RankPair
 from test_sharding_types import AVERAGED, rules
 
@@ -56,7 +56,7 @@ def row(part: str, predicted: float, measured: float, **more: Any) -> Compared:
 def test_one_byte_off_is_the_answer_no() -> None:
     result = result_of([row("weights", 64, 64, table="sku"), row("weights", 64, 65, table="age"), row("batches", 1, 2)])
     assert [entry["wrong"] for entry in result["rows"]] == [False, True, False]
-    text = "\n".join(lines(result))
+    text = "\n".join(plan_check_lines(result))
     assert "age" in text and "WRONG" in text and "sku" not in text
     assert "1 of 2 numbers of single tables agree" in text
     with pytest.raises(Refusal, match="1 numbers of the plan are wrong"):

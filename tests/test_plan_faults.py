@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infnet_rec import cli
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 LARGE = ROOT / "configs" / "kuairand_27k_h100.toml"
@@ -40,5 +40,5 @@ FAULTS = {
 def test_what_cannot_be_asked_is_a_fault_of_one_line(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     fault = CliRunner().invoke(cli.app, ["plan", str(LARGE), *shlex.split(words)]).exception
-    assert isinstance(fault, Fault), repr(fault)
+    assert isinstance(fault, UserError), repr(fault)
     assert FAULTS[words] in str(fault) and "\n" not in str(fault)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import planned_runs
-from infnet_rec.commands.assemble import check_run, open_data
-from infnet_rec.faults import Fault, Refusal
-from infnet_rec.shard.planning.fingerprint import differences
-from infnet_rec.shard.planning.plan_diff import lines, plan_diff
-from infnet_rec.shard.planning.plan_file import PlanFile, read_plan, write_plan
+from infnet_rec.data.run_data import open_data
+from infnet_rec.errors import Refusal, UserError
+from infnet_rec.planner.plan_file import PlanFile, fingerprint_differences, read_plan, write_plan
+from infnet_rec.planner.report.diff import plan_diff, plan_diff_lines
+from infnet_rec.planner.run_plan import check_run
 from planned_runs import make_plan
 from rank_pair import RankPair
 from sharded_runs import small_config, world_of
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_plan_is_a_fault(plan: PlanFile, tmp_path: Path) -> No
         (json.dumps(data | {"tables": [data["tables"][0] | {"sharding": "row_size"}]}), "did you mean 'row_wise'"),
     ):
         path.write_text(broken)
-        with pytest.raises(Fault, match=message):
+        with pytest.raises(UserError, match=message):
             read_plan(path)
 
 
@@ -103,7 +103,7 @@ def test_a_plan_for_something_else_is_refused_before_a_process_group(name: str, 
 def assert_refused(plan: PlanFile, store: str, folder: Path, message: str, *overrides: str) -> None:
     write_plan(folder / "plan.json", plan)
     config = small_config(store, [*planned_runs.SHOP, f"sharding.plan='{folder / 'plan.json'}'", *overrides])
-    with pytest.raises(Fault, match=message) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         check_run(config, open_data(config), world_of(0, 2))
     text = str(raised.value)
     assert "\n" not in text
@@ -189,8 +189,8 @@ def test_a_fault_or_a_bug_on_rank_0_leaves_no_rank_waiting(
 
 def test_the_same_plan_differs_in_nothing(plan: PlanFile) -> None:
     diff = plan_diff(plan, plan)
-    assert not diff.tables and not diff.made_for and differences(plan.fingerprint, plan.fingerprint) == []
-    assert lines(diff) == [f"the same plan: all {len(plan.tables)} tables stand where they stood"]
+    assert not diff.tables and not diff.made_for and fingerprint_differences(plan.fingerprint, plan.fingerprint) == []
+    assert plan_diff_lines(diff) == [f"the same plan: all {len(plan.tables)} tables stand where they stood"]
 
 
 def test_a_difference_names_tables_bytes_and_time(plan: PlanFile, store: str) -> None:
@@ -208,7 +208,7 @@ def test_a_difference_names_tables_bytes_and_time(plan: PlanFile, store: str) ->
             for p in (plan, other)
         ]
         assert [a + b for a, b in zip(rank.hbm_bytes, rank.host_bytes, strict=True)] == expected
-    text = "\n".join(lines(diff))
+    text = "\n".join(plan_diff_lines(diff))
     assert f"{len(changes)} of {len(plan.tables)} tables moved" in text and "the slowest rank takes" in text
     grown = plan_diff(plan, make_plan(store, cluster="1x4"))
     assert grown.made_for == ("it is for 1 x 2 ranks, here are 1 x 4 ranks",)

@@ -10,23 +10,24 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from infnet_rec.batch import Batch
-from infnet_rec.commands.assemble import meta_model, open_data, train_loader
-from infnet_rec.commands.towers import BASELINES, table_width
 from infnet_rec.config.load import load_config
+from infnet_rec.data.ingest.repeats import distinct_ids, measure_repeats
 from infnet_rec.data.loader import BatchReader
-from infnet_rec.data.order import ShuffledOrder
-from infnet_rec.data.repeats import distinct_ids, measure_repeats
+from infnet_rec.data.run_data import open_data
+from infnet_rec.data.sampler import ShuffledOrder
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
-from infnet_rec.ledger import Ledger
-from infnet_rec.model.fused import MAX_WIDTH, dry_run, why_eager
-from infnet_rec.shard.hardware import Cluster, load_hardware
-from infnet_rec.shard.planning.dense import BATCHES_ON_DEVICE, batch_bytes, dense_memory
-from infnet_rec.shard.planning.planned import Times
-from infnet_rec.shard.planning.step_time import all_reduce_bytes, step_time
-from infnet_rec.shard.planning.tower_cost import TowerCost, tower_cost
-from infnet_rec.shard.planning.workload import BatchShape, batch_shape, traffic_of, truncated_mean
-from infnet_rec.shard.world import place
+from infnet_rec.distributed.process_group import world_from_env
+from infnet_rec.errors import UserError
+from infnet_rec.models.infnet.fused_attention import MAX_WIDTH, dry_run, why_eager
+from infnet_rec.models.registry import BASELINES, table_width
+from infnet_rec.planner.dense_cost import BATCHES_ON_DEVICE, TowerCost, dense_memory, planned_batch_bytes, tower_cost
+from infnet_rec.planner.hardware import Cluster, load_hardware
+from infnet_rec.planner.op_counter import OpCounter
+from infnet_rec.planner.plan import Times
+from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.planner.step_time import all_reduce_bytes, step_time
+from infnet_rec.planner.workload import BatchShape, batch_shape, traffic_of, truncated_mean
+from infnet_rec.trainer.build import train_loader
 
 ROOT = Path(__file__).parent.parent
 CONFIG = Path(__file__).parent / "small.toml"
@@ -48,7 +49,7 @@ def shape_of(batch: Batch, schema: Any) -> BatchShape:
 
 
 def first_batch(config: Any, data: Any) -> Batch:
-    return next(train_loader(config, data, place()).batches(0, 1))
+    return next(train_loader(config, data, world_from_env()).batches(0, 1))
 
 
 def test_a_build_counts_what_a_batch_repeats(small_store: Path) -> None:
@@ -108,13 +109,13 @@ def test_an_older_manifest_gives_truncated_means_by_its_percentiles() -> None:
 
 def test_a_manifest_without_lengths_is_refused(small_store: Path) -> None:
     manifest = {key: value for key, value in Store(small_store).manifest.items() if key != "history_lengths"}
-    with pytest.raises(Fault, match=r"history_lengths.click: missing"):
+    with pytest.raises(UserError, match=r"history_lengths.click: missing"):
         batch_shape(manifest, Store(small_store).schema, sequence_length=10, local_batch_size=8)
 
 
 def test_a_shape_is_that_of_real_batches(small_store: Path) -> None:
     config, data = run(small_store, "train.global_batch_size=512")
-    loader = train_loader(config, data, place())
+    loader = train_loader(config, data, world_from_env())
     batches = [batch for start in (0,) for batch in loader.batches(start, 4)]
     shape = batch_shape(data.store.manifest, data.schema, sequence_length=10, local_batch_size=512)
     tokens = np.mean([batch.spread_K.numel() for batch in batches])
@@ -143,7 +144,9 @@ def test_bytes_of_a_batch_are_exact(l2: float, small_store: Path) -> None:
         # TorchRec works offsets out when it first needs them: one more than lengths.
         tensors += [value.values(), value.lengths(), value.offsets()[1:]] if whole else [value]
     expected = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    assert batch_bytes(data.schema, shape_of(batch, data.schema), with_rarity=l2 > 0) == pytest.approx(expected, abs=8)
+    assert planned_batch_bytes(data.schema, shape_of(batch, data.schema), with_rarity=l2 > 0) == pytest.approx(
+        expected, abs=8
+    )
 
 
 def lookups_of(batch: Batch, schema: Any, width: int) -> tuple[KeyedTensor, dict[str, JaggedTensor]]:
@@ -171,7 +174,7 @@ def test_a_few_examples_foretell_a_batch(overrides: tuple[str, ...], small_store
         torch.nn.init.normal_(parameter, std=0.1)
         parameter.grad = torch.zeros_like(parameter)
     bags, rows = lookups_of(batch, data.schema, width)
-    with Ledger() as ledger:
+    with OpCounter() as ledger:
         tokens = model.assembly(bags, rows, batch.spread_K, batch.lengths_FB)
         loss, _ = criterion(tower(tokens), tokens, batch)
         loss.backward()
@@ -220,7 +223,7 @@ def test_dense_memory_adds_up(small_store: Path) -> None:
     num_parameters = sum(p.numel() for p in model.tower.parameters())
     assert memory.parameter_bytes == memory.gradient_bytes == 4 * num_parameters
     assert memory.optimizer_bytes == 8 * num_parameters + 4 * len(list(model.tower.parameters()))
-    assert memory.input_bytes == 3 * batch_bytes(data.schema, shape, with_rarity=False)
+    assert memory.input_bytes == 3 * planned_batch_bytes(data.schema, shape, with_rarity=False)
     assert (
         memory.total_bytes == memory.dense_bytes + memory.working_bytes + memory.allocator_bytes + memory.library_bytes
     )

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from infnet_rec.bench.exchange import Exchange
-from infnet_rec.commands.assemble import open_data, shard_model, train_loader
-from infnet_rec.commands.plan_case import Case, open_source
-from infnet_rec.commands.training_plan import run_cluster
+from infnet_rec.benchmark.exchange import Exchange
 from infnet_rec.config.load import load_config
-from infnet_rec.shard.planning.planned import TablePlan
-from infnet_rec.shard.planning.sent import sent_bytes
+from infnet_rec.data.run_data import open_data
+from infnet_rec.planner.case import PlanCase, open_source
+from infnet_rec.planner.plan import TablePlan
+from infnet_rec.planner.run_plan import run_cluster
+from infnet_rec.planner.step_time import traffic_bytes
+from infnet_rec.trainer.build import shard_model, train_loader
 from rank_pair import RankPair
 from sharded_runs import world_of
 
@@ -46,7 +47,7 @@ def test_two_ranks_send_what_a_plan_says(way: str, ranks: RankPair, small_store:
     answers = ranks(exchanged, str(small_store), overrides)
     (_, _, planned, cluster), _ = answers
     config = load_config(SMALL, [f"data.store={small_store}", *overrides])
-    case = Case(config, open_source(config), cluster)
+    case = PlanCase(config, open_source(config), cluster)
     tables = [TablePlan(*(getattr(t, k) for k in TablePlan.__dataclass_fields__)) for t in planned]
     traffic = dict(case.workload.traffic)
     for name in case.shape.distinct:
@@ -55,7 +56,7 @@ def test_two_ranks_send_what_a_plan_says(way: str, ranks: RankPair, small_store:
         traffic[name] = replace(traffic[name], mean_lookups=(mean,))
     for collection in ("bags", "events"):
         mine = [table for table in tables if table.collection == collection]
-        sent = sent_bytes(mine, traffic, cluster, local_batch_size=64, dense_gradient_bytes=0, value_bytes=4)
+        sent = traffic_bytes(mine, traffic, cluster, local_batch_size=64, dense_gradient_bytes=0, value_bytes=4)
         forward = sum(found[collection][0] for found, *_ in answers)
         backward = sum(found[collection][1] for found, *_ in answers)
         # Ids go before the embeddings come back; splits of a few numbers each are not in the plan.

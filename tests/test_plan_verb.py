@@ -11,11 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from infnet_rec import cli
-from infnet_rec.commands import plan_plot, plan_text
-from infnet_rec.commands.plan_remedy import PlanRefused
-from infnet_rec.commands.plan_report import PARTS, STEP_PARTS
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault, Refusal
+from infnet_rec.errors import Refusal, UserError
+from infnet_rec.planner.report import plot
+from infnet_rec.planner.report import text as plan_text
+from infnet_rec.planner.report.advice import PlanRefused
+from infnet_rec.planner.report.facts import PARTS, STEP_PARTS
 
 ROOT = Path(__file__).parent.parent
 LARGE = ROOT / "configs" / "kuairand_27k_h100.toml"
@@ -48,7 +49,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_hints(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of something else: each hint is a plan more."""
-    monkeypatch.setattr("infnet_rec.commands.plan.hints", lambda inquiry, case: [])
+    monkeypatch.setattr("infnet_rec.planner.verb.hints", lambda inquiry, case: [])
 
 
 def invoke(*words: object) -> Any:
@@ -120,7 +121,7 @@ def test_hints_were_planned_and_can_be_typed(four_nodes: Any, no_hints: None) ->
 
 
 def test_the_text_sums_up_many_ranks_and_many_tables(four_nodes: Any) -> None:
-    text = plan_text.lines(four_nodes)
+    text = plan_text.plan_lines(four_nodes)
     assert text[0] == "kuairand_27k on 4x8 H100-SXM5-80GB: fits"
     assert any("stands in for a store that is not there" in line for line in text)
     assert any("how often a batch repeats an id is not known" in line for line in text)
@@ -134,7 +135,7 @@ def test_the_text_sums_up_many_ranks_and_many_tables(four_nodes: Any) -> None:
     ]
     assert any("81 more" in line for line in text)
     few = {**four_nodes, "ranks": four_nodes["ranks"][:8], "step": {**four_nodes["step"], "critical_rank": 3}}
-    named = [line for line in plan_text.lines(few) if line.startswith("rank ")]
+    named = [line for line in plan_text.plan_lines(few) if line.startswith("rank ")]
     assert len(named) == 8 and named[3].startswith("rank 3 *")
 
 
@@ -174,10 +175,10 @@ def test_a_refusal_is_one_object_and_exit_code_3(monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object, **__: object) -> None:
         raise PlanRefused("it does not", {"verdict": "does not fit"})
 
-    monkeypatch.setattr("infnet_rec.commands.plan.plan", refuse)
+    monkeypatch.setattr("infnet_rec.planner.verb.make_plan_report", refuse)
     result = invoke(LARGE, "-j", "1x1", "--hardware", "l20", "--json")
     assert result.exit_code == 3 and json.loads(result.stdout) == {"verdict": "does not fit"}
-    code = "import infnet_rec.cli as c\nfrom infnet_rec.faults import Refusal\n"
+    code = "import infnet_rec.cli as c\nfrom infnet_rec.errors import Refusal\n"
     code += "def app(): raise Refusal('it does not')\nc.app = app\nc.main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 3 and done.stderr == "infnet-rec: no: it does not\n"
@@ -208,12 +209,12 @@ def test_prices_of_your_own_hardware_reach_the_report(tmp_path: Path, no_hints: 
     path.write_text(MINE)
     found = answer(LARGE, "-j", "8x4", "--hardware", path)
     assert found["epoch"]["price"] == pytest.approx(8 * 7.5 * found["epoch"]["hours"])
-    assert "EUR" in "\n".join(plan_text.lines(found))
+    assert "EUR" in "\n".join(plan_text.plan_lines(found))
 
 
 def test_a_run_without_a_store_and_without_a_manifest_is_refused(tmp_path: Path) -> None:
     fault = invoke(SMALL, "-j", "1x1", "--hardware", "h100", "--set", f"data.store={tmp_path}/absent").exception
-    assert isinstance(fault, Fault) and "--set data.manifest=FILE" in str(fault)
+    assert isinstance(fault, UserError) and "--set data.manifest=FILE" in str(fault)
 
 
 def test_a_sweep_has_a_row_a_cluster() -> None:
@@ -240,9 +241,9 @@ def test_plans_are_written_and_compared(tmp_path: Path, small_store: Path, no_hi
     assert "tables moved" in invoke("diff", before, after).stdout
     for wrong in ((before,), (before, after, before), (before, after, "-j", "1x1")):
         fault = invoke("diff", *wrong).exception
-        assert isinstance(fault, Fault) and "takes two plan files" in str(fault)
-    assert isinstance(invoke("diff", before, SMALL).exception, Fault)
-    assert isinstance(invoke(SMALL, SMALL, "-j", "1x1").exception, Fault)
+        assert isinstance(fault, UserError) and "takes two plan files" in str(fault)
+    assert isinstance(invoke("diff", before, SMALL).exception, UserError)
+    assert isinstance(invoke(SMALL, SMALL, "-j", "1x1").exception, UserError)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 8, 512])
@@ -251,9 +252,9 @@ def test_the_picture_is_drawn_for_few_ranks_and_many(num_ranks: int, four_nodes:
     result = {**four_nodes, "ranks": ranks, "step": {**four_nodes["step"], "critical_rank": 0}}
     path = tmp_path / "plan.png"
     for _ in range(2):
-        plan_plot.draw(result, path)
+        plot.draw_plan(result, path)
     assert path.read_bytes().startswith(b"\x89PNG") and [p.name for p in tmp_path.iterdir()] == ["plan.png"]
-    figure = plan_plot.figure_of(result)
+    figure = plot.plan_figure(result)
     memory, step, _, tables = figure.axes
     free = min(rank["hbm"]["free"] for rank in ranks) / GIB
     assert f"{free:.1f} of 79.1 GiB are free" in memory.get_title()
@@ -263,12 +264,12 @@ def test_the_picture_is_drawn_for_few_ranks_and_many(num_ranks: int, four_nodes:
 
 def test_a_full_rank_shows_its_capacity(four_nodes: Any) -> None:
     full = [{**rank, "hbm": {**rank["hbm"], "weights": 60 * GIB}} for rank in four_nodes["ranks"]]
-    memory = plan_plot.figure_of({**four_nodes, "ranks": full}).axes[0]
+    memory = plot.plan_figure({**four_nodes, "ranks": full}).axes[0]
     assert any("79.1 GiB" in text.get_text() for text in memory.texts)
 
 
 def test_slips_of_the_pen_are_found_without_torch() -> None:
-    code = "import sys, infnet_rec.commands.plan_asked; print({'torch', 'torchrec'} & set(sys.modules))"
+    code = "import sys, infnet_rec.planner.verb; print({'torch', 'torchrec'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "set()", result.stderr
 

@@ -12,12 +12,12 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import ShardingOption, Stats
 from torchrec.distributed.types import PipelineType
 
-from infnet_rec.shard.hardware import GIB, Cluster
-from infnet_rec.shard.planning.demand import Controls, TableControl, Workload
-from infnet_rec.shard.planning.planned import Planned, TablePlan
-from infnet_rec.shard.planning.search import search_plan
-from infnet_rec.shard.planning.tables import plain_sharders
-from infnet_rec.shard.planning.topology import to_topology
+from infnet_rec.planner.hardware import GIB, Cluster
+from infnet_rec.planner.plan import Planned, TablePlan
+from infnet_rec.planner.request import Controls, TableControl, Workload
+from infnet_rec.planner.search.estimates import to_topology
+from infnet_rec.planner.search.search import search_plan
+from infnet_rec.planner.tables import plain_sharders
 from planning_models import cpu_cluster, gpu_cluster, make_tables, make_workload
 
 BAGS = {"user": 900_000, "city": 700, "age": 12, "device": 5}

@@ -2,10 +2,10 @@
 
 import pytest
 
-from infnet_rec.faults import Fault
-from infnet_rec.shard.hardware import Cluster
-from infnet_rec.shard.planning.demand import TableControl, Workload
-from infnet_rec.shard.planning.search import search_plan
+from infnet_rec.errors import UserError
+from infnet_rec.planner.hardware import Cluster
+from infnet_rec.planner.request import TableControl, Workload
+from infnet_rec.planner.search.search import search_plan
 from planning_models import cpu_cluster, gpu_cluster, make_tables, make_workload
 
 BAGS, EVENTS = {"user": 1000, "city": 100}, {"video": 5000}
@@ -35,7 +35,7 @@ def plan(cluster: Cluster, controls: dict[str, TableControl]) -> None:
     ],
 )
 def test_a_control_that_cannot_be(cluster: Cluster, name: str, control: TableControl, expected: str) -> None:
-    with pytest.raises(Fault, match=expected):
+    with pytest.raises(UserError, match=expected):
         plan(cluster, {name: control})
 
 
@@ -48,11 +48,11 @@ def test_row_wise_bags_on_a_cpu_only_when_asked_for() -> None:
 
 
 def test_a_table_without_traffic() -> None:
-    with pytest.raises(Fault, match="'video': nothing says how often it is read"):
+    with pytest.raises(UserError, match="'video': nothing says how often it is read"):
         search_plan(make_tables(BAGS, EVENTS), GPU, make_workload(BAGS, {}))
 
 
 def test_one_name_in_both_collections() -> None:
     workload: Workload = make_workload({"same": 10}, {})
-    with pytest.raises(Fault, match="'same' stands in two collections"):
+    with pytest.raises(UserError, match="'same' stands in two collections"):
         search_plan(make_tables({"same": 10}, {"same": 10}), GPU, workload)

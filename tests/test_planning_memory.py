@@ -4,11 +4,11 @@ import pytest
 import torch
 import torchrec.optim
 
-from infnet_rec.faults import Refusal
-from infnet_rec.shard.hardware import GIB, Cluster
-from infnet_rec.shard.planning.demand import Controls, TableControl
-from infnet_rec.shard.planning.planned import DoesNotFit, Planned
-from infnet_rec.shard.planning.search import search_plan
+from infnet_rec.errors import Refusal
+from infnet_rec.planner.hardware import GIB, Cluster
+from infnet_rec.planner.plan import DoesNotFit, Planned
+from infnet_rec.planner.request import Controls, TableControl
+from infnet_rec.planner.search.search import search_plan
 from planning_models import gpu_cluster, make_tables, make_workload
 
 BAGS = {"user": 900_000, "city": 700, "age": 12, "device": 5}

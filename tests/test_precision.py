@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 import sharded_runs
-from infnet_rec.commands.assemble import open_data, shard_model
-from infnet_rec.model import jagged
-from infnet_rec.model.infnet import Infnet
-from infnet_rec.model.infnet_options import InfnetOptions
-from infnet_rec.model.precision import computing_in, narrowed, widened
-from infnet_rec.model.tokens import Tokens
+from infnet_rec.data.run_data import open_data
+from infnet_rec.models.infnet import jagged_attention
+from infnet_rec.models.infnet.model import Infnet
+from infnet_rec.models.infnet.options import InfnetOptions
+from infnet_rec.models.precision import computing_in, narrowed, widened
+from infnet_rec.models.tokens import Tokens
+from infnet_rec.trainer.build import shard_model
 from paper_check import BY_BEHAVIOUR, SMALL, build, make_model, make_tokens
 from rank_pair import RankPair
 
@@ -156,7 +157,7 @@ def test_a_compiled_tower_has_the_same_gradients(backend: str, sizes: tuple, mon
 
     Sequences are read between graphs. The second size is captured once more, for all sizes; no batch is after that.
     """
-    monkeypatch.setattr(jagged, "CHUNK_TOKENS", 50)
+    monkeypatch.setattr(jagged_attention, "CHUNK_TOKENS", 50)
     torch._dynamo.reset()
     plain, compiled = twins(SMALL, {})
     compiled.compile(backend=backend)

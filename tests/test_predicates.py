@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
-from infnet_rec.data.columns import RawColumn
-from infnet_rec.data.predicates import columns_of, parse, render
+from infnet_rec.data.parsing.columns import RawColumn
+from infnet_rec.data.parsing.predicates import columns_of, parse, render
 from slow_values import BadCell, Predicate
 
 COLUMNS = ("a", "b", "like", "a b")

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from infnet_rec.commands.doctor import Check
-from infnet_rec.commands.doctor_ranks import merged, same
-from infnet_rec.commands.identity import NOTHING, Place, code, digest, disagreements, ranks_in_words, store_fault
-from infnet_rec.commands.memory_check import Space, check_memory, size_in_words
-from infnet_rec.commands.preflight import facts_json, read, refuse, sum_up, written
-from infnet_rec.commands.rank_facts import (
+from infnet_rec.data.store import Store
+from infnet_rec.diagnostics.agreement import NOTHING, Place, code, digest, disagreements, ranks_in_words, store_fault
+from infnet_rec.diagnostics.doctor import Check
+from infnet_rec.diagnostics.doctor_ranks import merged, same
+from infnet_rec.diagnostics.exchange import ExchangeTimes, offset_s
+from infnet_rec.diagnostics.memory import Space, check_memory, size_in_words
+from infnet_rec.diagnostics.preflight import facts_json, read, refuse_preflight, sum_up, written
+from infnet_rec.diagnostics.rank_checks import (
     RankFacts,
     check_all,
     check_clocks,
@@ -22,12 +24,9 @@ from infnet_rec.commands.rank_facts import (
     spaces_of,
     times_of,
 )
-from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
-from infnet_rec.shard.planning.fingerprint import Fingerprint, WorldPrint
-from infnet_rec.shard.planning.plan_file import PlanFile
-from infnet_rec.shard.planning.planned import Memory, RankLoad, Times
-from infnet_rec.shard.preflight import Sent, offset_s
+from infnet_rec.errors import UserError
+from infnet_rec.planner.plan import RankLoad, RankMemory, Times
+from infnet_rec.planner.plan_file import Fingerprint, PlanFile, WorldPrint
 from sharded_runs import world_of
 
 GIB = 2**30
@@ -56,7 +55,7 @@ def rank_of(rank: int, **changes: object) -> RankFacts:
         network="gloo over eth0",
         infiniband=False,
         meetings=((10.0, 10.002), (11.0, 11.004)),
-        sent=(Sent(1024, (2e-4, 3e-4)), Sent(4 << 20, (4e-3, 2e-3))),
+        sent=(ExchangeTimes(1024, (2e-4, 3e-4)), ExchangeTimes(4 << 20, (4e-3, 2e-3))),
     )
     return sound.model_copy(update=changes)
 
@@ -75,14 +74,14 @@ def test_a_disagreement_names_key_ranks_hosts_and_both_values(aspect: str, key: 
     other = ALIKE | {aspect: ALIKE[aspect] | {key: value}}
     (check,) = disagreements([A, B], [ALIKE, other])
     assert (check.name, check.found, check.sound) == (aspect, words, False)
-    with pytest.raises(Fault) as caught:
-        refuse([check])
+    with pytest.raises(UserError) as caught:
+        refuse_preflight([check])
     assert str(caught.value) == f"{aspect}: {words}; {check.remedy}" and check.remedy
 
 
 def test_equal_ranks_do_not_disagree() -> None:
     assert disagreements([A, B], [ALIKE, ALIKE]) == []
-    refuse([])
+    refuse_preflight([])
 
 
 def test_of_many_differences_the_first_are_named_and_all_aspects_are_said_at_once() -> None:
@@ -91,8 +90,8 @@ def test_of_many_differences_the_first_are_named_and_all_aspects_are_said_at_onc
     checks = disagreements([A, B], [ALIKE, other])
     assert [check.name for check in checks] == list(ALIKE)
     assert checks[1].found.count(" is ") == 3 and checks[1].found.endswith("; and 3 more")
-    with pytest.raises(Fault, match=r"4 faults before the start\n  config: model\.width is 16 on rank 0"):
-        refuse(checks)
+    with pytest.raises(UserError, match=r"4 faults before the start\n  config: model\.width is 16 on rank 0"):
+        refuse_preflight(checks)
 
 
 def test_ranks_with_one_value_are_named_together() -> None:
@@ -146,7 +145,7 @@ def test_clocks_are_bounded_by_what_every_meeting_allows() -> None:
 
 
 def test_an_exchange_takes_as_long_as_its_slowest_rank() -> None:
-    slow = rank_of(1, sent=(Sent(1024, (1e-4, 5e-4)), Sent(4 << 20, (1e-3, 8e-3))))
+    slow = rank_of(1, sent=(ExchangeTimes(1024, (1e-4, 5e-4)), ExchangeTimes(4 << 20, (1e-3, 8e-3))))
     small, large = times_of([rank_of(0), slow])
     assert (small.best_s, large.best_s) == (2e-4, 4e-3)
     assert (large.rank_bytes, large.sent_bytes) == (4 << 20, 2 << 20)
@@ -172,9 +171,9 @@ def test_tables_beyond_what_is_free_are_a_fault_and_little_room_is_a_warning() -
     assert free == Check("memory", "8.0 GiB of host memory free on rank 1 (host b), the tightest")
 
 
-def plan_of(loads: list[Memory], *, hbm: bool, replica_groups: int = 1) -> PlanFile:
+def plan_of(loads: list[RankMemory], *, hbm: bool, replica_groups: int = 1) -> PlanFile:
     """As far as memory goes."""
-    none = Memory()
+    none = RankMemory()
     ranks = tuple(
         RankLoad(rank, 1, load if hbm else none, none if hbm else load, Times(), 0, 0)
         for rank, load in enumerate(loads)
@@ -184,7 +183,10 @@ def plan_of(loads: list[Memory], *, hbm: bool, replica_groups: int = 1) -> PlanF
 
 
 def test_ranks_of_a_host_share_its_memory_and_a_gpu_is_its_rank_s_own() -> None:
-    loads = [Memory(weight_bytes=6 * GIB, optimizer_bytes=GIB, buffer_bytes=2 * GIB), Memory(weight_bytes=3 * GIB)]
+    loads = [
+        RankMemory(weight_bytes=6 * GIB, optimizer_bytes=GIB, buffer_bytes=2 * GIB),
+        RankMemory(weight_bytes=3 * GIB),
+    ]
     ranks = [rank_of(0), rank_of(1, host_free_bytes=9 * GIB)]
     (space,) = spaces_of(ranks, plan_of(loads, hbm=False))
     assert (space.table_bytes, space.buffer_bytes, space.free_bytes) == (10 * GIB, 2 * GIB, 9 * GIB)
@@ -201,7 +203,7 @@ def test_ranks_of_a_host_share_its_memory_and_a_gpu_is_its_rank_s_own() -> None:
 
 
 def test_a_plan_with_replica_groups_is_that_of_each_group() -> None:
-    plan = plan_of([Memory(weight_bytes=1), Memory(weight_bytes=2)], hbm=True, replica_groups=2)
+    plan = plan_of([RankMemory(weight_bytes=1), RankMemory(weight_bytes=2)], hbm=True, replica_groups=2)
     ranks = [rank_of(r, gpu="H100", gpu_free_bytes=GIB) for r in range(4)]
     assert [space.table_bytes for space in spaces_of(ranks, plan)[1:]] == [1, 1, 2, 2]
 
@@ -232,12 +234,12 @@ def test_shared_and_locked_memory_matter_to_gpus() -> None:
 
 
 def test_one_line_and_one_object_sum_it_up() -> None:
-    line = sum_up([rank_of(0), rank_of(1)], plan_of([Memory(weight_bytes=GIB), Memory()], hbm=False))
+    line = sum_up([rank_of(0), rank_of(1)], plan_of([RankMemory(weight_bytes=GIB), RankMemory()], hbm=False))
     assert line == (
         "2 ranks on 1 host agree; gloo over eth0, all-to-all 1.0 GB/s a rank; clocks within 2.0 ms; "
         "tables 1.0 GiB of 16.0 GiB free"
     )
-    alone = sum_up([rank_of(0, meetings=(), sent=())], plan_of([Memory(weight_bytes=GIB)], hbm=False))
+    alone = sum_up([rank_of(0, meetings=(), sent=())], plan_of([RankMemory(weight_bytes=GIB)], hbm=False))
     assert alone == "1 rank; tables 1.0 GiB of 16.0 GiB free"
     facts = facts_json([rank_of(0), rank_of(1, host="b")])
     assert facts["ranks_by_host"] == {"a": 1, "b": 1} and facts["all_to_all"][1]["best_s"] == 2e-3
@@ -247,7 +249,7 @@ def test_checks_travel_between_ranks() -> None:
     checks = [Check("a", "b"), Check("c", "d", "e", "warning")]
     assert read(written(checks)) == checks
     assert [check.state for check in checks] == ["ok", "warning"]
-    refuse(checks)
+    refuse_preflight(checks)
 
 
 def test_machines_that_found_the_same_have_one_row_and_what_is_wrong_says_where() -> None:

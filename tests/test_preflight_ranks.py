@@ -13,13 +13,14 @@ from unittest import mock
 
 import pytest
 
-from infnet_rec.commands import identity as identity_module
-from infnet_rec.commands import rank_facts
-from infnet_rec.commands.assemble import open_data, shard_model
-from infnet_rec.commands.preflight import Preflight
-from infnet_rec.faults import Fault
-from infnet_rec.shard.preflight import exchanges, meetings, offset_s
-from infnet_rec.shard.world import joined
+from infnet_rec.data.run_data import open_data
+from infnet_rec.diagnostics import agreement as identity_module
+from infnet_rec.diagnostics import rank_checks
+from infnet_rec.diagnostics.exchange import exchanges, meetings, offset_s
+from infnet_rec.diagnostics.preflight import Preflight
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.errors import UserError
+from infnet_rec.trainer.build import shard_model
 from rank_pair import RankPair
 from sharded_runs import CONFIG, small_config, world_of
 
@@ -43,13 +44,13 @@ def look(rank: int, world_size: int, store: str, odd: dict[str, Any]) -> dict[st
         if "code" in odd:
             enter(mock.patch.object(identity_module, "code", lambda package: odd["code"]))
         if "free" in odd:
-            enter(mock.patch.object(rank_facts.host, "free_memory_bytes", lambda: odd["free"]))
-        allocated = enter(mock.patch("infnet_rec.commands.assemble.parallelize", side_effect=AllocatedError))
+            enter(mock.patch.object(rank_checks.host, "free_memory_bytes", lambda: odd["free"]))
+        allocated = enter(mock.patch("infnet_rec.trainer.build.parallelize", side_effect=AllocatedError))
         fault, preflight = "", None
         try:
             preflight = Preflight(config, open_data(config), world)
             shard_model(config, open_data(config), world, preflight.before_tables)
-        except Fault as raised:
+        except UserError as raised:
             fault = str(raised)
         except AllocatedError:
             pass
@@ -144,11 +145,11 @@ def test_the_clock_of_a_rank_is_measured_and_parts_are_whole_numbers(ranks: Rank
 def test_one_rank_looks_at_its_own_host(small_store: Path) -> None:
     config, world = small_config(str(small_store), []), world_of(0, 1)
     data = open_data(config)
-    with joined(world):
+    with process_group(world):
         preflight = Preflight(config, data, world)
         with (
             pytest.raises(AllocatedError),
-            mock.patch("infnet_rec.commands.assemble.parallelize", side_effect=AllocatedError),
+            mock.patch("infnet_rec.trainer.build.parallelize", side_effect=AllocatedError),
         ):
             shard_model(config, data, world, preflight.before_tables)
     (line,) = preflight.lines()

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from data_fixtures import QUIET, ROOT
-from infnet_rec.commands.train import train
-from infnet_rec.data.build import build
-from infnet_rec.data.check import check_store
-from infnet_rec.data.inspect import describe_example
-from infnet_rec.data.recipe import load_recipe
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.recipe import load_recipe
+from infnet_rec.data.inspect.check import check_store
+from infnet_rec.data.inspect.show import describe_example
 from infnet_rec.data.store import SPLITS, Store
+from infnet_rec.trainer.train import train
 from public_layouts import LAYOUTS, NUM_ITEMS, NUM_USERS
 
 RUN = """
@@ -36,7 +36,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     LAYOUTS[request.param](folder / "raw")
     recipe = load_recipe(ROOT / "configs" / "datasets" / f"{request.param}.toml")
-    build(recipe, folder / "raw", folder / "store", QUIET, num_threads=1)
+    build_store(recipe, folder / "raw", folder / "store", QUIET, num_threads=1)
     return request.param, folder / "raw", Store(folder / "store")
 
 

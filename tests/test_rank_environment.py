@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infnet_rec.commands.resume import claimed
-from infnet_rec.faults import TRY_AGAIN, Fault
-from infnet_rec.shard.rank_environment import (
+from infnet_rec.errors import TRY_AGAIN, UserError
+from infnet_rec.launcher.rank_environment import (
     LOOPBACK,
     RankEnvironment,
     is_rank,
     master_address,
     read_rank_environment,
 )
+from infnet_rec.trainer.resume import lock_run_dir
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -68,7 +68,7 @@ def test_what_torchrun_gives_is_read() -> None:
 )
 def test_half_of_it_is_a_fault_in_one_line(changes: Mapping[str, str | None], words: str) -> None:
     environ = {name: value for name, value in (rank_environ(0, 2) | dict(changes)).items() if value is not None}
-    with pytest.raises(Fault, match=words) as fault:
+    with pytest.raises(UserError, match=words) as fault:
         read_rank_environment(environ)
     assert "\n" not in str(fault.value)
     assert "start under torchrun, or unset" in str(fault.value)
@@ -78,7 +78,7 @@ def test_half_of_it_is_a_fault_in_one_line(changes: Mapping[str, str | None], wo
 def test_any_environment_is_a_rank_nobody_or_a_fault(environ: dict[str, str]) -> None:
     try:
         env = read_rank_environment(environ)
-    except Fault as fault:
+    except UserError as fault:
         assert "\n" not in str(fault)
         return
     assert (env is not None) == is_rank(environ)
@@ -92,7 +92,9 @@ def test_ranks_of_one_host_need_no_name_and_those_of_two_do() -> None:
     alone = RankEnvironment(0, 2, 0, 2, NOWHERE, 29500)
     assert master_address(alone) == LOOPBACK
     assert master_address(RankEnvironment(0, 2, 0, 2, "localhost", 29500)) == "localhost"
-    with pytest.raises(Fault, match=f"MASTER_ADDR={NOWHERE}: does not resolve on {socket.gethostname()}; ") as fault:
+    with pytest.raises(
+        UserError, match=f"MASTER_ADDR={NOWHERE}: does not resolve on {socket.gethostname()}; "
+    ) as fault:
         master_address(RankEnvironment(0, 2, 0, 1, NOWHERE, 29500))
     assert "\n" not in str(fault.value)
 
@@ -118,7 +120,7 @@ def test_verbs_say_it_at_once(verb: str, environ: dict[str, str], small_store: P
 # A rank without torch: it says that it lives, and hangs where no signal handler of Python runs.
 RANK = """
 import os, sys, threading, time
-from infnet_rec.shard.rank_environment import end_with_launcher
+from infnet_rec.launcher.rank_environment import end_with_launcher
 time.sleep(float(os.environ.get("LATE_S", "0")))
 end_with_launcher()
 os.write(1, b"%d\\n" % os.getpid())
@@ -247,14 +249,14 @@ def test_a_killed_launcher_leaves_no_ranks_and_a_folder_in_use_is_said(small_sto
         assert busy.stderr.startswith(f"infnet-rec: {said}") and busy.stderr.count("\n") == 1
         launcher.kill()
         assert all(has_ended(pid) for pid in training)
-    with claimed(run_dir):
+    with lock_run_dir(run_dir):
         pass
 
 
 # The launcher in native code that hears nothing for long, as while it waits for the node where all meet.
 DEAF = """
 import os, sys, threading, time
-from infnet_rec.shard.rank_environment import end_early_on_signals
+from infnet_rec.launcher.rank_environment import end_early_on_signals
 end_early_on_signals()
 os.write(1, b"listens\\n")
 lock = threading.Lock(); lock.acquire(); lock.acquire()
@@ -262,7 +264,7 @@ lock = threading.Lock(); lock.acquire(); lock.acquire()
 # It holds signals back, becomes another program that takes its time, and that one listens.
 BECOMES = """
 import os, sys
-from infnet_rec.shard.rank_environment import hold_signals
+from infnet_rec.launcher.rank_environment import hold_signals
 hold_signals()
 os.write(1, b"listens\\n")
 code = "import time; time.sleep(1); " + sys.argv[1]
@@ -290,7 +292,7 @@ def test_a_launcher_that_waits_for_others_can_be_stopped(after_s: float, tmp_pat
         port = server.getsockname()[1]
     options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={LOOPBACK}:{port}"]
     options += ["--rdzv-id=a", "--rdzv-conf=is_host=0,read_timeout=600", "-m", "infnet_rec.cli", "train", "a.toml"]
-    command = [sys.executable, "-m", "infnet_rec.shard.torchrun", *options]
+    command = [sys.executable, "-m", "infnet_rec.launcher.torchrun", *options]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         # Until torch is there; then it calls the first node.
         until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text() or after_s < 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from rank_pair import RankPair, RankTimeout, RankTraceback
 
 
@@ -27,7 +27,7 @@ def _pid(rank: int, world_size: int) -> int:
 
 def _fault_on_rank_one(rank: int, world_size: int) -> None:
     if rank == 1:
-        raise Fault("section.key = 3: it must be 4")
+        raise UserError("section.key = 3: it must be 4")
     dist.barrier()
 
 
@@ -53,7 +53,7 @@ def test_processes_are_reused_and_seeds_are_not_carried_over(ranks: RankPair) ->
 
 def test_an_exception_of_one_rank_is_raised_here_and_the_pair_starts_anew(ranks: RankPair) -> None:
     before = ranks(_pid)
-    with pytest.raises(Fault, match=r"section\.key = 3") as caught:
+    with pytest.raises(UserError, match=r"section\.key = 3") as caught:
         ranks(_fault_on_rank_one)
     assert isinstance(caught.value.__cause__, RankTraceback)
     assert "_fault_on_rank_one" in str(caught.value.__cause__)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import literal
-from infnet_rec.faults import Fault
-from infnet_rec.model.infnet import Infnet, Kind
-from infnet_rec.model.infnet_options import InfnetOptions
-from infnet_rec.model.recording import Recorded, recording
-from infnet_rec.model.tokens import Tokens
+from infnet_rec.errors import UserError
+from infnet_rec.models.infnet.model import Infnet, Kind
+from infnet_rec.models.infnet.options import InfnetOptions
+from infnet_rec.models.infnet.recorder import Recorded, recording
+from infnet_rec.models.tokens import Tokens
 from paper_check import BY_BEHAVIOUR, BY_SEQUENCE, LENGTHS_FB, SMALL, make_model, make_tokens, sizes_of, variant_of
 
 KINDS: dict[str, Kind] = {"C": "categorical", "S": "sequence", "T": "task"}
@@ -168,6 +168,6 @@ def test_recording_changes_no_logit_and_leaves_no_hook() -> None:
 @pytest.mark.parametrize("ablation", ["no_task_tokens", "no_cross_attention"])
 def test_a_tower_whose_tasks_attend_to_nothing_is_refused(ablation) -> None:
     model = make_model(dataclasses.replace(SMALL, ablation=ablation))
-    with pytest.raises(Fault, match=f'"{ablation}": no task token attends'), recording(model, lambda _: None):
+    with pytest.raises(UserError, match=f'"{ablation}": no task token attends'), recording(model, lambda _: None):
         pass
     assert not num_hooks(model)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from infnet_rec.commands.paper import numbers_of
-from infnet_rec.commands.report import report
-from infnet_rec.faults import Fault
-from infnet_rec.train import significance
-from infnet_rec.train.metrics import auc, evaluate_scores
+from infnet_rec.errors import UserError
+from infnet_rec.experiments import significance
+from infnet_rec.experiments.paper import numbers_of
+from infnet_rec.experiments.report import write_report
+from infnet_rec.metrics import auc, evaluate_scores
 from report_files import MODELS, TASKS, make_results, write
 
 GOLDEN = Path(__file__).parent / "golden" / "report.md"
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     make_results(folder)
-    report(folder, None, with_paper=True)
+    write_report(folder, None, with_paper=True)
     return folder
 
 
@@ -36,7 +36,7 @@ def test_the_same_results_give_the_same_bytes_without_the_predictions_too(folder
     """Predictions are large and need not be kept; what was tested with them is."""
     for name in ("cells.jsonl", "significance.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    files = report(tmp_path, tmp_path / "again", with_paper=True)["files"]
+    files = write_report(tmp_path, tmp_path / "again", with_paper=True)["files"]
     assert [Path(file).name for file in files] == ["report.md", "report.csv", "efficiency.png"]
     for file in files:
         assert Path(file).read_bytes() == (folder / Path(file).name).read_bytes()
@@ -44,7 +44,7 @@ def test_the_same_results_give_the_same_bytes_without_the_predictions_too(folder
 
 def test_results_without_predictions_are_not_tested(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cells.jsonl").write_bytes((folder / "cells.jsonl").read_bytes())
-    report(tmp_path, None, with_paper=False)
+    write_report(tmp_path, None, with_paper=False)
     assert "not tested: no predictions" in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "significance.json").exists()
 
@@ -64,7 +64,7 @@ def test_a_part_of_the_dataset_is_not_set_beside_the_paper(folder: Path, tmp_pat
     for cell in cells:
         cell["dataset"]["num_examples"]["train"] = 100_000
     write(tmp_path, cells)
-    report(tmp_path, None, with_paper=True)
+    write_report(tmp_path, None, with_paper=True)
     text = (tmp_path / "report.md").read_text()
     assert "only the order of models is compared" in text and "0.7206" not in text
     assert "0.7206" not in (tmp_path / "report.csv").read_text()
@@ -79,7 +79,7 @@ def test_separate_models_make_one_row_and_series_a_figure(folder: Path, tmp_path
             alone = {"variant": f"FM [{task}]", "key": task, "metrics": metrics, "series": "tasks", "at": task}
             taken.append({**cell, **alone})
     write(tmp_path, taken)
-    files = report(tmp_path, None, with_paper=False)["files"]
+    files = write_report(tmp_path, None, with_paper=False)["files"]
     assert any(file.endswith("series.png") for file in files)
     rows = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| FM (shared)")]
     assert len(rows) == 1 and " - " not in rows[0]
@@ -126,8 +126,8 @@ def test_refused(folder: Path, tmp_path: Path, spoil: Any) -> None:
     cells = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
     spoil(cells)
     write(tmp_path, cells)
-    with pytest.raises(Fault, match=REFUSED[spoil]):
-        report(tmp_path, None, with_paper=False)
+    with pytest.raises(UserError, match=REFUSED[spoil]):
+        write_report(tmp_path, None, with_paper=False)
     assert not (tmp_path / "report.md").exists()
 
 
@@ -137,17 +137,17 @@ def test_predictions_in_another_order_are_refused(folder: Path, tmp_path: Path) 
     with np.load(path) as arrays:
         turned = {name: x if name == "tasks" else x[::-1] for name, x in arrays.items()}
     np.savez(path, **turned)
-    with pytest.raises(Fault, match="stand in another order"):
-        report(tmp_path, None, with_paper=False)
+    with pytest.raises(UserError, match="stand in another order"):
+        write_report(tmp_path, None, with_paper=False)
 
 
 def test_no_results_and_no_paper_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(Fault, match="no such file"):
-        report(tmp_path, None, with_paper=False)
+    with pytest.raises(UserError, match="no such file"):
+        write_report(tmp_path, None, with_paper=False)
     cells = [{**json.loads(line), "paper": ""} for line in (folder / "cells.jsonl").read_text().splitlines()]
     write(tmp_path, cells)
-    with pytest.raises(Fault, match="names no dataset of the paper"):
-        report(tmp_path, None, with_paper=True)
+    with pytest.raises(UserError, match="names no dataset of the paper"):
+        write_report(tmp_path, None, with_paper=True)
 
 
 def test_the_papers_numbers() -> None:
@@ -224,6 +224,6 @@ def test_the_committed_reports_are_those_of_the_committed_cells(tmp_path: Path, 
     for path in folder.glob("*.json*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with_paper = "\n## The paper\n" in (folder / "report.md").read_text()
-    report(tmp_path, None, with_paper=with_paper)
+    write_report(tmp_path, None, with_paper=with_paper)
     for name in ("report.md", "report.csv"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()

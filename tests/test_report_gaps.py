@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from infnet_rec.cli import main
-from infnet_rec.commands import report_plot
-from infnet_rec.commands.paper import numbers_of
-from infnet_rec.commands.report import report
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
-from infnet_rec.train.significance import spearman
+from infnet_rec.errors import UserError
+from infnet_rec.experiments import report_plot
+from infnet_rec.experiments.paper import numbers_of
+from infnet_rec.experiments.report import write_report
+from infnet_rec.experiments.significance import spearman
 from report_files import MODELS, SEEDS, make_results, write
 
 Cells = list[dict[str, Any]]
@@ -24,7 +24,7 @@ Cells = list[dict[str, Any]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     make_results(folder)
-    report(folder, None, with_paper=False)
+    write_report(folder, None, with_paper=False)
     return folder
 
 
@@ -39,7 +39,7 @@ def made(folder: Path, cells: Cells, *, with_paper: bool = False, experiment: di
         dataset = cells[0]["dataset"]
         known = {"experiment": "golden", "dataset": dataset, "search": None, **experiment}
         (folder / "experiment.json").write_text(json.dumps(known))
-    report(folder, None, with_paper=with_paper)
+    write_report(folder, None, with_paper=with_paper)
     return (folder / "report.md").read_text()
 
 
@@ -191,9 +191,9 @@ def test_cells_of_several_experiments_are_refused(results: Path, tmp_path: Path)
     cells = read(results)
     for cell in cells[3:6]:
         cell["experiment"] = "silver"
-    with pytest.raises(Fault, match="has cells of different experiments, 'golden' and 'silver'"):
+    with pytest.raises(UserError, match="has cells of different experiments, 'golden' and 'silver'"):
         made(tmp_path, cells)
-    with pytest.raises(Fault, match=r"has cells of 'golden', but experiment\.json beside it is of 'bronze'"):
+    with pytest.raises(UserError, match=r"has cells of 'golden', but experiment\.json beside it is of 'bronze'"):
         made(tmp_path, read(results), experiment={"experiment": "bronze", "variants": {}})
-    with pytest.raises(Fault, match=r"experiment\.json: 1 fault\n  variants: missing"):
+    with pytest.raises(UserError, match=r"experiment\.json: 1 fault\n  variants: missing"):
         made(tmp_path, read(results), experiment={})

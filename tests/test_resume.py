@@ -11,10 +11,11 @@ import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 import resumed_runs
-from infnet_rec.commands.assemble import open_data, shard_model
-from infnet_rec.shard.parallelize import local_shards
-from infnet_rec.shard.world import joined
-from infnet_rec.train.checkpoint.snapshot import Snapshot
+from infnet_rec.checkpoint.dcp_files import Snapshot
+from infnet_rec.data.run_data import open_data
+from infnet_rec.distributed.parallelize import local_shards
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.trainer.build import shard_model
 from rank_pair import RankPair
 from resumed_runs import cut_off
 from sharded_runs import small_config, tables_of, world_of
@@ -41,7 +42,7 @@ Results = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
-    with joined(world_of(0, 1)):
+    with process_group(world_of(0, 1)):
         yield
 
 

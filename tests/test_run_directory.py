@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 
 import resumed_runs
-from infnet_rec.commands.assemble import open_data
-from infnet_rec.commands.resume import Standing, claimed, look
-from infnet_rec.commands.run_dir import start_anew
-from infnet_rec.faults import Busy, Fault
-from infnet_rec.shard.world import joined
-from infnet_rec.train.checkpoint.progress import Spent
-from infnet_rec.train.checkpoint.shelf import Commit, Shelf
-from infnet_rec.train.report import Report
+from infnet_rec.checkpoint.store import CheckpointManifest, CheckpointStore
+from infnet_rec.checkpoint.train_state import TimeSpent
+from infnet_rec.data.run_data import open_data
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.errors import Busy, UserError
+from infnet_rec.trainer.metric_logger import MetricLogger
+from infnet_rec.trainer.resume import RunDirState, inspect_run_dir, lock_run_dir
+from infnet_rec.trainer.run_dir import prepare_run_dir
 from sharded_runs import small_config, world_of
 
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
-    with joined(world_of(0, 1)):
+    with process_group(world_of(0, 1)):
         yield
 
 
@@ -32,16 +32,16 @@ def run_dir(small_store: Path, tmp_path: Path) -> Path:
     """A run that has begun."""
     folder = tmp_path / "run"
     folder.mkdir()
-    start_anew(folder, small_config(str(small_store), []))
+    prepare_run_dir(folder, small_config(str(small_store), []))
     return folder
 
 
-def look_at(run_dir: Path, store: Path, *overrides: str) -> Standing:
+def look_at(run_dir: Path, store: Path, *overrides: str) -> RunDirState:
     config = small_config(str(store), list(overrides))
-    return look(run_dir, config, open_data(config))
+    return inspect_run_dir(run_dir, config, open_data(config))
 
 
-def commit(store: Path, shelf: Shelf, step: int, *overrides: str, fingerprint: str | None = None) -> None:
+def commit(store: Path, shelf: CheckpointStore, step: int, *overrides: str, fingerprint: str | None = None) -> None:
     """A checkpoint without parts."""
     config = small_config(str(store), list(overrides))
     run = {
@@ -51,25 +51,25 @@ def commit(store: Path, shelf: Shelf, step: int, *overrides: str, fingerprint: s
         "plan": {},
     }
     shelf.begin(step)
-    shelf.commit(Commit(step, {"auc": None, "valid": {}}, run, {}, "2026-01-01T00:00:00+00:00"))
+    shelf.commit(CheckpointManifest(step, {"auc": None, "valid": {}}, run, {}, "2026-01-01T00:00:00+00:00"))
 
 
 def test_an_empty_or_missing_folder_is_a_new_run(small_store: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "missing"):
-        assert look_at(tmp_path / name, small_store) == Standing(is_new=True, changed=[], result=None)
+        assert look_at(tmp_path / name, small_store) == RunDirState(is_new=True, changed=[], result=None)
 
 
 def test_a_folder_of_something_else_is_refused(small_store: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("dear to someone")
-    with pytest.raises(Fault, match="holds no run"):
+    with pytest.raises(UserError, match="holds no run"):
         look_at(tmp_path, small_store)
-    with pytest.raises(Fault, match="holds no run"):
+    with pytest.raises(UserError, match="holds no run"):
         look_at(tmp_path / "thesis.txt", small_store)
 
 
 def test_another_configuration_is_refused_with_every_key_that_differs(small_store: Path, run_dir: Path) -> None:
-    with pytest.raises(Fault) as refused:
+    with pytest.raises(UserError) as refused:
         look_at(run_dir, small_store, "model.width=16", "train.dense.lr=0.5", "train.num_threads=3")
     text = str(refused.value)
     assert "model.width = 16, was 8" in text and "train.dense.lr = 0.5, was 0.001" in text
@@ -80,33 +80,33 @@ def test_what_may_change_is_listed(small_store: Path, run_dir: Path) -> None:
     overrides = ["train.num_epochs=3", "sharding.row_wise_min_rows=7", "checkpoint.keep_last=5", "train.patience=9"]
     standing = look_at(run_dir, small_store, *overrides, "train.dense.schedule.kind=constant")
     assert sorted(line.split(" = ")[0] for line in standing.changed) == sorted(o.split("=")[0] for o in overrides)
-    start_anew(run_dir, small_config(str(small_store), ["train.dense.schedule.kind=cosine"]))
+    prepare_run_dir(run_dir, small_config(str(small_store), ["train.dense.schedule.kind=cosine"]))
     longer = look_at(run_dir, small_store, "train.num_epochs=3", "train.dense.schedule.kind=cosine")
     assert "cosine" in longer.changed[0]
 
 
 def test_another_store_is_refused_wherever_it_was_noted(small_store: Path, run_dir: Path) -> None:
     (run_dir / "environment.json").write_text('{"store": "another"}')
-    with pytest.raises(Fault, match=r"has fingerprint .*, that one another"):
+    with pytest.raises(UserError, match=r"has fingerprint .*, that one another"):
         look_at(run_dir, small_store)
     (run_dir / "environment.json").unlink()
-    commit(small_store, Shelf(run_dir / "checkpoints"), 3, fingerprint="a third")
-    with pytest.raises(Fault, match="that one a third"):
+    commit(small_store, CheckpointStore(run_dir / "checkpoints"), 3, fingerprint="a third")
+    with pytest.raises(UserError, match="that one a third"):
         look_at(run_dir, small_store)
 
 
 def test_checkpoints_of_another_run_behind_the_same_url_are_refused(small_store: Path, tmp_path: Path) -> None:
     """Where the run directory was lost, the checkpoints say whose they are."""
     url = f"checkpoint.folder='memory://{tmp_path}/a'"
-    commit(small_store, Shelf(f"memory://{tmp_path}/a"), 3, url)
+    commit(small_store, CheckpointStore(f"memory://{tmp_path}/a"), 3, url)
     assert not look_at(tmp_path / "lost", small_store, url).is_new
-    with pytest.raises(Fault, match=r"step-00000003.*\n.*train.seed = 5, was 0"):
+    with pytest.raises(UserError, match=r"step-00000003.*\n.*train.seed = 5, was 0"):
         look_at(tmp_path / "lost", small_store, url, "train.seed=5")
 
 
 def test_a_new_place_for_checkpoints_must_hold_them(small_store: Path, run_dir: Path, tmp_path: Path) -> None:
-    commit(small_store, Shelf(run_dir / "checkpoints"), 3)
-    with pytest.raises(Fault, match="move them there"):
+    commit(small_store, CheckpointStore(run_dir / "checkpoints"), 3)
+    with pytest.raises(UserError, match="move them there"):
         look_at(run_dir, small_store, f"checkpoint.folder='{tmp_path}/elsewhere'")
     (run_dir / "checkpoints").rename(tmp_path / "elsewhere")
     assert look_at(run_dir, small_store, f"checkpoint.folder='{tmp_path}/elsewhere'").changed
@@ -118,24 +118,24 @@ def test_a_finished_run_gives_its_result_again_unless_it_is_to_be_longer(small_s
     assert look_at(run_dir, small_store, "train.num_epochs=0.5").result == {"steps_done": 50}
     assert look_at(run_dir, small_store, "train.num_epochs=2").result is None
     assert look_at(run_dir, small_store, "train.patience=0").result is None
-    start_anew(run_dir, small_config(str(small_store), ["train.num_epochs=2"]))
+    prepare_run_dir(run_dir, small_config(str(small_store), ["train.num_epochs=2"]))
     assert not (run_dir / "result.json").exists()
     assert json.loads((run_dir / "result.step-50.json").read_text()) == {"steps_done": 50}
 
 
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
-    code = "import sys, time, pathlib; from infnet_rec.commands.resume import claimed\n"
+    code = "import sys, time, pathlib; from infnet_rec.trainer.resume import claimed\n"
     code += "with claimed(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None and other.stdout.readline() == b"in\n"
         who = f"process {other.pid} on host {socket.gethostname()} trains in it"
-        with pytest.raises(Busy, match=who), claimed(tmp_path):
+        with pytest.raises(Busy, match=who), lock_run_dir(tmp_path):
             pass
     finally:
         other.kill()
         other.wait()
-    with claimed(tmp_path):
+    with lock_run_dir(tmp_path):
         pass
 
 
@@ -144,7 +144,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(alone: None, smal
     folder = tmp_path / "run"
     folder.mkdir()
     overrides = ["train.global_batch_size=1700", "train.log_every_steps=1"]
-    start_anew(folder, small_config(str(small_store), overrides))
+    prepare_run_dir(folder, small_config(str(small_store), overrides))
     (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "tra')
     done = resumed_runs.train_run(0, 1, str(small_store), str(folder), overrides)
     assert done["started_at"] == 0 and [line["step"] for line in done["lines"]] == [1, 2, 2]
@@ -153,13 +153,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(alone: None, smal
 
 
 def test_reports_after_the_checkpoint_are_set_aside_not_lost(tmp_path: Path) -> None:
-    report = Report(tmp_path, 10)
+    report = MetricLogger(tmp_path, 10)
     for step in range(1, 6):
         report.progress(step, 0.1, {"click": 0.5}, {"sparse": 0.1})
     report.evaluated("test", 3, {})
     report.close()
-    again = Report(tmp_path, 10)
-    again.go_on(3, Spent(elapsed_s=100.0, train_s=50.0, train_examples=5_000))
+    again = MetricLogger(tmp_path, 10)
+    again.go_on(3, TimeSpent(elapsed_s=100.0, train_s=50.0, train_examples=5_000))
     assert again.examples_per_s == 100.0 and again.settle().elapsed_s > 100.0
     again.progress(4, 0.1, {"click": 0.4}, {"sparse": 0.1})
     again.close()

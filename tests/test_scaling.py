@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import scaling, scaling_page, scaling_plot
 from benchmarks.scaling_simulated import Latency, Loader, Step, efficiency
-from infnet_rec.bench.spans import COMMUNICATION, PARTS
-from infnet_rec.shard.planning.step_time import StepTime
+from infnet_rec.benchmark.trace import COMMUNICATION, PARTS
+from infnet_rec.planner.step_time import StepTime
 
 ROOT = Path(__file__).parent.parent
 PLANNED = StepTime(2.0, 5.0, 10.0, 0.5, 0.1, "launches")

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import sharded_runs
-from infnet_rec.commands.assemble import open_data, shard_model
-from infnet_rec.shard import parallelize
-from infnet_rec.shard.parallelize import TableShard
-from infnet_rec.shard.world import joined
+from infnet_rec.data.run_data import open_data
+from infnet_rec.distributed import parallelize
+from infnet_rec.distributed.parallelize import TableShard
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.trainer.build import shard_model
 from rank_pair import RankPair
 
 NUM_STEPS = 12
@@ -24,7 +25,7 @@ GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """A process group of this process only."""
-    with joined(sharded_runs.world_of(0, 1)):
+    with process_group(sharded_runs.world_of(0, 1)):
         yield
 
 

@@ -9,7 +9,7 @@ import pytest
 import sharded_runs
 import unsharded
 from data_fixtures import build_shop
-from infnet_rec.shard.world import joined
+from infnet_rec.distributed.process_group import process_group
 from rank_pair import RankPair
 from rich_shop import RICH
 
@@ -34,7 +34,7 @@ def rules(bags: str, events: str, *more: str, columns: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
-    with joined(sharded_runs.world_of(0, 1)):
+    with process_group(sharded_runs.world_of(0, 1)):
         yield
 
 

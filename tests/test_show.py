@@ -13,8 +13,8 @@ import pytest
 
 from data_fixtures import ROOT, Dataset
 from infnet_rec import cli
-from infnet_rec.data.inspect import describe_example
-from infnet_rec.faults import Fault
+from infnet_rec.data.inspect.show import describe_example
+from infnet_rec.errors import UserError
 from slow_reference import NULL, SPLITS, UNSEEN, Key, Reference, Row
 
 SHOWN = 4
@@ -169,7 +169,7 @@ def test_what_cannot_be_shown_is_said_with_code_2(shop: Dataset, run: Any, optio
 
 def test_an_unknown_profile_is_said_with_code_2(shop: Dataset, run: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        Fault, match=r"profile 'no_contxt' .*\(it has all, no_context\) \(did you mean 'no_context'\?\)"
+        UserError, match=r"profile 'no_contxt' .*\(it has all, no_context\) \(did you mean 'no_context'\?\)"
     ):
         shop.store.profile_schema("no_contxt")
     settings = [f"--set=data.store={shop.store.path}", "--set=data.profile=no_contxt", f"--run-dir={tmp_path / 'run'}"]

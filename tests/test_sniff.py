@@ -16,11 +16,11 @@ import pytest
 
 from data_fixtures import QUIET, ROOT
 from infnet_rec import cli
-from infnet_rec.commands.sniff import lines, sniff
-from infnet_rec.data.build import build
-from infnet_rec.data.recipe import load_recipe
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.recipe import load_recipe
+from infnet_rec.data.sniff.verb import lines, sniff
 from infnet_rec.data.store import SPLITS, Store
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from public_layouts import LAYOUTS
 
 DOCS = ROOT / "docs" / "sniff.md"
@@ -100,7 +100,7 @@ def test_public_layouts_are_guessed_and_build(name: str, tmp_path: Path) -> None
     found = sniffed(tmp_path, *files)
     assert (found["user"], found["item"], found["time"], found["time_unit"]) == (user, item, [time], unit)
     assert found["tasks"] == tasks and [(s["side"], s["key"]) for s in found["sides"]] == sides
-    manifest = build(load_recipe(tmp_path / "recipe.toml"), tmp_path, tmp_path / "store", QUIET)
+    manifest = build_store(load_recipe(tmp_path / "recipe.toml"), tmp_path, tmp_path / "store", QUIET)
     assert (
         manifest["log"]["rows_read"] == found["num_rows"] == sum(s["num_examples"] for s in manifest["splits"].values())
     )
@@ -152,7 +152,7 @@ def test_the_unit_of_a_time_is_the_one_in_which_it_can_be_true(unit: str, tmp_pa
     write_rows(tmp_path / "log.csv", [{**row, "ts": UNITS[unit](row["ts"])} for row in rows])
     found = sniffed(tmp_path, "log.csv")
     assert (found["time"], found["time_unit"]) == (["ts"], unit)
-    manifest = build(load_recipe(tmp_path / "recipe.toml"), tmp_path, tmp_path / "store", QUIET)
+    manifest = build_store(load_recipe(tmp_path / "recipe.toml"), tmp_path, tmp_path / "store", QUIET)
     first = min(row["ts"] for row in rows)
     assert manifest["log"]["first"] == datetime.fromtimestamp(first, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
@@ -164,7 +164,7 @@ def test_a_date_and_a_time_of_day_are_one_time(tmp_path: Path) -> None:
         rows.append({**row, "date": f"{when:%Y-%m-%d}", "clock": f"{when:%H:%M:%S}"})
     write_rows(tmp_path / "log.csv", rows)
     assert sniffed(tmp_path, "log.csv")["time"] == ["date", "clock"]
-    build(load_recipe(tmp_path / "recipe.toml"), tmp_path, tmp_path / "store", QUIET)
+    build_store(load_recipe(tmp_path / "recipe.toml"), tmp_path, tmp_path / "store", QUIET)
 
 
 def test_a_value_of_the_last_row_counts(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_value_of_the_last_row_counts(tmp_path: Path) -> None:
     assert found["id_type"] == "string" and found["tasks"] == {"click": "click = 1"}
     rows[-1]["click"] = 0.5
     write_rows(tmp_path / "log.csv", rows)
-    with pytest.raises(Fault, match="no column that could be a label"):
+    with pytest.raises(UserError, match="no column that could be a label"):
         sniffed(tmp_path, "log.csv", out="other.toml")
 
 
@@ -214,7 +214,7 @@ def test_parquet_files_and_lists(tmp_path: Path) -> None:
     assert found["time"] == ["ts"] and [s["key"] for s in found["sides"]] == ["item_id"]
     assert {"column": "price", "side": "item", "encoding": "quantile"} in found["features"]
     assert any("tags" in line for line in found["unused"])
-    build(load_recipe(tmp_path / "recipe.toml"), tmp_path, tmp_path / "store", QUIET)
+    build_store(load_recipe(tmp_path / "recipe.toml"), tmp_path, tmp_path / "store", QUIET)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_parquet_files_and_lists(tmp_path: Path) -> None:
 )
 def test_what_is_no_log_is_refused_in_one_line(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(text)
-    with pytest.raises(Fault, match=message) as fault:
+    with pytest.raises(UserError, match=message) as fault:
         sniffed(tmp_path, "log.csv")
     assert "\n" not in str(fault.value) and not (tmp_path / "recipe.toml").exists()
 
@@ -236,11 +236,11 @@ def test_what_is_no_log_is_refused_in_one_line(text: str, message: str, tmp_path
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     write_rows(tmp_path / "log.csv", log_rows())
     (tmp_path / "recipe.toml").write_text("mine")
-    with pytest.raises(Fault, match="is there already"):
+    with pytest.raises(UserError, match="is there already"):
         sniffed(tmp_path, "log.csv")
     assert (tmp_path / "recipe.toml").read_text() == "mine"
     for files, out, message in ((["none.csv"], "a.toml", "no such file"), (["log.csv"], "a.txt", "end its name")):
-        with pytest.raises(Fault, match=message):
+        with pytest.raises(UserError, match=message):
             sniffed(tmp_path, *files, out=out)
 
 

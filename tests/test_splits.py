@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from data_fixtures import QUIET, Dataset
-from infnet_rec.data import sides, timeline
-from infnet_rec.data.build import build
-from infnet_rec.data.recipe import Recipe
-from infnet_rec.strict import check
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest import entities, timeline
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.recipe import Recipe
 from kiosk import hashes
 from raw_cells import read_rows
 
@@ -58,8 +58,8 @@ def test_neither_memory_nor_threads_nor_buckets_show_in_the_store(
     name: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data: Dataset = request.getfixturevalue(name)
-    recipe = check(Recipe, data.recipe, name)
+    recipe = validate_model(Recipe, data.recipe, name)
     monkeypatch.setattr(timeline, "MAX_BUCKET_ROWS", 300)
-    monkeypatch.setattr(sides, "RANGE_ROWS", 100)
-    build(recipe, data.raw, tmp_path / "store", QUIET, memory_gib=0.5, num_threads=3)
+    monkeypatch.setattr(entities, "RANGE_ROWS", 100)
+    build_store(recipe, data.raw, tmp_path / "store", QUIET, memory_gib=0.5, num_threads=3)
     assert hashes(tmp_path / "store") == hashes(data.store.path)

@@ -14,14 +14,13 @@ import pytest
 
 from data_fixtures import QUIET, Dataset
 from infnet_rec import cli
-from infnet_rec.commands import stats as command
-from infnet_rec.commands import stats_plot
-from infnet_rec.data import stats as stats_module
-from infnet_rec.data import tally
-from infnet_rec.data.build import build
-from infnet_rec.data.check import check_store
-from infnet_rec.data.distribution import Distribution
-from infnet_rec.data.stats import store_stats
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.inspect import counters, plot
+from infnet_rec.data.inspect import stats as stats_module
+from infnet_rec.data.inspect import stats_text as command
+from infnet_rec.data.inspect.check import check_store
+from infnet_rec.data.inspect.counters import Distribution
+from infnet_rec.data.inspect.stats import store_stats
 from infnet_rec.data.store import Store, as_numpy, hash_files, read_arrow, write_arrow
 from kiosk import kiosk
 from slow_reference import NULL, SPLITS, UNSEEN, Reference
@@ -30,7 +29,7 @@ from slow_reference import NULL, SPLITS, UNSEEN, Reference
 def report_of(store: Store) -> dict[str, Any]:
     heard = []
     report = store_stats(store, heard.append)
-    assert sum(heard) == tally.rows_to_read(store)
+    assert sum(heard) == counters.rows_to_read(store)
     return json.loads(json.dumps(report))
 
 
@@ -159,9 +158,9 @@ def test_days_are_local_and_hold_every_example(shop: Dataset, report: dict[str, 
 
 
 def test_chunks_do_not_show(shop: Dataset, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally, "CHUNK_EXAMPLES", 7)
+    monkeypatch.setattr(counters, "CHUNK_EXAMPLES", 7)
     monkeypatch.setattr(stats_module, "CHUNK_EXAMPLES", 4)
-    monkeypatch.setattr(tally, "CHUNK_SIDE_ROWS", 3)
+    monkeypatch.setattr(counters, "CHUNK_SIDE_ROWS", 3)
     assert report_of(shop.store) == report
 
 
@@ -206,10 +205,10 @@ def test_a_feature_of_several_values_and_a_log_without_time(shop: Dataset, tmp_p
     for split, time_N in zip(SPLITS, times, strict=True):
         counts = Counter((int(t) - periods["starts"][0]) // periods["length"] for t in time_N)
         assert periods["splits"][split]["num_examples"] == [counts[k] for k in range(len(periods["starts"]))]
-    text = "\n".join(command.lines(report))
+    text = "\n".join(command.stats_lines(report))
     assert "2023" not in text and "in the order of their files" in text and "rows of the log: median" in text
     assert f"tags: {facts['values_per_example']['train']:.2f} values an example" in text
-    stats_plot.draw(report, tmp_path / "file.png")
+    plot.draw_stats(report, tmp_path / "file.png")
     assert (tmp_path / "file.png").stat().st_size > 10_000
     assert check_store(store) == []
 
@@ -230,15 +229,15 @@ def test_a_store_may_lack_a_kind_of_column(left_out: str, tmp_path: Path) -> Non
         recipe["features"] = [f for f in recipe["features"] if f["side"] != side]
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     report = report_of(Store(tmp_path / "store"))
-    text = "\n".join(command.lines(report))
+    text = "\n".join(command.stats_lines(report))
     if "no behaviours" in text:
         assert report["histories"] == {} and report["disk"]["history_bytes_per_example"] == 0
     else:
         assert report["histories"]["never"]["train"]["empty_share"] == 1
     assert ("no behaviours" in text) is (left_out in ("no behaviours", "no item features"))
-    stats_plot.draw(report, tmp_path / "kiosk.png")
+    plot.draw_stats(report, tmp_path / "kiosk.png")
     assert (tmp_path / "kiosk.png").stat().st_size > 10_000
 
 

@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from data_fixtures import Dataset
 from infnet_rec import cli
-from infnet_rec.commands import stats as command
-from infnet_rec.commands import stats_plot
-from infnet_rec.data.stats import store_stats
+from infnet_rec.data.inspect import plot as stats_plot
+from infnet_rec.data.inspect import stats_text as command
+from infnet_rec.data.inspect.stats import store_stats
 from infnet_rec.files import PNG
 from slow_reference import SPLITS
 
@@ -104,7 +104,7 @@ def odd(report: dict[str, Any], kind: str) -> dict[str, Any]:
 def test_nothing_in_the_picture_overlaps(report: dict[str, Any], kind: str) -> None:
     """Titles, legends and axes of the six panels keep to their own places, whatever the store."""
     with matplotlib.rc_context(stats_plot.STYLE):
-        figure = stats_plot.figure_of(odd(report, kind))
+        figure = stats_plot.stats_figure(odd(report, kind))
         canvas = figure.canvas
         assert isinstance(canvas, FigureCanvasAgg)
         canvas.draw()

@@ -14,7 +14,7 @@ import pytest
 
 from data_fixtures import Dataset
 from infnet_rec.batch import Batch
-from infnet_rec.data.check import check_store
+from infnet_rec.data.inspect.check import check_store
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.store import Examples, Store
 from infnet_rec.schema import Feature, Schema, Sequence

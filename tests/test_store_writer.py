@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import sharded_runs
-from infnet_rec.data.check import check_store
-from infnet_rec.data.generate.store_writer import StoreSize, write_store
-from infnet_rec.data.inspect import local_time
+from infnet_rec.data.inspect.check import check_store
+from infnet_rec.data.inspect.show import local_time
 from infnet_rec.data.store import SPLITS, Store, read_arrow
-from infnet_rec.faults import Fault
-from infnet_rec.shard.world import joined
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.errors import UserError
+from infnet_rec.synthetic.store_writer import StoreSize, write_store
 
 ROOT = Path(__file__).parents[1]
 LARGE = ROOT / "configs" / "manifests" / "kuairand_27k.json"
@@ -89,7 +89,7 @@ def test_it_trains(drawn: Store) -> None:
     overrides = ["train.global_batch_size=16", "data.sequence_length=3", "data.profile='safe'"]
     config = sharded_runs.small_config(str(drawn.path), overrides)
     world = sharded_runs.world_of(0, 1)
-    with joined(world):
+    with process_group(world):
         data = sharded_runs.open_data(config)
         sharded = sharded_runs.shard_model(config, data, world)
         losses = sharded_runs.run_steps(config, data, world, sharded, 2)
@@ -98,16 +98,16 @@ def test_it_trains(drawn: Store) -> None:
 
 def test_what_stands_there_is_not_overwritten_and_nothing_is_left(drawn: Store, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(Fault, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         write_store(LARGE, tmp_path / "mine", SMALL)
-    with pytest.raises(Fault, match="at least one row"):
+    with pytest.raises(UserError, match="at least one row"):
         write_store(LARGE, tmp_path / "new", StoreSize((10, 0, 1), 5))
-    with pytest.raises(Fault, match=r"manifest\.json"):
+    with pytest.raises(UserError, match=r"manifest\.json"):
         write_store(tmp_path / "none", tmp_path / "new", SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_duckdb_is_not_imported() -> None:
-    code = "import sys, infnet_rec.data.generate.store_writer; print('duckdb' in sys.modules)"
+    code = "import sys, infnet_rec.synthetic.store_writer; print('duckdb' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 
 import sharded_runs
-from infnet_rec.commands.assemble import check_run, open_data
-from infnet_rec.commands.table_rules import controls_of, precisions_of
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
-from infnet_rec.faults import Fault
+from infnet_rec.data.run_data import open_data
+from infnet_rec.errors import UserError
+from infnet_rec.planner.request import TableControl
+from infnet_rec.planner.run_plan import check_run
+from infnet_rec.planner.table_rules import controls_of, precisions_of
 from infnet_rec.schema import Feature, Schema, Sequence, Table, Task
-from infnet_rec.shard.planning.demand import TableControl
 
 SCHEMA = Schema(
     tables=(Table("user", 900), Table("tags", 40), Table("hour", 26), Table("video", 5000), Table("unread", 7)),
@@ -106,7 +107,7 @@ WRONG = {
 def test_contradictions_are_refused_on_any_device(name: str) -> None:
     text, message = WRONG[name]
     text, adam, _ = text.partition("#adam")
-    with pytest.raises(Fault, match=message):
+    with pytest.raises(UserError, match=message):
         controls_of(config(text, *(["train.sparse.optimizer='adam'"] if adam else [])), SCHEMA, "cuda")
 
 
@@ -130,7 +131,7 @@ def test_what_a_cpu_cannot_do_is_refused_before_a_process_group(name: str, rich_
     override, message = ON_CPU[name]
     store = str(rich_shop.store.path)
     given = sharded_runs.small_config(store, ["data.profile='all'", "train.global_batch_size=8", override])
-    with pytest.raises(Fault, match=message) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         check_run(given, open_data(given), sharded_runs.world_of(0, 2))
     assert "\n" not in str(raised.value)
 
@@ -139,5 +140,5 @@ def test_ranks_must_be_spread_evenly(rich_shop) -> None:
     store = str(rich_shop.store.path)
     given = sharded_runs.small_config(store, ["data.profile='all'", "train.global_batch_size=12"])
     uneven = replace(sharded_runs.world_of(0, 3), local_world_size=2)
-    with pytest.raises(Fault, match="3 ranks with 2 on this machine"):
+    with pytest.raises(UserError, match="3 ranks with 2 on this machine"):
         check_run(given, open_data(given), uneven)

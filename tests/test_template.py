@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_fixtures import QUIET, ROOT
-from infnet_rec.data.build import build
-from infnet_rec.data.check import check_store
-from infnet_rec.data.recipe import Recipe
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.recipe import Recipe
+from infnet_rec.data.inspect.check import check_store
 from infnet_rec.data.store import Store
-from infnet_rec.strict import check
 from kiosk import hashes
 
 TEMPLATE = ROOT / "configs" / "datasets" / "template.toml"
@@ -70,9 +70,11 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
         frame.to_csv(folder / "csv" / name, index=False)
         table = pa.Table.from_pylist(rows)
         pq.write_table(table, folder / "parquet" / name.replace(".csv", ".parquet"))
-    build(check(Recipe, recipe, "template.toml"), folder / "csv", folder / "csv store", QUIET)
+    build_store(validate_model(Recipe, recipe, "template.toml"), folder / "csv", folder / "csv store", QUIET)
     text = TEMPLATE.read_text(encoding="utf-8").replace('.csv"', '.parquet"')
-    build(check(Recipe, tomllib.loads(text), "template"), folder / "parquet", folder / "parquet store", QUIET)
+    build_store(
+        validate_model(Recipe, tomllib.loads(text), "template"), folder / "parquet", folder / "parquet store", QUIET
+    )
     return Store(folder / "csv store"), Store(folder / "parquet store")
 
 

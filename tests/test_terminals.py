@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from data_fixtures import QUIET, ROOT
-from infnet_rec.data.build import build
-from infnet_rec.data.recipe import Recipe
-from infnet_rec.strict import check
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.recipe import Recipe
 from test_build_summary import RECIPE, made
 
 NAMES = ["美食", "Música", "Кино", "🎮"]
@@ -46,14 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for row in log:
             row[4] = NAMES[row[0] % 4]
 
-    build(made(folder, edit), folder, folder / "störe", QUIET)
+    build_store(made(folder, edit), folder, folder / "störe", QUIET)
     text = (
         'name = "tiny"\nlicence = "Wörter"\n[log]\nfiles = ["log.csv"]\nuser = "user"\nitem = "item"\ntime = "ts"\n'
         'time_unit = "s"\n[[features]]\nside = "user"\nencoding = "index"\ncolumns = ["user"]\n'
         '[[tasks]]\nname = "click"\nlabel = "click"\n[splits]\nby = "random"\nvalid = 0.1\ntest = 0.1\n'
     )
     (folder / "r.toml").write_text(text, encoding="utf-8")
-    assert check(Recipe, {**RECIPE, "splits": {"by": "random", "valid": 0.1, "test": 0.1}}, "x")
+    assert validate_model(Recipe, {**RECIPE, "splits": {"by": "random", "valid": 0.1, "test": 0.1}}, "x")
     return folder
 
 

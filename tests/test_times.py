@@ -18,19 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_fixtures import QUIET
-from infnet_rec.data.build import build
-from infnet_rec.data.check import check_store
-from infnet_rec.data.headers import open_table
-from infnet_rec.data.inspect import describe_example
-from infnet_rec.data.instants import EARLIEST, LATEST, PER_SECOND, Clock
-from infnet_rec.data.raw import RawTable
-from infnet_rec.data.raw_folder import RawFile
-from infnet_rec.data.stats import store_stats
+from infnet_rec.config.toml import read_json, read_toml
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.raw_files import RawTable, open_table
+from infnet_rec.data.ingest.raw_folder import RawFile
+from infnet_rec.data.ingest.vocabulary import clock_ids
+from infnet_rec.data.inspect.check import check_store
+from infnet_rec.data.inspect.counters import MAX_PERIODS, Periods
+from infnet_rec.data.inspect.show import describe_example
+from infnet_rec.data.inspect.stats import store_stats
+from infnet_rec.data.parsing.instants import EARLIEST, LATEST, PER_SECOND, Clock
 from infnet_rec.data.store import Store, as_numpy, read_arrow, write_arrow
-from infnet_rec.data.tally import MAX_PERIODS, Periods
-from infnet_rec.data.vocab import clock_ids
-from infnet_rec.faults import Fault
-from infnet_rec.strict import read_json, read_toml
+from infnet_rec.errors import UserError
 from kiosk import FILES, Edit, add, hashes, kiosk
 from test_bad_rows import quarantined
 
@@ -228,8 +227,8 @@ def test_parts_may_differ_in_the_unit_of_their_timestamps_and_not_in_what_they_m
         columns = {name: pa.array([k]) for name in FILES["log_1.csv"][0].split(",")}
         columns["time"] = columns["time"].cast(pa.timestamp("s", zone))
         pq.write_table(pa.table(columns), raw / f"{k}.parquet")
-    with pytest.raises(Fault, match=r"1\.parquet, .*2\.parquet: column time holds times of more than one type"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=r"1\.parquet, .*2\.parquet: column time holds times of more than one type"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 @settings(max_examples=60, deadline=None)
@@ -306,9 +305,9 @@ TIME_FORMS: dict[str, Edit] = {
 @pytest.mark.parametrize("name", TIME_FORMS)
 def test_a_store_does_not_show_how_its_times_were_written(name: str, tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path / "ms", in_form("ms"))
-    build(recipe, raw, tmp_path / "ms" / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "ms" / "store", QUIET)
     recipe, raw = kiosk(tmp_path / "other", TIME_FORMS[name])
-    build(recipe, raw, tmp_path / "other" / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "other" / "store", QUIET)
     assert hashes(tmp_path / "other" / "store") == hashes(tmp_path / "ms" / "store")
     store = Store(tmp_path / "other" / "store")
     examples = store.examples("train")
@@ -335,10 +334,10 @@ def test_one_row_without_a_true_time_is_a_bad_row_and_shows_nowhere_else(
             (raw / name).write_text("\n".join([head, *rows]) + "\n")
 
     recipe, raw = kiosk(tmp_path / "clean", of_2024)
-    build(recipe, raw, tmp_path / "clean" / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "clean" / "store", QUIET)
     recipe, raw = kiosk(tmp_path / "odd", of_2024)
     add("log_1.csv", f"0,0,{sentinel},1,1,a")(raw, {})
-    build(recipe, raw, tmp_path / "odd" / "store", QUIET, max_bad_fraction=0.05)
+    build_store(recipe, raw, tmp_path / "odd" / "store", QUIET, max_bad_fraction=0.05)
     assert hashes(tmp_path / "odd" / "store") == hashes(tmp_path / "clean" / "store")
     reason = "time is not between 1990-01-01 (earliest) and 2100-01-01 (latest)"
     assert [row[:3] for row in quarantined(tmp_path / "odd" / "store")] == [("log_1.csv", 22, reason)]
@@ -377,8 +376,8 @@ def test_a_wrong_unit_is_one_line_with_value_place_and_key(tmp_path: Path) -> No
         (raw / "log_1.csv").write_text(text)
 
     recipe, raw = kiosk(tmp_path, edit)
-    with pytest.raises(Fault) as caught:
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError) as caught:
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     lines = [line for line in str(caught.value).splitlines() if "1714521600" in line]
     assert lines == [
         f"  {raw}/log_1.csv, line 2: time is not between 1990-01-01 (earliest) and 2100-01-01 (latest) "
@@ -393,8 +392,10 @@ def test_a_history_has_true_times_too(tmp_path: Path) -> None:
         recipe["history"] = [told]
 
     recipe, raw = kiosk(tmp_path, edit)
-    with pytest.raises(Fault, match=r"history h\.parquet: until of user 7 is not between 1970-01-01 .* and 2100-01-01"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(
+        UserError, match=r"history h\.parquet: until of user 7 is not between 1970-01-01 .* and 2100-01-01"
+    ):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 @settings(max_examples=200, deadline=None)
@@ -414,7 +415,7 @@ def test_the_period_of_an_instant_is_right_for_any_instants(origin: int, instant
 def test_statistics_of_an_older_store_cost_nothing_by_span(sentinel: int, tmp_path: Path) -> None:
     """Stores of earlier versions may hold instants that cannot be."""
     recipe, raw = kiosk(tmp_path)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     path = tmp_path / "store" / "examples" / "test.arrow"
     batch = read_arrow(path)
     columns = {name: batch.column(name) for name in batch.schema.names}
@@ -436,7 +437,7 @@ def test_a_log_of_a_century_has_periods_of_several_days(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path, lambda raw, recipe: recipe["splits"].update(end="2100-01-01T00:00:00"))
     with (raw / "log_2.csv").open("a") as file:
         file.write("0,0,4099680000,1,1,a\n")  # 2099-11-30
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     store = Store(tmp_path / "store")
     assert check_store(store) == []
     periods = store_stats(store, lambda _: None)["periods"]
@@ -451,5 +452,5 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"name": "x"}')
     assert read_toml(tmp_path / "a.toml") == read_json(tmp_path / "a.json") == {"name": "x"}
     (tmp_path / "b.toml").write_bytes('name = "x"'.encode("utf-16"))
-    with pytest.raises(Fault, match=r"b\.toml: not a TOML file: .*TOML is UTF-8 text, save it as such"):
+    with pytest.raises(UserError, match=r"b\.toml: not a TOML file: .*TOML is UTF-8 text, save it as such"):
         read_toml(tmp_path / "b.toml")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from infnet_rec.ledger import Ledger
-from infnet_rec.model import jagged
-from infnet_rec.model.infnet import Infnet
-from infnet_rec.model.jagged import arrange_sequences
-from infnet_rec.model.proxies import pool_sequences
-from infnet_rec.model.tokens import Tokens
+from infnet_rec.models.infnet import jagged_attention
+from infnet_rec.models.infnet.jagged_attention import arrange_sequences
+from infnet_rec.models.infnet.model import Infnet
+from infnet_rec.models.infnet.proxies import pool_sequences
+from infnet_rec.models.tokens import Tokens
+from infnet_rec.planner.op_counter import OpCounter
 from paper_check import SMALL
 
 # Nothing at first, at last and in between; several in a chunk of 8, and one that is longer.
@@ -28,7 +28,7 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jagged, "CHUNK_TOKENS", 8)
+    monkeypatch.setattr(jagged_attention, "CHUNK_TOKENS", 8)
 
 
 def draw(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,14 +183,14 @@ def test_under_autocast_only_products_are_narrow() -> None:
 
 @pytest.mark.parametrize("checkpoint_blocks", [False, True])
 def test_a_step_makes_one_gradient_of_the_tokens(checkpoint_blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jagged, "CHUNK_TOKENS", 500)
+    monkeypatch.setattr(jagged_attention, "CHUNK_TOKENS", 500)
     torch.manual_seed(0)
     options = dataclasses.replace(SMALL, num_blocks=3, checkpoint_blocks=checkpoint_blocks)
     model = Infnet(num_features=2, group_of_sequence=(0, 0), num_tasks=2, width=32, options=options)
     lengths_FB = torch.full((2, 20), 2000)
     tokens = Tokens(torch.randn(20, 2, 32), torch.randn(int(lengths_FB.sum()), 32).requires_grad_(), lengths_FB)
 
-    with Ledger() as ledger:
+    with OpCounter() as ledger:
         model(tokens).sum().backward()
 
     gradient_bytes = tokens.sequence_LD.numel() * 4

@@ -10,15 +10,16 @@ from typer.testing import CliRunner
 
 from data_fixtures import ROOT
 from infnet_rec import cli
-from infnet_rec.commands.assemble import check_run, meta_model, open_data
-from infnet_rec.commands.towers import BASELINES, table_width
 from infnet_rec.config.load import load_config
 from infnet_rec.config.model import ModelConfig
 from infnet_rec.config.run import RunConfig
-from infnet_rec.faults import Fault
-from infnet_rec.model.infnet_options import InfnetOptions
-from infnet_rec.shard.world import World
-from infnet_rec.strict import check
+from infnet_rec.config.toml import validate_model
+from infnet_rec.data.run_data import open_data
+from infnet_rec.distributed.process_group import World
+from infnet_rec.errors import UserError
+from infnet_rec.models.infnet.options import InfnetOptions
+from infnet_rec.models.registry import BASELINES, table_width
+from infnet_rec.planner.run_plan import check_run, meta_model
 
 SMALL = Path(__file__).parent / "small.toml"
 QUICKSTART = ROOT / "configs" / "quickstart.toml"
@@ -29,11 +30,11 @@ NAMES += ["shared_bottom", "mmoe", "omoe", "ple", "stem"]
 
 
 def named(name: str, **keys: Any) -> RunConfig:
-    return check(RunConfig, {"data": {"store": "x"}, "model": {"name": name, **keys}}, "test")
+    return validate_model(RunConfig, {"data": {"store": "x"}, "model": {"name": name, **keys}}, "test")
 
 
 def fault_of(path: Path, *overrides: str) -> str:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(path, overrides)
     return str(caught.value)
 
@@ -59,7 +60,7 @@ def test_a_section_has_the_keys_and_defaults_of_its_options(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_section_is_the_same_when_read_back(name: str) -> None:
     config = named(name, width=8)
-    assert check(RunConfig, config.model_dump(mode="json"), "config.json") == config
+    assert validate_model(RunConfig, config.model_dump(mode="json"), "config.json") == config
     assert config.model.width == 8
 
 
@@ -125,10 +126,10 @@ def test_tasks_are_those_that_were_chosen_in_the_stores_order(small_store: Path)
         ("train.tasks=[]", ["train.tasks = []", "at least 1 item"]),
         ("train.tasks=click", ["train.tasks = 'click'", "array"]),
     ):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(UserError) as caught:
             tasks(wrong)
         assert all(word in str(caught.value) for word in words), str(caught.value)
-    with pytest.raises(Fault, match=r"task_weights\.like: the run's tasks are click;"):
+    with pytest.raises(UserError, match=r"task_weights\.like: the run's tasks are click;"):
         tasks('train.tasks=["click"]', "train.loss.task_weights.like=2")
 
 
@@ -146,7 +147,7 @@ def test_what_a_model_cannot_do_is_refused_before_the_run(
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     config = load_config(SMALL, [f"data.store='{small_store}'", *overrides])
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         check_run(config, open_data(config), CPU)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
@@ -154,7 +155,7 @@ def test_what_a_model_cannot_do_is_refused_before_the_run(
 @pytest.mark.parametrize("verb", [["step", SMALL], ["tower", SMALL], ["tower"]], ids=str)
 def test_benchmarks_of_infnets_forms_refuse_other_models(verb: list[object]) -> None:
     answer = CliRunner().invoke(cli.app, ["bench", *map(str, verb), '--set=model={name = "ple"}'])
-    assert isinstance(answer.exception, Fault)
+    assert isinstance(answer.exception, UserError)
     assert str(answer.exception).startswith('model.name is "ple": only "infnet" has several forms')
 
 
@@ -170,7 +171,7 @@ def test_no_model_makes_tables_wider_than_the_kernels_take(name: str, small_stor
     def width_of(width: int) -> int | None:
         try:
             return table_width(at(width), data.schema)
-        except Fault as fault:
+        except UserError as fault:
             assert "\n" not in str(fault) and str(fault).startswith(f"model.width = {width}: {name} ")
             return None
 
@@ -183,7 +184,7 @@ def test_no_model_makes_tables_wider_than_the_kernels_take(name: str, small_stor
         assert taken[-1] == 1024
     else:
         with pytest.raises(
-            Fault, match=f"for 3 tasks makes tables of .* zeros beyond 1,024; take at most {taken[-1]}$"
+            UserError, match=f"for 3 tasks makes tables of .* zeros beyond 1,024; take at most {taken[-1]}$"
         ):
             check_run(at(1024), data, CPU)
     assert fault_of(SMALL, f'model={{name="{name}", width=1028}}').count("1024") == 1
@@ -195,5 +196,5 @@ def test_a_width_that_no_choice_saves_names_the_tasks(small_store: Path) -> None
     many = dataclasses.replace(
         schema, tasks=tuple(dataclasses.replace(schema.tasks[0], name=f"t{k}") for k in range(300))
     )
-    with pytest.raises(Fault, match=r"train fewer tasks \(train.tasks\)"):
+    with pytest.raises(UserError, match=r"train fewer tasks \(train.tasks\)"):
         table_width(loaded, many)

@@ -12,12 +12,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_rec.batch import Batch
 from infnet_rec.config.train import SparseConfig, TrainConfig, hasty_patience
-from infnet_rec.model.ranking import MultiTaskLoss
-from infnet_rec.model.tokens import Tokens
-from infnet_rec.train.loop import Pace
-from infnet_rec.train.metrics import TaskMetrics
-from infnet_rec.train.report import Report, clock
-from infnet_rec.train.schedule import Schedule
+from infnet_rec.metrics import TaskMetrics
+from infnet_rec.models.ranking_model import MultiTaskLoss
+from infnet_rec.models.tokens import Tokens
+from infnet_rec.trainer.loop import RunLength, Schedule
+from infnet_rec.trainer.metric_logger import MetricLogger, format_duration
 
 
 def test_a_constant_rate_warms_up_and_stays() -> None:
@@ -34,7 +33,7 @@ def test_a_cosine_ends_at_its_final_fraction() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates))
 
 
-def walk(pace: Pace) -> list[tuple[int, bool]]:
+def walk(pace: RunLength) -> list[tuple[int, bool]]:
     """Every stop of a run, and whether valid is scored there."""
     stops, step = [], 0
     while step < pace.num_steps:
@@ -45,13 +44,13 @@ def walk(pace: Pace) -> list[tuple[int, bool]]:
 
 def test_a_run_stops_for_evaluations_and_at_its_end() -> None:
     """Evaluations at multiples, and a last one at the end."""
-    pace = Pace(10, 6, 4, 1, 0, 8, fresh_tables=False)
+    pace = RunLength(10, 6, 4, 1, 0, 8, fresh_tables=False)
     assert walk(pace) == [(4, True), (8, True), (10, True)]
 
 
 def test_fresh_tables_stop_a_run_at_every_epoch() -> None:
     """The change of tables is no evaluation."""
-    pace = Pace(13, 6, 4, 1, 0, 8, fresh_tables=True)
+    pace = RunLength(13, 6, 4, 1, 0, 8, fresh_tables=True)
     assert walk(pace) == [(4, True), (6, False), (8, True), (12, True), (13, True)]
 
 
@@ -115,7 +114,7 @@ def metrics(auc: float, num_positives: int = 5) -> TaskMetrics:
 
 def test_a_report_writes_lines_that_machines_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """JSON lines, null where a metric has no value, and a line for people."""
-    report = Report(tmp_path, 100)
+    report = MetricLogger(tmp_path, 100)
     with report.training(0):
         report.step_done(64)
         report.progress(1, 0.01, {"click": 0.7}, {"sparse": 0.1, "dense": 0.2})
@@ -130,7 +129,7 @@ def test_a_report_writes_lines_that_machines_read(tmp_path: Path, capsys: pytest
 
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
     """Only rank 0 has a folder and a voice."""
-    report = Report(None, 100)
+    report = MetricLogger(None, 100)
     report.progress(1, 0.01, {"click": 0.7}, {"sparse": 0.1})
     report.say("hello")
     assert capsys.readouterr().err == ""
@@ -138,4 +137,4 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_clock_reads_well() -> None:
     """Minutes and seconds, hours only when there are some."""
-    assert [clock(5), clock(65), clock(3725)] == ["0:05", "1:05", "1:02:05"]
+    assert [format_duration(5), format_duration(65), format_duration(3725)] == ["0:05", "1:05", "1:02:05"]

@@ -13,27 +13,27 @@ import pytest
 import torch
 
 import sharded_runs
-from infnet_rec.commands.assemble import open_data, shard_model, train_loader, train_order
-from infnet_rec.commands.train import pace_of, schedule_of
-from infnet_rec.data.order import TimeOrder
+from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+from infnet_rec.checkpoint.store import CheckpointStore
+from infnet_rec.checkpoint.train_state import TrainState
+from infnet_rec.data.run_data import open_data
+from infnet_rec.data.sampler import TimeOrder
 from infnet_rec.data.store import as_numpy, read_arrow, write_arrow
-from infnet_rec.faults import Failure, Fault
-from infnet_rec.shard.optim import count_dense
-from infnet_rec.shard.world import joined
-from infnet_rec.train.checkpoint.progress import Progress
-from infnet_rec.train.checkpoint.save import Keep, Saver
-from infnet_rec.train.checkpoint.shelf import Shelf
-from infnet_rec.train.guard import Guard
-from infnet_rec.train.loop import LearningRates, Pace, Training
-from infnet_rec.train.metrics import TaskMetrics
-from infnet_rec.train.report import Report
-from infnet_rec.train.schedule import Schedule
+from infnet_rec.distributed.optimizers import count_dense
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.errors import Failure, UserError
+from infnet_rec.metrics import TaskMetrics
+from infnet_rec.trainer.build import shard_model, train_loader, train_order
+from infnet_rec.trainer.loop import LearningRates, RunLength, Schedule, Trainer
+from infnet_rec.trainer.metric_logger import MetricLogger
+from infnet_rec.trainer.nonfinite import NonFiniteMonitor
+from infnet_rec.trainer.train import pace_of, schedule_of
 
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """A process group of this process only."""
-    with joined(sharded_runs.world_of(0, 1)):
+    with process_group(sharded_runs.world_of(0, 1)):
         yield
 
 
@@ -52,14 +52,16 @@ class ScriptedValid:
         return {"click": TaskMetrics(10, 5, auc, auc, auc, 2, 0.5, 1.0, 1.0)}
 
 
-def training(store: Path, folder: Path, pace: Pace, aucs: list[float], lr: float = 0.01) -> tuple[Training, list[int]]:
+def training(
+    store: Path, folder: Path, pace: RunLength, aucs: list[float], lr: float = 0.01
+) -> tuple[Trainer, list[int]]:
     """A real model and loader with a scripted validation; the list collects the epochs that renewed the tables."""
     config = sharded_runs.small_config(str(store), [])
     data, world = open_data(config), sharded_runs.world_of(0, 1)
     sharded = shard_model(config, data, world)
     renewed: list[int] = []
     constant = Schedule(lr, "constant", 0, pace.num_steps)
-    built = Training(
+    built = Trainer(
         model=sharded.model,
         pipeline=sharded.pipeline,
         optimizers=sharded.optimizers,
@@ -68,10 +70,18 @@ def training(store: Path, folder: Path, pace: Pace, aucs: list[float], lr: float
         task_names=data.task_names,
         rates=LearningRates(constant, constant),
         pace=pace,
-        report=Report(None, pace.num_steps),
-        guard=Guard(data.task_names, 0, 1, "stop", 0, lambda bad: "kept", str, SimpleNamespace(wanted=False)),
-        saver=Saver(
-            Shelf(folder), sharded.model, sharded.optimizers, Keep(2, 1), "sync", {"plan": {}, "world_size": 1}, print
+        report=MetricLogger(None, pace.num_steps),
+        guard=NonFiniteMonitor(
+            data.task_names, 0, 1, "stop", 0, lambda bad: "kept", str, SimpleNamespace(wanted=False)
+        ),
+        saver=CheckpointSaver(
+            CheckpointStore(folder),
+            sharded.model,
+            sharded.optimizers,
+            RetentionPolicy(2, 1),
+            "sync",
+            {"plan": {}, "world_size": 1},
+            print,
         ),
         renew_tables=lambda *, epoch: renewed.append(epoch),
     )
@@ -80,9 +90,9 @@ def training(store: Path, folder: Path, pace: Pace, aucs: list[float], lr: float
 
 def test_training_stops_early_and_keeps_the_best_weights(alone: None, small_store: Path, tmp_path: Path) -> None:
     """Two evaluations without a better AUC end it; the model then holds the weights of the best one."""
-    pace = Pace(20, 50, 2, 10, patience=2, global_batch_size=64, fresh_tables=False)
+    pace = RunLength(20, 50, 2, 10, patience=2, global_batch_size=64, fresh_tables=False)
     built, _ = training(small_store, tmp_path, pace, [0.6, 0.7, 0.65, 0.66, 0.9])
-    trained = built.run(Progress())
+    trained = built.run(TrainState())
     assert (trained.steps_done, trained.best_step) == (8, 4)
     assert trained.best_valid["click"].auc == 0.7
     held = sharded_runs.dense_of(built.valid.sharded)["tower.heads.towers.0.layers.0.weight"]
@@ -91,25 +101,25 @@ def test_training_stops_early_and_keeps_the_best_weights(alone: None, small_stor
 
 def test_an_evaluation_without_an_answer_is_no_best(alone: None, small_store: Path, tmp_path: Path) -> None:
     """NaN first: any later answer is better."""
-    pace = Pace(4, 50, 2, 10, patience=0, global_batch_size=64, fresh_tables=False)
-    trained = training(small_store, tmp_path, pace, [float("nan"), 0.5])[0].run(Progress())
+    pace = RunLength(4, 50, 2, 10, patience=0, global_batch_size=64, fresh_tables=False)
+    trained = training(small_store, tmp_path, pace, [float("nan"), 0.5])[0].run(TrainState())
     assert trained.best_step == 4
 
 
 def test_every_epoch_but_the_first_begins_with_fresh_tables(alone: None, small_store: Path, tmp_path: Path) -> None:
     """Once each, where the epoch begins, and only if asked for."""
     for fresh, expected in ((True, [1, 2]), (False, [])):
-        pace = Pace(8, 3, 8, 10, patience=0, global_batch_size=64, fresh_tables=fresh)
+        pace = RunLength(8, 3, 8, 10, patience=0, global_batch_size=64, fresh_tables=fresh)
         built, renewed = training(small_store, tmp_path, pace, [0.5])
-        built.run(Progress())
+        built.run(TrainState())
         assert renewed == expected
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(alone: None, small_store: Path, tmp_path: Path) -> None:
     """One line that says what to do."""
-    pace = Pace(20, 50, 20, 5, patience=0, global_batch_size=64, fresh_tables=False)
+    pace = RunLength(20, 50, 20, 5, patience=0, global_batch_size=64, fresh_tables=False)
     with pytest.raises(Failure, match="lower the learning rates"):
-        training(small_store, tmp_path, pace, [0.5], lr=1e30)[0].run(Progress())
+        training(small_store, tmp_path, pace, [0.5], lr=1e30)[0].run(TrainState())
 
 
 def test_rates_reach_both_optimizers(alone: None, small_store: Path) -> None:
@@ -184,5 +194,7 @@ def test_an_id_outside_its_table_is_a_fault_that_names_the_feature(small_store: 
     }
     write_arrow(store / "users.arrow", columns)
     config = sharded_runs.small_config(str(store), [])
-    with pytest.raises(Fault, match=r"is_live_streamer: has ids .* to 77, but table 'is_live_streamer' has rows 0 to"):
+    with pytest.raises(
+        UserError, match=r"is_live_streamer: has ids .* to 77, but table 'is_live_streamer' has rows 0 to"
+    ):
         open_data(config)

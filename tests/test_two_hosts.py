@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from infnet_rec.commands.launch import launch
-from infnet_rec.train.checkpoint.shelf import Shelf
+from infnet_rec.checkpoint.store import CheckpointStore
+from infnet_rec.launcher.launch import write_launch
 from rank_pair import RankPair
 from resumed_runs import train_run
 from sharded_runs import CONFIG
@@ -114,7 +114,7 @@ def start(hosts: tuple[Host, Host], small_store: Path, tmp_path: Path) -> Iterat
         job = Job(hosts, tmp_path)
         for host, store in zip(hosts, stores, strict=True):
             overrides = [f"data.store='{store}'", *SETTINGS]
-            text = launch(CONFIG, overrides, size, "torchrun", job.run_dir, ["gpus=0"])["text"]
+            text = write_launch(CONFIG, overrides, size, "torchrun", job.run_dir, ["gpus=0"])["text"]
             script = tmp_path / f"{host.name}.sh"
             script.write_text(text.replace("--rdzv-conf=", f"--rdzv-conf={SHORTER},"))
             assert SHORTER in script.read_text()
@@ -152,7 +152,7 @@ def test_a_lost_host_leaves_the_run_to_the_other(start, hosts, on_one_host) -> N
     job = start("1:2x1", stays)
     job.until_step(HURT_AT)
     lost.lose_power()
-    saved = max(commit.step for commit in Shelf(job.run_dir / "checkpoints").commits())
+    saved = max(commit.step for commit in CheckpointStore(job.run_dir / "checkpoints").commits())
     assert job.codes()[1] == 0, job.all_said()
     (went_on,) = re.findall(r"goes on from step (\d+), .* \(written by 2 ranks, now 1\)", job.said(stays))
     assert saved == int(went_on) >= HURT_AT // SAVE_EVERY * SAVE_EVERY
@@ -190,7 +190,7 @@ def test_ctrl_c_on_one_host_ends_both_and_saves(start, hosts) -> None:
     assert time.monotonic() - asked_at < ENDS_WITHIN_S
     assert all(not host.pids() for host in hosts)
     (saved,) = re.findall(rf"stopped at step (\d+) of {NUM_STEPS}, and saved", job.said(hosts[0]))
-    assert Shelf(job.run_dir / "checkpoints").commits()[-1].step == int(saved) >= HURT_AT
+    assert CheckpointStore(job.run_dir / "checkpoints").commits()[-1].step == int(saved) >= HURT_AT
 
 
 def test_a_fault_on_one_host_ends_the_other_too(start, hosts, small_store: Path, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 
 import slow_values
 from data_fixtures import QUIET
-from infnet_rec.data import values
-from infnet_rec.data.build import build
-from infnet_rec.data.raw import RawTable
+from infnet_rec.data.ingest.build import build_store
+from infnet_rec.data.ingest.raw_files import RawTable
+from infnet_rec.data.parsing import values
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from kiosk import DAY_S, LOG, Edit, hashes, kiosk, swap
 from slow_values import BadCell
 
@@ -83,7 +83,7 @@ def with_seconds(first: list[str], second: list[str], where: str = "seconds >= 3
 
 def clicks(folder: Path, edit: Edit) -> int:
     recipe, raw = kiosk(folder, edit)
-    build(recipe, raw, folder / "store", QUIET)
+    build_store(recipe, raw, folder / "store", QUIET)
     return len(Store(folder / "store").events("click").item_E)
 
 
@@ -146,8 +146,8 @@ def test_a_number_is_no_less_exact_for_the_rows_before_it(tmp_path: Path) -> Non
 
 def test_a_text_among_the_numbers_of_a_predicate_is_a_bad_row_that_says_what_to_write(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path, with_seconds(["30"] * 19 + ["\\N"], ["1_000"] + ["5"] * 9))
-    with pytest.raises(Fault) as raised:
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError) as raised:
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     lines = str(raised.value).splitlines()
     assert lines[1].endswith(
         r'log_1.csv, line 21: seconds is not a number (it is "\\N"; if that means missing, write null_values = ["\\N"] '
@@ -165,16 +165,16 @@ def test_ids_beyond_64_bits_say_what_to_write_and_build_as_texts(tmp_path: Path)
 
     recipe, raw = kiosk(tmp_path / "bad", hashed)
     with pytest.raises(
-        Fault, match=r'user is empty or not.*it is "18446744073709551615"; log\.id_type = "string" reads'
+        UserError, match=r'user is empty or not.*it is "18446744073709551615"; log\.id_type = "string" reads'
     ):
-        build(recipe, raw, tmp_path / "store", QUIET)
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
     def as_texts(raw: Path, recipe: dict[str, Any]) -> None:
         hashed(raw, recipe)
         recipe["log"]["id_type"] = "string"
 
     recipe, raw = kiosk(tmp_path / "good", as_texts)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert Store(tmp_path / "store").user_keys.to_pylist() == [str(2**64 - 1 - k) for k in (2, 1, 0)]
 
 
@@ -189,7 +189,7 @@ def test_leading_zeros_survive_in_texts_and_whole_floats_are_whole(tmp_path: Pat
         (raw / "users.csv").write_text("user,city\n007,Oslo\n7,Rome\n")
 
     recipe, raw = kiosk(tmp_path, edit)
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert Store(tmp_path / "store").user_keys.to_pylist() == ["007", "7"]
 
 
@@ -224,7 +224,7 @@ def test_a_list_is_a_list_whatever_it_is_written_as(name: str, tmp_path: Path) -
     tags = [list(map(str, row)) for row in TAGS] if name == "list of texts" else TAGS
     array = pa.array([kind(row) for row in TAGS]) if callable(kind) else pa.array(tags, kind)
     recipe, raw = kiosk(tmp_path, with_tags(array))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert sorted(Store(tmp_path / "store").vocabulary("tags").column("value").to_pylist()) == list("12345678")
 
 
@@ -249,13 +249,13 @@ NO_LISTS: dict[str, tuple[str, pa.Array, str]] = {
 def test_what_is_no_single_value_and_no_list_is_a_fault_that_names_the_column(name: str, tmp_path: Path) -> None:
     encoding, tags, message = NO_LISTS[name]
     recipe, raw = kiosk(tmp_path, with_tags(tags, encoding))
-    with pytest.raises(Fault, match=f"(?s){message}"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def test_words_in_brackets_are_words_where_one_is_wanted(tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path, with_tags(pa.array(["[deleted]", "[a, b]", "[", "x]"]), "index"))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     assert set(Store(tmp_path / "store").vocabulary("tags").column("value").to_pylist()) == {
         "[deleted]",
         "[a, b]",
@@ -285,18 +285,18 @@ def test_parts_of_other_types_agree_by_value_or_are_a_fault(name: str, tmp_path:
     first, second, message = PARTS[name]
     recipe, raw = kiosk(tmp_path, in_parquet({"page": (first, second)}))
     if message is None:
-        build(recipe, raw, tmp_path / "store", QUIET)
+        build_store(recipe, raw, tmp_path / "store", QUIET)
         assert hashes(tmp_path / "store") == clean
     else:
-        with pytest.raises(Fault, match=f"(?s)log_2.parquet: column {message}"):
-            build(recipe, raw, tmp_path / "store", QUIET)
+        with pytest.raises(UserError, match=f"(?s)log_2.parquet: column {message}"):
+            build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def test_large_integers_and_floats_in_parts_are_a_fault_not_a_rounding(tmp_path: Path) -> None:
     users = [2**53 + 1] * 20 + [1] * 10
     recipe, raw = kiosk(tmp_path, in_parquet({"user": (pa.int64(), pa.float64())}, {"user": users}))
-    with pytest.raises(Fault, match="column user is double, and int64 in"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match="column user is double, and int64 in"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def test_a_task_may_be_a_predicate(tmp_path: Path, clean: dict[str, str]) -> None:
@@ -304,7 +304,7 @@ def test_a_task_may_be_a_predicate(tmp_path: Path, clean: dict[str, str]) -> Non
         recipe["tasks"] = [{"name": "click", "where": "page >= 0.5 AND mark IS NULL OR click"}]
 
     recipe, raw = kiosk(tmp_path / "where", edit)
-    build(recipe, raw, tmp_path / "where" / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "where" / "store", QUIET)
     assert hashes(tmp_path / "where" / "store") == clean
 
     def unknown(raw: Path, recipe: dict[str, Any]) -> None:
@@ -312,10 +312,12 @@ def test_a_task_may_be_a_predicate(tmp_path: Path, clean: dict[str, str]) -> Non
         recipe["tasks"] = [{"name": "click", "where": "page = 1"}]
 
     recipe, raw = kiosk(tmp_path / "null", unknown)
-    with pytest.raises(Fault, match=r"log_1\.csv, line 2: task click, where = 'page = 1': is neither true nor false"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(
+        UserError, match=r"log_1\.csv, line 2: task click, where = 'page = 1': is neither true nor false"
+    ):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
     for task in ({"name": "click"}, {"name": "click", "label": "click", "where": "click"}):
-        with pytest.raises(Fault, match="a task has either label"):
+        with pytest.raises(UserError, match="a task has either label"):
             kiosk(tmp_path / str(len(task)), lambda raw, recipe, task=task: recipe.update(tasks=[task]))
 
 
@@ -327,8 +329,8 @@ def test_numbers_of_sides_are_strict_in_files_with_and_without_what_duckdb_alone
     for cell in ("1_000", "+-1", "0x10", "true", " ", "1,5"):
         recipe, raw = kiosk(tmp_path / cell.replace(" ", "blank"))
         (raw / "items.csv").write_text(f'item,price\n0,1\n1,"{cell}"\n')
-        with pytest.raises(Fault, match=r"items\.csv, line 3: price is not a number \(it is \""):
-            build(recipe, raw, tmp_path / "store", QUIET)
+        with pytest.raises(UserError, match=r"items\.csv, line 3: price is not a number \(it is \""):
+            build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def test_history_items_are_read_exactly(tmp_path: Path) -> None:
@@ -350,12 +352,12 @@ def test_history_items_are_read_exactly(tmp_path: Path) -> None:
     found = set()
     for name, items in kinds.items():
         recipe, raw = kiosk(tmp_path / name, edit(pa.array(items)))
-        build(recipe, raw, tmp_path / name / "store", QUIET)
+        build_store(recipe, raw, tmp_path / name / "store", QUIET)
         found.add(str(sorted(hashes(tmp_path / name / "store").items())))
     assert len(found) == 1
     recipe, raw = kiosk(tmp_path / "half", edit(pa.array([[1.5]])))
-    with pytest.raises(Fault, match=r"history h\.parquet: what holds '1\.5', which is no whole number"):
-        build(recipe, raw, tmp_path / "store", QUIET)
+    with pytest.raises(UserError, match=r"history h\.parquet: what holds '1\.5', which is no whole number"):
+        build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
 def test_random_texts_survive_as_they_stand(tmp_path: Path) -> None:
@@ -365,6 +367,6 @@ def test_random_texts_survive_as_they_stand(tmp_path: Path) -> None:
     kept = [w for w in words if slow_values.plain(w) == w and slow_values.value(w) and not slow_values.is_nested(w)]
     marks = [kept[k % len(kept)] for k in range(30)]
     recipe, raw = kiosk(tmp_path, in_parquet({}, {"mark": marks}))
-    build(recipe, raw, tmp_path / "store", QUIET)
+    build_store(recipe, raw, tmp_path / "store", QUIET)
     found = Store(tmp_path / "store").vocabulary("mark").column("value").to_pylist()
     assert len(kept) > 20 and set(found) <= set(kept) and len(found) >= 5

@@ -16,15 +16,15 @@ from torch import nn
 from torchrec.distributed.types import CommOp
 
 from benchmarks import versions
-from infnet_rec.commands import doctor
-from infnet_rec.faults import Refusal
-from infnet_rec.shard.optim import GradientClip
-from infnet_rec.shard.plan import make_sharders
-from infnet_rec.shard.planning.demand import TableControl
-from infnet_rec.shard.planning.search import search_plan
-from infnet_rec.shard.planning.tables import plain_sharders
-from infnet_rec.shard.versions import estimator_sharders
-from infnet_rec.shard.world import joined
+from infnet_rec.diagnostics import doctor
+from infnet_rec.distributed.optimizers import GradientClip
+from infnet_rec.distributed.process_group import process_group
+from infnet_rec.distributed.sharders import make_sharders
+from infnet_rec.distributed.versions import estimator_sharders
+from infnet_rec.errors import Refusal
+from infnet_rec.planner.request import TableControl
+from infnet_rec.planner.search.search import search_plan
+from infnet_rec.planner.tables import plain_sharders
 from planning_models import gpu_cluster, make_tables, make_workload
 from sharded_runs import world_of
 
@@ -94,7 +94,7 @@ def test_the_norm_of_a_gradient_that_is_not_finite_is_not_finite(bad: float) -> 
 @pytest.mark.parametrize("error", [None, TypeError("a bug"), Refusal("no"), KeyboardInterrupt()])
 def test_a_single_rank_leaves_no_process_group_behind_whatever_happens(error: BaseException | None) -> None:
     try:
-        with joined(world_of(0, 1)):
+        with process_group(world_of(0, 1)):
             assert dist.is_initialized()
             if error is not None:
                 raise error
@@ -110,7 +110,7 @@ def test_fbgemm_does_not_say_once_a_library_that_it_does_not_know_its_torch(capl
 
 
 def test_importing_torchrec_says_nothing() -> None:
-    code = "import infnet_rec.shard.parallelize"
+    code = "import infnet_rec.distributed.parallelize"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -17,21 +17,21 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import sharded_runs
-from infnet_rec.faults import TRY_AGAIN
-from infnet_rec.shard import torchrun
-from infnet_rec.shard.last_words import SPOKEN_FOR
-from infnet_rec.shard.watch import Watch, stands
-from infnet_rec.shard.world import make_deterministic
-from infnet_rec.train.stop import StopSignal
+from infnet_rec.distributed.process_group import make_deterministic
+from infnet_rec.distributed.watchdog import Watchdog, stands
+from infnet_rec.errors import TRY_AGAIN
+from infnet_rec.launcher import torchrun
+from infnet_rec.launcher.failures import SPOKEN_FOR
+from infnet_rec.trainer.signals import GracefulStop
 
 TIMEOUT_S = 1.0
 
 
 @contextmanager
-def watches(num_ranks: int) -> Iterator[tuple[list[Watch], list[list[str]]]]:
+def watches(num_ranks: int) -> Iterator[tuple[list[Watchdog], list[list[str]]]]:
     """Watches of several ranks in this process, around one store; what they end with is collected."""
     said: list[list[str]] = [[] for _ in range(num_ranks)]
-    found = [Watch(sharded_runs.world_of(r, num_ranks), TIMEOUT_S, said[r].append) for r in range(num_ranks)]
+    found = [Watchdog(sharded_runs.world_of(r, num_ranks), TIMEOUT_S, said[r].append) for r in range(num_ranks)]
     server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     for watch in found:
         client = dist.TCPStore("localhost", server.port, is_master=False, timeout=timedelta(seconds=5))
@@ -93,7 +93,7 @@ def test_the_first_signal_asks_and_a_second_ctrl_c_ends() -> None:
     """Two at once are one: a terminal and torchrun both pass Ctrl-C on."""
     code = """
 import os, signal, sys, time
-from infnet_rec.train import stop
+from infnet_rec.trainer import stop
 with stop.StopSignal(speaks=True) as asked:
     os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)
     assert asked.wanted
@@ -110,7 +110,7 @@ with stop.StopSignal(speaks=True) as asked:
 def test_signals_are_given_back() -> None:
     """Before and after training they mean what they meant."""
     before = signal.getsignal(signal.SIGTERM)
-    with StopSignal(speaks=False) as asked:
+    with GracefulStop(speaks=False) as asked:
         assert signal.getsignal(signal.SIGTERM) != before
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.wanted
@@ -142,7 +142,7 @@ def test_the_launcher_ends_with_the_code_of_its_ranks(
 
 
 def test_ranks_that_never_meet_do_not_wait_for_ever() -> None:
-    lines = ["import time", "from infnet_rec.shard.world import connecting"]
+    lines = ["import time", "from infnet_rec.distributed.process_group import connecting"]
     lines += ["with connecting(60, 'a'): pass", "with connecting(0.2, 'process group'): time.sleep(60)"]
     found = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=50)
     assert found.returncode == 1

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from infnet_rec.faults import Fault
+from infnet_rec.checkpoint.store import MARKER, CheckpointManifest, CheckpointStore, checkpoint_name
+from infnet_rec.checkpoint.train_state import TimeSpent, TrainState, metrics_from_json
+from infnet_rec.config.toml import read_fields
+from infnet_rec.errors import UserError
+from infnet_rec.metrics import TaskMetrics
 from infnet_rec.schema import Feature, Schema, Sequence, Table, Task
-from infnet_rec.strict import read_fields
-from infnet_rec.train.checkpoint.progress import Progress, Spent, metrics_from_json
-from infnet_rec.train.checkpoint.shelf import MARKER, Commit, Shelf, name_of
-from infnet_rec.train.metrics import TaskMetrics
 
 METRICS = TaskMetrics(10, 4, 0.7, 0.6, 0.55, 3, 0.5, 0.9, 1.1)
 SCHEMA = Schema(
@@ -24,15 +24,15 @@ SCHEMA = Schema(
 )
 
 
-def progress() -> Progress:
-    return Progress(
+def progress() -> TrainState:
+    return TrainState(
         step=7,
         best_step=5,
         best_auc=0.7,
         best_valid={"click": METRICS},
         judged=(0.7, {"click": METRICS}),
         losses=[[0.5]],
-        spent=Spent(1.5, 1.0, 700),
+        spent=TimeSpent(1.5, 1.0, 700),
     )
 
 
@@ -54,22 +54,22 @@ def test_progress_is_read_without_any_one_field_or_refused(name: str) -> None:
     written = json.loads(json.dumps(progress().to_json() | {"from_a_later_version": 1}))
     del written[name]
     if name == "step":
-        with pytest.raises(Fault, match="lacks step"):
-            Progress.from_json(written)
+        with pytest.raises(UserError, match="lacks step"):
+            TrainState.from_json(written)
     else:
-        assert Progress.from_json(written).step == 7
+        assert TrainState.from_json(written).step == 7
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Spent)])
+@pytest.mark.parametrize("name", [field.name for field in fields(TimeSpent)])
 def test_spent_is_read_without_any_one_field(name: str) -> None:
     written = progress().to_json()
     del written["spent"][name]
-    assert getattr(Progress.from_json(written).spent, name) == 0
+    assert getattr(TrainState.from_json(written).spent, name) == 0
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Commit)])
+@pytest.mark.parametrize("name", [field.name for field in fields(CheckpointManifest)])
 def test_a_marker_of_another_version_is_read_or_said_to_be_unusable(name: str, tmp_path: Path) -> None:
-    from infnet_rec.train.checkpoint import shelf as module
+    from infnet_rec.checkpoint import store as module
 
     body: dict[str, Any] = {
         "step": 3,
@@ -79,17 +79,17 @@ def test_a_marker_of_another_version_is_read_or_said_to_be_unusable(name: str, t
         "written_at": "now",
         "later": 1,
     }
-    folder = tmp_path / name_of(3)
+    folder = tmp_path / checkpoint_name(3)
     folder.mkdir()
 
     def write() -> None:
         (folder / MARKER).write_text(json.dumps({**body, "sha256": module._hash_of(body)}))
 
     write()
-    assert [c.step for c in Shelf(tmp_path).commits()] == [3]
+    assert [c.step for c in CheckpointStore(tmp_path).commits()] == [3]
     del body[name]
     write()
-    (found,) = Shelf(tmp_path).found()
+    (found,) = CheckpointStore(tmp_path).found()
     assert found.commit is None and name in found.torn and "\n" not in found.torn
 
 
@@ -103,10 +103,10 @@ def test_a_schema_of_another_version_is_read_or_refused_in_one_line() -> None:
             del changed[part][0][name]
             try:
                 Schema.from_json(changed)
-            except Fault as fault:
+            except UserError as fault:
                 assert name in str(fault) and "\n" not in str(fault)
 
 
 def test_what_is_no_object_is_refused() -> None:
-    with pytest.raises(Fault, match="holds list where an object is expected"):
-        read_fields(Spent, [1], "a file")
+    with pytest.raises(UserError, match="holds list where an object is expected"):
+        read_fields(TimeSpent, [1], "a file")

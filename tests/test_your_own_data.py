@@ -9,8 +9,8 @@ import pytest
 
 from data_fixtures import ROOT
 from infnet_rec import cli
-from infnet_rec.data.check import check_store
-from infnet_rec.data.instants import EARLIEST, LATEST, Clock
+from infnet_rec.data.inspect.check import check_store
+from infnet_rec.data.parsing.instants import EARLIEST, LATEST, Clock
 from infnet_rec.data.store import Store
 from test_times import of_texts
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 import sharded_runs
-from infnet_rec.commands.assemble import Sharded, meta_model, open_data, shard_model, train_loader
-from infnet_rec.shard.optim import TABLES
-from infnet_rec.shard.parallelize import local_shards
+from infnet_rec.data.run_data import open_data
+from infnet_rec.distributed.optimizers import TABLES
+from infnet_rec.distributed.parallelize import local_shards
+from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.trainer.build import Sharded, shard_model, train_loader
 from sharded_runs import dense_of, run_steps, small_config, world_of
 
 EPS = 1e-8

@@ -94,8 +94,8 @@ def main() -> int:
 
 def _machine_fault(settings: Settings) -> str | None:
     """Why nothing can be run here at all, in one line."""
-    from infnet_rec.commands.doctor import driver_gpus, installed_torch
-    from infnet_rec.commands.doctor_gpu import gpu_fault, installed_gpus
+    from infnet_rec.diagnostics.doctor import driver_gpus, installed_torch
+    from infnet_rec.diagnostics.gpu import gpu_fault, installed_gpus
 
     torch = installed_torch()
     if torch.fault:

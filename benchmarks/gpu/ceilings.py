@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.records import Settings, Writer
-from infnet_rec.bench.machine import ceilings, describe
-from infnet_rec.bench.timing import timed, wait
-from infnet_rec.commands.bench_tower import device_of
-from infnet_rec.commands.doctor import diagnose
+from infnet_rec.benchmark.forms.tower_verb import device_of
+from infnet_rec.benchmark.machine import ceilings, describe_machine
+from infnet_rec.benchmark.samples import timed, wait
+from infnet_rec.diagnostics.doctor import diagnose
 
 LAUNCHES = 1000
 TRIALS = 5
@@ -27,7 +27,7 @@ def run(settings: Settings, write: Writer) -> None:
         remedy = {"remedy": check.remedy} if check.remedy else {}
         write(f"doctor: {check.name}", verdict, note=check.found, **remedy)  # pyright: ignore[reportArgumentType]
     device = device_of(None)
-    write("machine", "measured", **describe(device))
+    write("machine", "measured", **describe_machine(device))
     limits = measured_ceilings(settings, device)
     write("copy", "measured", limits["copy_bytes_per_s"] / GB, unit="GB/s", headline=True)
     for dtype, rate in limits["matmul_flops_per_s"].items():
@@ -37,7 +37,7 @@ def run(settings: Settings, write: Writer) -> None:
 
 
 def measured_ceilings(settings: Settings, device: torch.device) -> dict[str, Any]:
-    """See `infnet_rec.bench.machine.ceilings`; measured by the first part that asks, for all parts of one folder."""
+    """See `infnet_rec.benchmark.machine.ceilings`; measured by the first part that asks, for all parts of one folder."""
     path = settings.out / f"ceilings_{device.type}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))

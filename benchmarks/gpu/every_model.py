@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from benchmarks.gpu.records import Settings, Writer
 from benchmarks.gpu.small_runs import FUSED, guarded, prepare, small_config
 from infnet_rec.batch import Batch
-from infnet_rec.commands.assemble import Data, meta_model, train_loader
-from infnet_rec.commands.towers import BASELINES
 from infnet_rec.config.run import RunConfig
-from infnet_rec.model.ranking import RankingModel
-from infnet_rec.shard.parallelize import reset_dense
+from infnet_rec.data.run_data import RunData
+from infnet_rec.distributed.parallelize import reset_dense
+from infnet_rec.models.ranking_model import RankingModel
+from infnet_rec.models.registry import BASELINES
+from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.trainer.build import train_loader
 
 MODELS = ("infnet", *BASELINES)
 # Of losses; and of all gradients together, as root mean squares. Products in bf16 have 8 bits.
@@ -50,7 +52,7 @@ def _check(name: str, settings: Settings, write: Writer) -> None:
         write.compared(f"{name}, {precision}: gradients", gradient_error, limits[1])
 
 
-def initial_weights(config: RunConfig, data: Data) -> dict[str, Tensor]:
+def initial_weights(config: RunConfig, data: RunData) -> dict[str, Tensor]:
     """Of a new model: dense parts as they initialise themselves, tables drawn."""
     model = meta_model(config, data).to_empty(device="cpu")
     reset_dense(model, seed=0)
@@ -63,7 +65,7 @@ def initial_weights(config: RunConfig, data: Data) -> dict[str, Tensor]:
 
 
 def gradients_of(
-    config: RunConfig, data: Data, weights: dict[str, Tensor], batch: Batch, device: torch.device
+    config: RunConfig, data: RunData, weights: dict[str, Tensor], batch: Batch, device: torch.device
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss and all gradients of a step on a device, in float64 on the CPU."""
     model: RankingModel = meta_model(config, data).to_empty(device=device)

@@ -9,13 +9,12 @@ from typing import Any
 
 from benchmarks.gpu.records import Settings, Writer
 from benchmarks.gpu.small_runs import ROOT, guarded
-from infnet_rec.bench.spans import STEP, read_trace
-from infnet_rec.commands.bench_asked import Asked
-from infnet_rec.commands.bench_run import bench_run
-from infnet_rec.data.check import check_store
-from infnet_rec.data.generate.store_writer import StoreSize, write_store
+from infnet_rec.benchmark.run import BenchArgs, bench_run
+from infnet_rec.benchmark.trace import STEP, read_trace
+from infnet_rec.data.inspect.check import check_store
 from infnet_rec.data.store import Store
-from infnet_rec.train.memory import GIB
+from infnet_rec.synthetic.store_writer import StoreSize, write_store
+from infnet_rec.trainer.metric_logger import GIB
 
 CONFIG = ROOT / "configs" / "kuairand_27k_h100.toml"
 MANIFEST = ROOT / "configs" / "manifests" / "kuairand_27k.json"
@@ -65,7 +64,7 @@ def overrides_of(settings: Settings, store: Path, batch_size: int) -> list[str]:
 def _measure(settings: Settings, store: Path, batch_size: int, steps: int, title: str, write: Writer) -> None:
     trace = settings.out / f"trace_{batch_size}.json"
     trace.unlink(missing_ok=True)
-    result = bench_run(CONFIG, overrides_of(settings, store, batch_size), Asked(steps=steps, trace=trace))
+    result = bench_run(CONFIG, overrides_of(settings, store, batch_size), BenchArgs(steps=steps, trace=trace))
     assert result is not None
     launches = launches_of(trace)
     trace.unlink()

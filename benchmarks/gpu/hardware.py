@@ -7,10 +7,9 @@ import torch
 
 from benchmarks.gpu.ceilings import launch_costs, measured_ceilings
 from benchmarks.gpu.records import Settings, Writer
-from infnet_rec.bench.timing import timed
-from infnet_rec.commands.bench_tower import device_of
-from infnet_rec.shard.hardware import Hardware, load_hardware
-from infnet_rec.shard.this_machine import hardware_here
+from infnet_rec.benchmark.forms.tower_verb import device_of
+from infnet_rec.benchmark.samples import timed
+from infnet_rec.planner.hardware import Hardware, hardware_here, load_hardware
 
 FILE = "hardware.toml"
 COPY_BYTES = 1 << 30
@@ -49,7 +48,7 @@ def measure(device: torch.device, limits: dict[str, Any], num_bytes: int) -> dic
 
     Args:
         device: what computes.
-        limits: see `infnet_rec.bench.machine.ceilings`.
+        limits: see `infnet_rec.benchmark.machine.ceilings`.
         num_bytes: of each copy; far larger than any cache.
     """
     products = {name: rate / TERA for name, rate in limits["matmul_flops_per_s"].items()}

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.records import RESULTS, Settings, Writer
-from infnet_rec.bench.forms import TowerShape, full_lengths, make_forms, make_tokens
-from infnet_rec.bench.tower import Precision, passes_of
-from infnet_rec.commands.bench_tower import NUM_ATTRIBUTES, NUM_BEHAVIOURS, NUM_FEATURES, NUM_TASKS, device_of
-from infnet_rec.model.fused import FusedTokens, fuse_sequences
-from infnet_rec.model.infnet_options import InfnetOptions
-from infnet_rec.model.jagged import arrange_sequences
+from infnet_rec.benchmark.forms.forms import TowerShape, full_lengths, make_forms, make_tokens
+from infnet_rec.benchmark.forms.tower import Precision, passes_of
+from infnet_rec.benchmark.forms.tower_verb import NUM_ATTRIBUTES, NUM_BEHAVIOURS, NUM_FEATURES, NUM_TASKS, device_of
+from infnet_rec.models.infnet.fused_attention import FusedTokens, fuse_sequences
+from infnet_rec.models.infnet.jagged_attention import arrange_sequences
+from infnet_rec.models.infnet.options import InfnetOptions
 
 NUM_WORKERS = 12
 # Widths and precisions of the towers of later parts, all with the options by default.
@@ -88,7 +88,7 @@ def num_configs() -> int:
 
 
 def _tuners() -> list[Any]:
-    from infnet_rec.model import fused_kernels
+    from infnet_rec.models.infnet import triton_kernels as fused_kernels
 
     return list(fused_kernels._TUNED.values())
 

@@ -2,7 +2,7 @@
 
 from benchmarks.gpu.full_size import CONFIG, full_size_store, overrides_of
 from benchmarks.gpu.records import Settings, Writer
-from infnet_rec.commands.plan_check import PEAK_TOLERANCE, check_plan
+from infnet_rec.trainer.plan_check import PEAK_TOLERANCE, check_plan
 
 
 def run(settings: Settings, write: Writer) -> None:

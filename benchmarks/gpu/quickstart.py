@@ -14,11 +14,11 @@ from typing import Any
 
 from benchmarks.gpu.records import Settings, Writer
 from benchmarks.gpu.small_runs import CONFIG, REHEARSED, guarded, store_of
-from infnet_rec.commands.train import train
+from infnet_rec.checkpoint.store import CheckpointManifest, CheckpointStore, checkpoint_name
+from infnet_rec.config.toml import read_json
 from infnet_rec.data.store import Store
-from infnet_rec.strict import read_json
-from infnet_rec.train.checkpoint.shelf import Commit, Shelf, name_of
-from infnet_rec.train.report import OF_THE_MACHINE
+from infnet_rec.trainer.metric_logger import OF_THE_MACHINE
+from infnet_rec.trainer.train import train
 
 LOSS_LIMIT, AUC_LIMIT = 1e-3, 5e-3
 # Afterwards rounding errors have grown, and losses of two devices are two runs'.
@@ -140,7 +140,7 @@ def losses_of(run_dir: Path) -> dict[int, dict[str, float]]:
 def _timed(write: Writer, mode: str, run_dir: Path, overrides: list[str], settings: Settings) -> None:
     started_at = time.perf_counter()
     train(CONFIG, overrides, run_dir)
-    commits = Shelf(run_dir / "checkpoints").commits()
+    commits = CheckpointStore(run_dir / "checkpoints").commits()
     num_bytes = commits[-1].num_bytes if commits else 0
     facts: JSON = {"checkpoints": len(commits), "bytes": num_bytes}
     write(f"whole run, {mode} checkpoints", "measured", time.perf_counter() - started_at, unit="s", **facts)
@@ -151,12 +151,12 @@ def _goes_on(settings: Settings, write: Writer, whole: Path, overrides: list[str
     cut = whole.with_name("cut")
     shutil.copytree(whole, cut)
     (cut / "result.json").unlink()
-    shelf = Shelf(cut / "checkpoints")
+    shelf = CheckpointStore(cut / "checkpoints")
     if step not in {commit.step for commit in shelf.commits()}:
         raise RuntimeError(f"the run has no checkpoint of step {step} to go on from")
     for commit in shelf.commits():
         if commit.step > step:
-            shutil.rmtree(shelf.path(name_of(commit.step)))
+            shutil.rmtree(shelf.path(checkpoint_name(commit.step)))
     train(CONFIG, overrides, cut)
     _compare(write, "stopped and gone on to the bit", whole, cut, headline=True)
 
@@ -177,12 +177,12 @@ def _compare(write: Writer, check: str, left: Path, right: Path, *, headline: bo
     write.compared(check, lines + parts, 0, headline=headline, step=last.step, other_step=other.step, **facts)
 
 
-def _weights(commit: Commit) -> list[str]:
+def _weights(commit: CheckpointManifest) -> list[str]:
     return [name for name in commit.parts if name.endswith(".distcp")]
 
 
-def _last_commit(run_dir: Path) -> Commit:
-    return Shelf(run_dir / "checkpoints").commits()[-1]
+def _last_commit(run_dir: Path) -> CheckpointManifest:
+    return CheckpointStore(run_dir / "checkpoints").commits()[-1]
 
 
 def _own_lines(run_dir: Path) -> list[JSON]:

@@ -15,13 +15,15 @@ from torch import Tensor
 from benchmarks.gpu.records import RESULTS, Settings, Writer
 from benchmarks.gpu.small_runs import free_memory, on_cpu, one_line, prepare, run_steps, small_config
 from benchmarks.gpu.unsharded import train_unsharded
-from infnet_rec.commands.assemble import Data, Sharded, check_run, shard_model
-from infnet_rec.commands.doctor_gpu import MISSING
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.sharding import ShardingConfig
-from infnet_rec.faults import Fault
-from infnet_rec.shard.parallelize import local_shards
-from infnet_rec.shard.world import World, joined
+from infnet_rec.data.run_data import RunData
+from infnet_rec.diagnostics.gpu import MISSING
+from infnet_rec.distributed.parallelize import local_shards
+from infnet_rec.distributed.process_group import World, process_group
+from infnet_rec.errors import UserError
+from infnet_rec.planner.run_plan import check_run
+from infnet_rec.trainer.build import Sharded, shard_model
 
 # Of a loss; and of how far the tables moved, as root mean squares: Adagrad makes whole steps of gradients that are
 # little more than rounding, so single weights may differ by more.
@@ -120,7 +122,7 @@ def check_cases(settings: Settings, write: Writer, first: int) -> int:
         _progress(settings).write_text(str(number), encoding="ascii")
         try:
             _check(case, settings, write, expected)
-        except Fault as fault:
+        except UserError as fault:
             write(case.name, "not run", note=str(fault).splitlines()[0])
         except Exception as error:
             if MISSING.search(str(error)):
@@ -149,7 +151,7 @@ def _check(case: Case, settings: Settings, write: Writer, expected: dict[str, Re
     config = small_config(settings, *case.overrides_of(), *_eager_after_first(case))
     data, world = prepare(config)
     check_run(config, data, world)
-    with joined(world):
+    with process_group(world):
         sharded = shard_model(config, data, world)
         initial = weights_of(sharded)
         losses = torch.from_numpy(run_steps(config, data, world, sharded, num_steps))
@@ -180,7 +182,7 @@ def _eager_after_first(case: Case) -> tuple[str, ...]:
     return (FUSED,) if case is CASES[0] else ("model.attention='eager'",)
 
 
-def _reference(config: RunConfig, data: Data, world: World, initial: dict[str, Tensor], num_steps: int) -> Reference:
+def _reference(config: RunConfig, data: RunData, world: World, initial: dict[str, Tensor], num_steps: int) -> Reference:
     """The same run without sharding; tables in fp32 whatever the run stores, from what it started with."""
     eager = config.model.model_copy(update={"attention": "eager"})
     plain = config.model_copy(update={"model": eager, "sharding": ShardingConfig()})

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.records import Settings, Writer
-from infnet_rec.commands.assemble import Data, Sharded, open_data, train_loader
-from infnet_rec.commands.train import quieten, use_threads
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
-from infnet_rec.shard.world import World, place
-from infnet_rec.train.metrics import mean_over_ranks
+from infnet_rec.data.run_data import RunData, open_data
+from infnet_rec.distributed.process_group import World, silence_third_party_warnings, use_threads, world_from_env
+from infnet_rec.metrics import mean_over_ranks
+from infnet_rec.trainer.build import Sharded, train_loader
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "quickstart.toml"
@@ -49,10 +49,10 @@ def small_config(settings: Settings, *overrides: str) -> RunConfig:
     return load_config(CONFIG, [f"data.store='{store_of(settings)}'", *own, *overrides])
 
 
-def prepare(config: RunConfig) -> tuple[Data, World]:
+def prepare(config: RunConfig) -> tuple[RunData, World]:
     """Opens the store for this one process."""
-    data, world = open_data(config), place()
-    quieten()
+    data, world = open_data(config), world_from_env()
+    silence_third_party_warnings()
     use_threads(config.train.num_threads, world)
     return data, world
 
@@ -62,7 +62,7 @@ def on_cpu(world: World) -> World:
     return replace(world, device=torch.device("cpu"))
 
 
-def run_steps(config: RunConfig, data: Data, world: World, sharded: Sharded, num_steps: int) -> np.ndarray:
+def run_steps(config: RunConfig, data: RunData, world: World, sharded: Sharded, num_steps: int) -> np.ndarray:
     """Trains steps 0 to `num_steps` at the configured rates; the losses, float32 [steps, tasks]."""
     batches = train_loader(config, data, world).batches(0, num_steps)
     sharded.model.train()

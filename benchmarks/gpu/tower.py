@@ -5,10 +5,10 @@ import torch
 from benchmarks.gpu.ceilings import measured_ceilings
 from benchmarks.gpu.records import Settings, Writer
 from benchmarks.gpu.small_runs import free_memory, guarded
-from infnet_rec.bench.forms import TowerShape, full_lengths, ragged_lengths
-from infnet_rec.bench.tower import Precision, measure_tower
-from infnet_rec.commands.bench_tower import NUM_ATTRIBUTES, NUM_BEHAVIOURS, NUM_FEATURES, NUM_TASKS, device_of
-from infnet_rec.model.infnet_options import InfnetOptions
+from infnet_rec.benchmark.forms.forms import TowerShape, full_lengths, ragged_lengths
+from infnet_rec.benchmark.forms.tower import Precision, measure_tower
+from infnet_rec.benchmark.forms.tower_verb import NUM_ATTRIBUTES, NUM_BEHAVIOURS, NUM_FEATURES, NUM_TASKS, device_of
+from infnet_rec.models.infnet.options import InfnetOptions
 
 # What the fused form is meant to reach in bf16: times as fast as the literal form, and a share of the speed at which
 # this machine could copy the bytes that must be moved.

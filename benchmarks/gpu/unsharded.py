@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from infnet_rec.batch import Batch
-from infnet_rec.commands.assemble import Data, meta_model, train_loader
 from infnet_rec.config.run import RunConfig
-from infnet_rec.shard.optim import TABLES
-from infnet_rec.shard.world import World
+from infnet_rec.data.run_data import RunData
+from infnet_rec.distributed.optimizers import TABLES
+from infnet_rec.distributed.process_group import World
+from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.trainer.build import train_loader
 
 EPS, BETA1, BETA2 = 1e-8, 0.9, 0.999
 
@@ -24,7 +26,7 @@ Weights = dict[str, Tensor]
 
 
 def train_unsharded(
-    config: RunConfig, data: Data, world: World, weights: Mapping[str, Tensor], num_steps: int
+    config: RunConfig, data: RunData, world: World, weights: Mapping[str, Tensor], num_steps: int
 ) -> tuple[np.ndarray, Weights]:
     """Trains a model from given weights.
 
@@ -62,7 +64,7 @@ def train_unsharded(
     return np.stack(losses), {name: table.detach().clone() for name, table in tables.items()}
 
 
-def _ids_of_tables(batch: Batch, data: Data) -> Iterator[tuple[str, Tensor]]:
+def _ids_of_tables(batch: Batch, data: RunData) -> Iterator[tuple[str, Tensor]]:
     """Distinct ids that the batch looks up, by table."""
     table_of = {feature.name: feature.table for feature in data.schema.features}
     found: dict[str, list[Tensor]] = {}

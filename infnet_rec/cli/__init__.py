@@ -17,7 +17,7 @@ try:
     import typer
 except ImportError as error:
     # Nothing can be read of the command line, and the doctor must be heard all the same.
-    from infnet_rec.commands.doctor import without_command_line
+    from infnet_rec.diagnostics.doctor import without_command_line
 
     without_command_line(sys.argv[1:], error)
 
@@ -35,10 +35,10 @@ from infnet_rec.cli.launch import SUBMIT_EPILOG, launch, submit
 from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
-from infnet_rec.faults import TRY_AGAIN, Busy, CommonFault, Failure, Fault, Interrupted, Refusal
+from infnet_rec.errors import TRY_AGAIN, Busy, CommonUserError, Failure, Interrupted, Refusal, UserError
 from infnet_rec.files import is_full
-from infnet_rec.shard.last_words import ERROR_FILE, as_a_rank, left_to_launcher
-from infnet_rec.shard.rank_environment import end_early_on_signals, end_with_launcher, rank_number
+from infnet_rec.launcher.failures import ERROR_FILE, as_a_rank, left_to_launcher
+from infnet_rec.launcher.rank_environment import end_early_on_signals, end_with_launcher, rank_number
 
 OTHER_RANKS_WAIT_S = 2.0
 app = typer.Typer(
@@ -93,17 +93,17 @@ def train(
     """
     overrides = overrides or []
     if ranks > 1:
-        from infnet_rec.commands import local_ranks
+        from infnet_rec.trainer import local_ranks
 
         run_dir = local_ranks.check_before_launch(config, overrides, run_dir, ranks)
         arguments = [str(config), *(f"--set={o}" for o in overrides), f"--run-dir={run_dir}"]
         arguments += [f"--from={weights_from}"] if weights_from else []
-        local_ranks.launch(["train", *arguments, *(["--json"] if as_json else [])], ranks)
-    from infnet_rec.commands import train as command
+        local_ranks.launch_local_ranks(["train", *arguments, *(["--json"] if as_json else [])], ranks)
+    from infnet_rec.trainer import train as command
 
     result = command.train(config, overrides, run_dir, weights_from)
     if result is not None:
-        print(json.dumps(result) if as_json else "\n" + command.table(result))
+        print(json.dumps(result) if as_json else "\n" + command.metrics_table(result))
 
 
 @app.command(
@@ -122,11 +122,11 @@ def eval(
     as_json: AsJson = False,
 ) -> None:
     """Score a split with the best weights of a run; works on another number of ranks than it was trained on."""
-    from infnet_rec.commands import eval as command
+    from infnet_rec.trainer import eval as command
 
     result = command.evaluate_run(run_dir, split, store)
     if result is not None:
-        print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+        print(json.dumps(result) if as_json else "\n".join(command.metrics_lines(result)))
 
 
 @app.command(
@@ -153,10 +153,10 @@ def model(
     as_json: AsJson = False,
 ) -> None:
     """Count the parameters and the FLOPs of a run's model, part by part; its tables apart."""
-    from infnet_rec.commands import model as command
+    from infnet_rec.analysis import model_summary as command
 
     result = command.describe_model(config, overrides or [], ragged=ragged)
-    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+    print(json.dumps(result) if as_json else "\n".join(command.model_lines(result)))
 
 
 def _version(wanted: bool) -> None:
@@ -181,7 +181,7 @@ def _complain(code: int, text: str, error: Exception) -> None:
     if (rank := rank_number()) != 0:
         time.sleep(OTHER_RANKS_WAIT_S)
         text = f"rank {rank}: {text}"
-    if rank == 0 or not isinstance(error, CommonFault | Interrupted):
+    if rank == 0 or not isinstance(error, CommonUserError | Interrupted):
         print(f"infnet-rec: {text}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -228,7 +228,7 @@ def _answer() -> None:
         # Whoever read the output has enough of it.
         _drop_output()
         sys.exit(1)
-    except Fault as fault:
+    except UserError as fault:
         _complain(2, f"fault: {fault}", fault)
     except Failure as failure:
         _complain(1, f"failed: {failure}", failure)
@@ -237,7 +237,7 @@ def _answer() -> None:
     except Busy as busy:
         _complain(TRY_AGAIN, f"busy: {busy}", busy)
     except ImportError as error:
-        from infnet_rec.commands.doctor import missing_in_words
+        from infnet_rec.diagnostics.doctor import missing_in_words
 
         if (error.name or "").partition(".")[0] in ("infnet_rec", "launch"):
             raise

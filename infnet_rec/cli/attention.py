@@ -50,8 +50,8 @@ def attention(
     averaged and for single examples; shares of behaviours; gates of every block. attention.md shows it all,
     attention.csv and attention.json have every number.
     """
-    from infnet_rec.commands import attention as command
+    from infnet_rec.analysis import attention as command
 
-    asked = command.Asked(checkpoint, split, num_examples, tuple(rows) if rows else None)
-    result = command.attention(config, overrides or [], asked, out)
-    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+    asked = command.AttentionArgs(checkpoint, split, num_examples, tuple(rows) if rows else None)
+    result = command.write_attention(config, overrides or [], asked, out)
+    print(json.dumps(result) if as_json else "\n".join(command.attention_lines(result)))

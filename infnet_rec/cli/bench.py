@@ -77,23 +77,23 @@ def run(
     """
     # Kineto, inside of torch, reports starts and stops on stderr unless its level says otherwise when it is loaded.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from infnet_rec.commands.bench_asked import Asked
+    from infnet_rec.benchmark.run import BenchArgs
 
-    asked = Asked(steps, trace, out, price_per_hour)
+    asked = BenchArgs(steps, trace, out, price_per_hour)
     overrides = overrides or []
     if (num_ranks := asked.ranks_to_start(size, os.environ)) > 1:
-        from infnet_rec.commands import local_ranks
+        from infnet_rec.trainer import local_ranks
 
         local_ranks.check_ranks(config, overrides, num_ranks)
         asked.check(num_ranks)
         arguments = [str(config), *(f"--set={o}" for o in overrides), *asked.words()]
-        local_ranks.launch(["bench", "run", *arguments, *(["--json"] if as_json else [])], num_ranks)
-    from infnet_rec.commands import bench_run as command
-    from infnet_rec.commands.bench_run_text import lines
+        local_ranks.launch_local_ranks(["bench", "run", *arguments, *(["--json"] if as_json else [])], num_ranks)
+    from infnet_rec.benchmark import run as command
+    from infnet_rec.benchmark.report import bench_run_lines
 
     result = command.bench_run(config, overrides, asked)
     if result is not None:
-        print(json.dumps(result) if as_json else "\n".join(lines(result)))
+        print(json.dumps(result) if as_json else "\n".join(bench_run_lines(result)))
 
 
 @bench.command(
@@ -111,10 +111,10 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Say how many times faster the second result is, and how sure that is; names what else was different."""
-    from infnet_rec.commands import bench_compare as command
+    from infnet_rec.benchmark import compare as command
 
-    result = command.compare(before, after)
-    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+    result = command.compare_results(before, after)
+    print(json.dumps(result) if as_json else "\n".join(command.comparison_lines(result)))
 
 
 @bench.command(
@@ -142,10 +142,10 @@ def input_(
     as_json: AsJson = False,
 ) -> None:
     """Read training batches and do nothing with them: examples/s, where the time goes, and whether it is enough."""
-    from infnet_rec.commands import bench_input as command
+    from infnet_rec.benchmark import loader as command
 
     result = command.bench_input(config, overrides or [], num_batches=batches)
-    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+    print(json.dumps(result) if as_json else "\n".join(command.loader_lines(result)))
 
 
 @bench.command(
@@ -182,14 +182,14 @@ def tower(
     Sizes are keys of the configuration: --set train.global_batch_size, data.sequence_length, model.width,
     model.num_blocks. Nothing is read from a store but its schema, and the lengths of histories with --ragged.
     """
-    from infnet_rec.commands import bench_tower as command
+    from infnet_rec.benchmark.forms import tower_verb as command
 
     if sweep is not None:
         result = command.bench_sweep(config, overrides or [], sweep, device=device, num_rounds=rounds)
-        print(json.dumps(result) if as_json else "\n".join(command.sweep_lines(result)))
+        print(json.dumps(result) if as_json else "\n".join(command.tower_sweep_lines(result)))
         return
     result = command.bench_tower(config, overrides or [], device=device, ragged=ragged, num_rounds=rounds)
-    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+    print(json.dumps(result) if as_json else "\n".join(command.tower_lines(result)))
 
 
 @bench.command(
@@ -214,16 +214,16 @@ def embedding(
     """Time lookups of a real batch: each distinct id once, as training does, and every token on its own."""
     overrides = overrides or []
     if ranks > 1:
-        from infnet_rec.commands import local_ranks
+        from infnet_rec.trainer import local_ranks
 
         local_ranks.check_ranks(config, overrides, ranks)
         arguments = [str(config), *(f"--set={o}" for o in overrides), f"--rounds={rounds}"]
-        local_ranks.launch(["bench", "embedding", *arguments, *(["--json"] if as_json else [])], ranks)
-    from infnet_rec.commands import bench_embedding as command
+        local_ranks.launch_local_ranks(["bench", "embedding", *arguments, *(["--json"] if as_json else [])], ranks)
+    from infnet_rec.benchmark.forms import embedding_verb as command
 
     result = command.bench_embedding(config, overrides, num_rounds=rounds)
     if result is not None:
-        print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+        print(json.dumps(result) if as_json else "\n".join(command.embedding_lines(result)))
 
 
 @bench.command(
@@ -244,7 +244,7 @@ def step(
     as_json: AsJson = False,
 ) -> None:
     """Time whole training steps on one rank: literal tower or ours, with each distinct id looked up once or not."""
-    from infnet_rec.commands import bench_step as command
+    from infnet_rec.benchmark.forms import step_verb as command
 
     result = command.bench_step(config, overrides or [], num_rounds=rounds)
-    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+    print(json.dumps(result) if as_json else "\n".join(command.step_lines(result)))

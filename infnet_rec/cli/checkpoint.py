@@ -29,9 +29,9 @@ Example:
 )
 def ls(source: Source, as_json: AsJson = False) -> None:
     """List checkpoints: step, mean AUC on valid, size, and what is torn. Files are not read: see verify."""
-    from infnet_rec.commands import checkpoint as command
+    from infnet_rec.checkpoint import inspect as command
 
-    result = command.list_all(source)
+    result = command.list_checkpoints(source)
     print(json.dumps(result) if as_json else "\n".join(command.list_lines(result)))
 
 
@@ -51,9 +51,9 @@ Example:
 )
 def show(source: Source, as_json: AsJson = False) -> None:
     """Show what a checkpoint holds: progress, metrics, the run it is of, every file. Of several, the best."""
-    from infnet_rec.commands import checkpoint as command
+    from infnet_rec.checkpoint import inspect as command
 
-    result = command.show(source)
+    result = command.show_checkpoint(source)
     print(json.dumps(result) if as_json else "\n".join(command.show_lines(result)))
 
 
@@ -68,9 +68,9 @@ Exit code 0 when all are whole, 3 when one is torn."""
 )
 def verify(source: Source, as_json: AsJson = False) -> None:
     """Read every file and compare its size and SHA-256 with the marker's."""
-    from infnet_rec.commands import checkpoint as command
+    from infnet_rec.checkpoint import inspect as command
 
-    result = command.verify(source)
+    result = command.verify_checkpoints(source)
     print(json.dumps(result) if as_json else "\n".join(command.verify_lines(result)))
     if not result["whole"]:
         leave(3)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from infnet_rec.cli.options import SETTINGS, AsJson, leave
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 
 data = typer.Typer(
     help="Raw behaviour logs to a store: generate, sniff, build, check, stats, show.",
@@ -36,11 +36,11 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Write raw files in a public dataset's exact format, with its marginals, from a seed."""
-    from infnet_rec.commands import generate as command
+    from infnet_rec.synthetic import verb as command
 
     sizes = {"num_users": users, "num_items": items}
     result = command.generate_raw(dataset, out, sizes, num_examples=examples, seed=seed, num_workers=workers)
-    print(json.dumps(result) if as_json else "\n".join(command.lines(result)))
+    print(json.dumps(result) if as_json else "\n".join(command.generated_lines(result)))
 
 
 @data.command(
@@ -67,9 +67,9 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Turn raw files into a store: sorted by user and time, vocabularies fitted on the training window."""
-    from infnet_rec.commands import data as command
+    from infnet_rec.data.inspect import verbs as command
 
-    summary = command.build_store(
+    summary = command.build_verb(
         recipe,
         raw,
         out,
@@ -103,7 +103,8 @@ def sniff(
 
     Exit code 2 where there is no guess for the user, the item or a label.
     """
-    from infnet_rec.commands import data, sniff
+    from infnet_rec.data.inspect import verbs as data
+    from infnet_rec.data.sniff import verb as sniff
 
     result = sniff.sniff(files, out, memory_gib=memory_gib, num_threads=workers)
     data.print_result(result, sniff.lines(result), as_json=as_json)
@@ -113,11 +114,11 @@ def _local(store: str) -> Path:
     """The store's folder; one behind a URL is fetched first."""
     if "://" not in store:
         return Path(store)
-    from infnet_rec.commands.fetch import fetched
+    from infnet_rec.data.remote import fetched
 
     try:
         return fetched(store)
-    except Fault as fault:
+    except UserError as fault:
         # typer takes a ValueError for "not of this type" and drops its text.
         raise typer.BadParameter(str(fault)) from fault
 
@@ -139,9 +140,9 @@ def check(store: StorePath, as_json: AsJson = False) -> None:
     Hashes and counts are compared, ids must have a row in their table, and no example may see its own time or later.
     With --json all differences are listed.
     """
-    from infnet_rec.commands import data as command
+    from infnet_rec.data.inspect import verbs as command
 
-    result = command.check(store, stop_at="last" if as_json else "first")
+    result = command.check_store_verb(store, stop_at="last" if as_json else "first")
     command.print_result(result, command.check_lines(result), as_json=as_json)
     leave(0 if result["ok"] else 3)
 
@@ -167,10 +168,11 @@ def stats(
     as_json: AsJson = False,
 ) -> None:
     """Count a store: label rates, popularity, history lengths, null and never-seen values, tables, memory, disk."""
-    from infnet_rec.commands import data, stats
+    from infnet_rec.data.inspect import stats_text as stats
+    from infnet_rec.data.inspect import verbs as data
 
-    report = stats.stats(store, plot)
-    data.print_result(report, stats.lines(report), as_json=as_json)
+    report = stats.stats_report(store, plot)
+    data.print_result(report, stats.stats_lines(report), as_json=as_json)
 
 
 @data.command(
@@ -189,7 +191,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print one example: every feature with its id and raw value (or range), every history, the labels."""
-    from infnet_rec.commands import data as command
+    from infnet_rec.data.inspect import verbs as command
 
-    example = command.show(store, split, row, sequence_length)
+    example = command.show_examples(store, split, row, sequence_length)
     command.print_result(example, command.example_lines(example), as_json=as_json)

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from infnet_rec.cli.options import AsJson, Overrides, Ranks, leave
-from infnet_rec.faults import Fault
-from infnet_rec.shard.rank_environment import is_rank
+from infnet_rec.errors import UserError
+from infnet_rec.launcher.rank_environment import is_rank
 
 EPILOG = """\b
 Example:
@@ -49,39 +49,39 @@ def doctor(
     """
     overrides = overrides or []
     if overrides and config is None:
-        raise Fault(f"--set {overrides[0]}: is laid on a configuration; name its file")
+        raise UserError(f"--set {overrides[0]}: is laid on a configuration; name its file")
     if size is not None:
         ranks = _ranks_here(size)
-    from infnet_rec.commands import doctor as machine
+    from infnet_rec.diagnostics import doctor as machine
 
     # What is looked at next needs a sound installation. Of ranks, whoever started them has looked.
     if not is_rank() and machine.broken():
-        leave(machine.run(json=as_json))
+        leave(machine.run_checks(json=as_json))
     if ranks > 1:
-        from infnet_rec.commands import local_ranks
+        from infnet_rec.trainer import local_ranks
 
         local_ranks.check_own(ranks)
         if config is not None:
             local_ranks.check_ranks(config, overrides, ranks)
         arguments = [*([str(config)] if config else []), *(f"--set={o}" for o in overrides)]
-        local_ranks.launch(["doctor", *arguments, *(["--json"] if as_json else [])], ranks)
+        local_ranks.launch_local_ranks(["doctor", *arguments, *(["--json"] if as_json else [])], ranks)
     try:
-        from infnet_rec.commands import doctor_ranks
+        from infnet_rec.diagnostics import doctor_ranks
     except Exception as error:  # a broken build raises whatever its loader raises
         first_line = (str(error).splitlines() or [""])[0]
-        raise Fault(
+        raise UserError(
             f"installation on {socket.gethostname()}: {type(error).__name__}: {first_line}; 'infnet-rec doctor', alone "
             "on that host, says what to do"
         ) from error
-    leave(doctor_ranks.run(config, overrides, json=as_json))
+    leave(doctor_ranks.doctor_ranks(config, overrides, json=as_json))
 
 
 def _ranks_here(text: str) -> int:
-    from infnet_rec.shard.hardware import parse_size
+    from infnet_rec.launcher.job import parse_size
 
     size = parse_size(text)
     if size.max_nodes > 1:
-        raise Fault(
+        raise UserError(
             f"-j {text}: ranks are started on this machine only; for {size.max_nodes} nodes start on each of them "
             f"torchrun --nnodes={size.nodes} --nproc-per-node={size.ranks_per_node} --rdzv-backend=c10d "
             "--rdzv-endpoint=FIRST-NODE:29500 -m infnet_rec.cli doctor CONFIG"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from infnet_rec.cli.options import AsJson, Overrides, Ranks
-from infnet_rec.faults import Failure
+from infnet_rec.errors import Failure
 
 EXPERIMENT_EPILOG = """\b
 Example:
@@ -50,11 +50,12 @@ def experiment(
     (seeds, search.num_trials) and of all its runs. On many hosts that share the folder, each makes a --part at the same
     time; so does launch/components.py:experiment under torchx. Exit code 1: some cells failed.
     """
-    from infnet_rec.commands import experiment as command
-    from infnet_rec.commands.experiment_parts import parse_part
+    from infnet_rec.experiments import runner as command
+    from infnet_rec.experiments.runner import ExperimentArgs
+    from infnet_rec.experiments.shards import parse_shard
 
-    asked = command.Asked(num_ranks=ranks, num_jobs=jobs, retry_failed=retry_failed, part=parse_part(part))
-    result = command.experiment(path, overrides or [], out, asked)
+    asked = ExperimentArgs(num_ranks=ranks, num_jobs=jobs, retry_failed=retry_failed, part=parse_shard(part))
+    result = command.run_experiment(path, overrides or [], out, asked)
     if as_json:
         print(json.dumps(result))
     else:
@@ -79,7 +80,7 @@ def report(
     Means and deviations over seeds, the best bold and the second underlined, tests of significance on the examples of
     the test split. The same results give the same bytes.
     """
-    from infnet_rec.commands import report as command
+    from infnet_rec.experiments import report as command
 
-    result = command.report(results, out, with_paper=paper)
+    result = command.write_report(results, out, with_paper=paper)
     print(json.dumps(result) if as_json else "\n".join(result["files"]))

@@ -55,13 +55,13 @@ def launch(
     torchrun: bash, to start on every node. sbatch: Slurm; goes back into the queue when preempted. k8s: a Job and a
     headless Service. All of them go on where the run was last saved.
     """
-    from infnet_rec.commands import launch as command
+    from infnet_rec.launcher import launch as command
 
     if out is not None:
         command.check_new(out)
-    result = command.launch(config, overrides or [], size, form, run_dir, settings or [])
+    result = command.write_launch(config, overrides or [], size, form, run_dir, settings or [])
     if out is not None:
-        command.write(result["text"], out)
+        command.write_script(result["text"], out)
         result["out"] = str(out)
         print(f"{out}: {result['name']} on {size} for {form}", file=sys.stderr)
     if as_json:
@@ -83,9 +83,9 @@ def submit(
 
     What sbatch wants besides, it reads from its own variables, such as SBATCH_PARTITION and SBATCH_TIMELIMIT.
     """
-    from infnet_rec.commands import launch as command
+    from infnet_rec.launcher import launch as command
 
     command.check_hand_in(form)
-    result = command.launch(config, overrides or [], size, form, run_dir, settings or [])
+    result = command.write_launch(config, overrides or [], size, form, run_dir, settings or [])
     result["said"] = command.hand_in(form, result["text"])
     print(json.dumps(result) if as_json else result["said"])

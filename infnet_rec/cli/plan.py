@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infnet_rec.cli.options import AsJson, Overrides, leave
-from infnet_rec.faults import Fault
-from infnet_rec.shard.rank_environment import is_rank
+from infnet_rec.errors import UserError
+from infnet_rec.launcher.rank_environment import is_rank
 
 if TYPE_CHECKING:
-    from infnet_rec.commands.plan_asked import Asked
+    from infnet_rec.planner.verb import PlanArgs as Asked
 
 EPILOG = """\b
 Example:
@@ -86,66 +86,72 @@ def plan(
         _diff(what[1:], [*given, *(["--check"] if check else [])], as_json=as_json)
         return
     if len(what) > 1:
-        raise Fault(f"plan {' '.join(what)}: takes one run's file; 'infnet-rec plan diff BEFORE AFTER' compares plans")
+        raise UserError(
+            f"plan {' '.join(what)}: takes one run's file; 'infnet-rec plan diff BEFORE AFTER' compares plans"
+        )
     if clusters is None:
-        raise Fault("-j: is missing; say on how many nodes and ranks, such as -j 4x8, or several, such as 1x8,2x8")
+        raise UserError("-j: is missing; say on how many nodes and ranks, such as -j 4x8, or several, such as 1x8,2x8")
     sizes = clusters.split(",")
     if (check or len(sizes) > 1) and (out or plot):
-        raise Fault("--out, --plot: are for the plan of one cluster, without --check; leave them out")
+        raise UserError("--out, --plot: are for the plan of one cluster, without --check; leave them out")
     if check and len(sizes) > 1:
-        raise Fault(f"--check: builds one cluster, and -j says {clusters}; name one")
-    from infnet_rec.commands.plan_asked import asked
+        raise UserError(f"--check: builds one cluster, and -j says {clusters}; name one")
+    from infnet_rec.planner.verb import plan_args
 
-    question = asked(Path(what[0]), overrides or [], sizes, hardware)
+    question = plan_args(Path(what[0]), overrides or [], sizes, hardware)
     if check:
         _check(question, as_json=as_json)
         return
-    from infnet_rec.commands import plan as command
-    from infnet_rec.commands.plan_remedy import PlanRefused
-    from infnet_rec.commands.plan_text import lines
+    from infnet_rec.planner import verb as command
+    from infnet_rec.planner.report.advice import PlanRefused
+    from infnet_rec.planner.report.text import plan_lines
 
     if len(sizes) > 1:
-        result = command.sweep(question)
-        _say(result, command.sweep_lines(result), as_json=as_json)
+        result = command.sweep_clusters(question)
+        _say(result, command.cluster_sweep_lines(result), as_json=as_json)
         return
     try:
-        result = command.plan(question, out=out, plot=plot)
+        result = command.make_plan_report(question, out=out, plot=plot)
     except PlanRefused as refusal:
         if not as_json:
             raise
         print(json.dumps(refusal.facts))
         leave(3)
-    _say(result, lines(result), as_json=as_json)
+    _say(result, plan_lines(result), as_json=as_json)
 
 
 def _check(question: "Asked", *, as_json: bool) -> None:
     """Alone it is one rank or starts several; under torchrun it is one of torchrun's."""
     (cluster,) = question.clusters
     if cluster.num_nodes > 1:
-        raise Fault(f"-j {cluster.name} with --check: it is built on this machine, which is one node; say -j 1xRANKS")
+        raise UserError(
+            f"-j {cluster.name} with --check: it is built on this machine, which is one node; say -j 1xRANKS"
+        )
     if cluster.world_size > 1 and not is_rank():
-        from infnet_rec.commands import local_ranks
+        from infnet_rec.trainer import local_ranks
 
         local_ranks.check_ranks(question.config_path, question.overrides, cluster.world_size)
         words = [str(question.config_path), *(f"--set={o}" for o in question.overrides), "--check", "-j", cluster.name]
         words += ["--hardware", question.hardware_name, *(["--json"] if as_json else [])]
-        local_ranks.launch(["plan", *words], cluster.world_size)
-    from infnet_rec.commands import plan_check as command
+        local_ranks.launch_local_ranks(["plan", *words], cluster.world_size)
+    from infnet_rec.trainer import plan_check as command
 
     result = command.check_plan(question.config_path, question.overrides, question.hardware_name)
     if result is not None:
         if as_json or not result["num_wrong"]:
-            _say(result, command.lines(result), as_json=as_json)
+            _say(result, command.plan_check_lines(result), as_json=as_json)
         command.require_right(result)
 
 
 def _diff(files: list[str], given: list[str], *, as_json: bool) -> None:
     if len(files) != 2 or given:
         unused = f", and no {', '.join(given)}" if given else ""
-        raise Fault(f"plan diff: takes two plan files{unused}, such as 'infnet-rec plan diff before.json after.json'")
-    from infnet_rec.commands import plan as command
+        raise UserError(
+            f"plan diff: takes two plan files{unused}, such as 'infnet-rec plan diff before.json after.json'"
+        )
+    from infnet_rec.planner import verb as command
 
-    _say(*command.diff(Path(files[0]), Path(files[1])), as_json=as_json)
+    _say(*command.diff_plans(Path(files[0]), Path(files[1])), as_json=as_json)
 
 
 def _say(result: dict[str, Any], text: list[str], *, as_json: bool) -> None:

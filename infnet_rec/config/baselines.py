@@ -1,6 +1,6 @@
 """The models that INFNet is compared with.
 
-Every class has the keys of its model's options, which `infnet_rec.model.baselines` explains, with the same defaults: a
+Every class has the keys of its model's options, which `infnet_rec.models.baselines` explains, with the same defaults: a
 test compares them, since importing the options would import torch.
 """
 
@@ -18,13 +18,13 @@ HEAD_HIDDEN: Hidden = (128, 64)
 
 
 class FmConfig(ModelConfig):
-    """Its tables are wider than `width`; see `infnet_rec.model.baselines.fm`."""
+    """Its tables are wider than `width`; see `infnet_rec.models.baselines.fm`."""
 
     name: Literal["fm"]
 
 
 class DinConfig(ModelConfig):
-    """See `infnet_rec.model.baselines.din.DinOptions`."""
+    """See `infnet_rec.models.baselines.din.DinOptions`."""
 
     name: Literal["din"]
     attention_hidden: Hidden = (64,)
@@ -35,7 +35,7 @@ class DinConfig(ModelConfig):
 
 
 class DienConfig(ModelConfig):
-    """See `infnet_rec.model.baselines.dien.DienOptions`."""
+    """See `infnet_rec.models.baselines.dien.DienOptions`."""
 
     name: Literal["dien"]
     auxiliary_weight: NotNegative = 1.0
@@ -47,7 +47,7 @@ class DienConfig(ModelConfig):
 
 
 class DcnConfig(ModelConfig):
-    """DCNv2; see `infnet_rec.model.baselines.dcn.DcnOptions`."""
+    """DCNv2; see `infnet_rec.models.baselines.dcn.DcnOptions`."""
 
     name: Literal["dcnv2"]
     cross: Literal["mixture", "full"] = "mixture"
@@ -61,7 +61,7 @@ class DcnConfig(ModelConfig):
 
 
 class GdcnConfig(ModelConfig):
-    """See `infnet_rec.model.baselines.gdcn.GdcnOptions`."""
+    """See `infnet_rec.models.baselines.gdcn.GdcnOptions`."""
 
     name: Literal["gdcn"]
     structure: Literal["stacked", "parallel"] = "stacked"
@@ -73,7 +73,7 @@ class GdcnConfig(ModelConfig):
 
 
 class WukongConfig(ModelConfig):
-    """See `infnet_rec.model.baselines.wukong.WukongOptions`."""
+    """See `infnet_rec.models.baselines.wukong.WukongOptions`."""
 
     name: Literal["wukong"]
     num_layers: Count = 3
@@ -88,7 +88,7 @@ class WukongConfig(ModelConfig):
 
 
 class HstuConfig(ModelConfig):
-    """See `infnet_rec.model.baselines.hstu.HstuOptions`."""
+    """See `infnet_rec.models.baselines.hstu.HstuOptions`."""
 
     name: Literal["hstu"]
     num_layers: Count = 2
@@ -100,7 +100,7 @@ class HstuConfig(ModelConfig):
 
 
 class SharedBottomConfig(ModelConfig):
-    """See `infnet_rec.model.baselines.shared_bottom.SharedBottomOptions`."""
+    """See `infnet_rec.models.baselines.shared_bottom.SharedBottomOptions`."""
 
     name: Literal["shared_bottom"]
     bottom_hidden: Hidden = EXPERT_HIDDEN
@@ -109,7 +109,7 @@ class SharedBottomConfig(ModelConfig):
 
 
 class MmoeConfig(ModelConfig):
-    """MMoE, and OMoE with its one gate; see `infnet_rec.model.baselines.mmoe.MmoeOptions`."""
+    """MMoE, and OMoE with its one gate; see `infnet_rec.models.baselines.mmoe.MmoeOptions`."""
 
     name: Literal["mmoe", "omoe"]
     num_experts: Count = 8
@@ -120,7 +120,7 @@ class MmoeConfig(ModelConfig):
 
 
 class PleConfig(ModelConfig):
-    """See `infnet_rec.model.baselines.ple.PleOptions`."""
+    """See `infnet_rec.models.baselines.ple.PleOptions`."""
 
     name: Literal["ple"]
     num_layers: Count = 1
@@ -133,7 +133,7 @@ class PleConfig(ModelConfig):
 
 
 class StemConfig(ModelConfig):
-    """Its tables are (tasks + 1) * `width` wide; see `infnet_rec.model.baselines.stem.StemOptions`."""
+    """Its tables are (tasks + 1) * `width` wide; see `infnet_rec.models.baselines.stem.StemOptions`."""
 
     name: Literal["stem"]
     num_shared_experts: Count = 8

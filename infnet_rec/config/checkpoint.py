@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from infnet_rec.config.ranges import Count
-from infnet_rec.strict import StrictModel
+from infnet_rec.config.toml import StrictModel
 
 
 class CheckpointConfig(StrictModel):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from infnet_rec.config.ranges import Count
-from infnet_rec.strict import StrictModel
+from infnet_rec.config.toml import StrictModel
 
 
 class DataConfig(StrictModel):

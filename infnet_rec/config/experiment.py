@@ -19,8 +19,8 @@ from pydantic import Field, model_validator
 from infnet_rec.config.load import lay, make_config
 from infnet_rec.config.ranges import Count
 from infnet_rec.config.run import RunConfig
-from infnet_rec.faults import Fault
-from infnet_rec.strict import StrictModel, check, read_toml
+from infnet_rec.config.toml import StrictModel, read_toml, validate_model
+from infnet_rec.errors import UserError
 
 Choice = bool | int | float | str
 Space = dict[str, tuple[Choice, ...]]
@@ -162,7 +162,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     own = [o for o in overrides if re.split(r"[.=]", o.strip())[0].strip() in ExperimentConfig.model_fields]
     for override in own:
         lay(data, override)
-    config = check(ExperimentConfig, data, f"{path}{' with --set ' + ' '.join(own) if own else ''}")
+    config = validate_model(ExperimentConfig, data, f"{path}{' with --set ' + ' '.join(own) if own else ''}")
     of_runs = [o for o in overrides if o not in own]
     _refuse_shared(config.set, ("train.seed", "train.test"), f"{path}: set")
     _refuse_shared(of_runs, ("train.seed", "train.test"), "--set")
@@ -207,12 +207,14 @@ def _spread(variants: Sequence[VariantConfig]) -> Iterator[VariantConfig]:
 def _space(search: SearchConfig | None, variant: VariantConfig, path: Path) -> Space:
     if search is None:
         if variant.space:
-            raise Fault(f"{path}: variant {variant.name!r}: has a space, but the experiment has no [search]")
+            raise UserError(f"{path}: variant {variant.name!r}: has a space, but the experiment has no [search]")
         return {}
     space = {key: choices for key, choices in {**search.space, **variant.space}.items() if choices}
     _refuse_shared([f"{key}=" for key in space], SHARED, f"{path}: variant {variant.name!r}: space")
     if not space:
-        raise Fault(f"{path}: variant {variant.name!r}: nothing is left to search; its budget would not be the others'")
+        raise UserError(
+            f"{path}: variant {variant.name!r}: nothing is left to search; its budget would not be the others'"
+        )
     return space
 
 
@@ -220,7 +222,7 @@ def _refuse_shared(overrides: Sequence[str], keys: Sequence[str], where: str) ->
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key in keys or key in ("data", "train"):
-            raise Fault(
+            raise UserError(
                 f"{where} {override!r}: all cells of an experiment share their store and their seeds; set `seeds` in "
                 "the experiment, data.store in the base run or on the command line"
             )

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from infnet_rec.config.run import RunConfig
-from infnet_rec.faults import Fault
-from infnet_rec.strict import check, read_toml
+from infnet_rec.config.toml import read_toml, validate_model
+from infnet_rec.errors import UserError
 
 BARE_WORD = re.compile(r"[A-Za-z_./~][\w./~:-]*")
 
@@ -39,7 +39,7 @@ def make_config(data: dict[str, Any], overrides: Sequence[str], source: str) -> 
     """
     for override in overrides:
         lay(data, override)
-    return check(RunConfig, data, f"{source}{' with --set ' + ' '.join(overrides) if overrides else ''}")
+    return validate_model(RunConfig, data, f"{source}{' with --set ' + ' '.join(overrides) if overrides else ''}")
 
 
 def lay(data: dict[str, Any], override: str) -> None:
@@ -51,12 +51,12 @@ def lay(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
-        raise Fault(f"--set {override!r}: must look like section.key=value, such as train.dense.lr=3e-4")
+        raise UserError(f"--set {override!r}: must look like section.key=value, such as train.dense.lr=3e-4")
     section = data
     for name in names[:-1]:
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
-            raise Fault(f"--set {override!r}: {name!r} is a value, not a section")
+            raise UserError(f"--set {override!r}: {name!r} is a value, not a section")
     section[names[-1]] = _value(override, text.strip())
 
 
@@ -66,4 +66,14 @@ def _value(override: str, text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:
-        raise Fault(f"--set {override!r}: {text!r} is not a TOML value ({error}); quote strings: '\"text\"'") from error
+        raise UserError(
+            f"--set {override!r}: {text!r} is not a TOML value ({error}); quote strings: '\"text\"'"
+        ) from error
+
+
+def flatten_config(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a configuration by their dotted names."""
+    settings: dict[str, Any] = {}
+    for name, value in section.items():
+        settings |= flatten_config(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return settings

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from infnet_rec.config.ranges import Count, Dropout, Hidden, Positive
-from infnet_rec.strict import StrictModel
+from infnet_rec.config.toml import StrictModel
 
 # FBGEMM's forward kernels for GPUs have returned zeros for wider rows (https://github.com/pytorch/FBGEMM/pull/5569),
 # and its optimizers apart from the backward pass take none. A run must be able to move from a CPU to a GPU, so the
@@ -62,7 +62,7 @@ class ModelConfig(StrictModel):
 
 
 class InfnetConfig(ModelConfig):
-    """INFNet; see `infnet_rec.model.infnet_options.InfnetOptions` for what the options of the tower mean.
+    """INFNet; see `infnet_rec.models.infnet.options.InfnetOptions` for what the options of the tower mean.
 
     Attributes:
         attention: how sequences are read: "fused" by a kernel on a GPU, "eager" in plain torch, "auto" by the kernel

@@ -25,8 +25,8 @@ from infnet_rec.config.checkpoint import CheckpointConfig
 from infnet_rec.config.data import DataConfig
 from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.sharding import ShardingConfig
+from infnet_rec.config.toml import StrictModel
 from infnet_rec.config.train import TrainConfig
-from infnet_rec.strict import StrictModel
 
 
 def _name_of(model: object) -> str:

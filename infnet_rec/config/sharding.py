@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from infnet_rec.config.ranges import Count
-from infnet_rec.strict import StrictModel
+from infnet_rec.config.toml import StrictModel
 
 Sharding = Literal[
     "auto",

@@ -1,1 +1,5 @@
-"""The dataset: raw logs, the store on disk, the order of its examples, and the batches made of them."""
+"""From raw files to batches.
+
+Start at `store.py` (what is on disk) and `loader.py` (what a batch is made of); `ingest/` builds stores, `inspect/`
+looks into them.
+"""

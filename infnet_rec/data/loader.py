@@ -17,9 +17,9 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_rec.batch import Batch
-from infnet_rec.data.distinct import UnpooledTokens
+from infnet_rec.data.dedup import UnpooledTokens
 from infnet_rec.data.gather import ExampleRows, FeatureIds, Histories
-from infnet_rec.data.order import Order, local_slice
+from infnet_rec.data.sampler import Order, local_slice
 from infnet_rec.data.store import Examples, Store
 from infnet_rec.schema import Schema
 

@@ -8,11 +8,11 @@ import duckdb
 import pyarrow as pa
 
 import infnet_rec
-from infnet_rec.data.quarantine import Quarantine
-from infnet_rec.data.recipe import Recipe, sequence_name, sequence_table
+from infnet_rec.data.ingest.bad_rows import Quarantine
+from infnet_rec.data.ingest.recipe import Recipe, sequence_name, sequence_table
+from infnet_rec.data.ingest.timeline import Timeline
+from infnet_rec.data.ingest.vocabulary import Vocabulary
 from infnet_rec.data.store import STORE_VERSION
-from infnet_rec.data.timeline import Timeline
-from infnet_rec.data.vocab import Vocabulary
 from infnet_rec.schema import Feature, Schema, Sequence, Side, Table, Task
 
 

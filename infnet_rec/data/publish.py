@@ -12,7 +12,7 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import IO
 
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from infnet_rec.files import not_written, parents_of
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -36,7 +36,9 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
             stack.enter_context(parents_of(out))
             stack.enter_context(_locked(lock))
         except BlockingIOError as error:
-            raise Fault(f"--out {out}: another process is building it; wait for it or name another folder") from error
+            raise UserError(
+                f"--out {out}: another process is building it; wait for it or name another folder"
+            ) from error
         except OSError as error:
             raise not_written(f"--out {out}", error) from error
         stack.enter_context(_stopped_in_order())
@@ -57,7 +59,7 @@ def refuse_what_exists(out: Path, *, replace: bool) -> None:
     is_store = (out / "manifest.json").is_file()
     if (out.exists() or out.is_symlink()) and not (replace and is_store):
         remedy = "use --replace to build it anew" if is_store else "it is not a store; name another folder"
-        raise Fault(f"--out {out}: exists already; {remedy}")
+        raise UserError(f"--out {out}: exists already; {remedy}")
 
 
 def _locked(lock: Path) -> IO[str]:
@@ -117,3 +119,7 @@ def _take_place(store: Path, out: Path) -> None:
         out.rename(old)
         store.rename(out)
         shutil.rmtree(old)
+
+
+# Raw files that lie beside it are generated; a store that is built from them says so.
+NOTES = "generated.json"

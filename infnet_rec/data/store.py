@@ -28,9 +28,9 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from infnet_rec.faults import Fault, did_you_mean
+from infnet_rec.config.toml import read_json
+from infnet_rec.errors import UserError, did_you_mean
 from infnet_rec.schema import Schema
-from infnet_rec.strict import read_json
 
 STORE_VERSION = 3
 SPLITS = ("train", "valid", "test")
@@ -78,7 +78,7 @@ def read_arrow(path: Path) -> pa.RecordBatch:
     try:
         return pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)
     except (OSError, pa.ArrowInvalid) as error:
-        raise Fault(f"{path}: cannot be read ({error}); build the store again") from error
+        raise UserError(f"{path}: cannot be read ({error}); build the store again") from error
 
 
 def as_numpy(batch: pa.RecordBatch, column: str) -> np.ndarray:
@@ -135,7 +135,7 @@ class Store:
         """
         manifest = path if path.suffix == ".json" else path / "manifest.json"
         if not manifest.is_file():
-            raise Fault(f"store {path}: holds no manifest.json; make a store with 'infnet-rec data build'")
+            raise UserError(f"store {path}: holds no manifest.json; make a store with 'infnet-rec data build'")
         self._take(path, read_json(manifest))
 
     @classmethod
@@ -149,7 +149,7 @@ class Store:
         self.path, self.manifest = path, manifest
         version = self.manifest.get("store_version")
         if version != STORE_VERSION:
-            raise Fault(
+            raise UserError(
                 f"store {path}: has store_version {version}, this package reads {STORE_VERSION}; "
                 "build it again with 'infnet-rec data build --replace'"
             )
@@ -170,7 +170,7 @@ class Store:
         profiles = self.manifest["profiles"]
         if profile not in profiles:
             known = ", ".join(sorted(profiles))
-            raise Fault(
+            raise UserError(
                 f"profile {profile!r} is not in store {self.path} (it has {known}){did_you_mean(profile, profiles)}"
             )
         choice = profiles[profile]
@@ -241,7 +241,7 @@ class Store:
             Fault: there is no such split.
         """
         if split not in self.splits:
-            raise Fault(f"split {split!r}: is one of {', '.join(self.splits)}{did_you_mean(split, self.splits)}")
+            raise UserError(f"split {split!r}: is one of {', '.join(self.splits)}{did_you_mean(split, self.splits)}")
         batch = read_arrow(self.path / "examples" / f"{split}.arrow")
         behaviours = self.manifest["behaviours"]
         return Examples(

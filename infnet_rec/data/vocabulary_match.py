@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infnet_rec.data.store import Store
-from infnet_rec.faults import Fault
+from infnet_rec.errors import UserError
 from infnet_rec.schema import FIRST_VALUE_ID, UNSEEN_ID, Schema
 
 NOWHERE = -1
@@ -87,7 +87,7 @@ def _rows_there(there: Store, here: Store, feature: str) -> np.ndarray:
     """int64 [R]."""
     was, now = (store.manifest["encodings"].get(feature) for store in (there, here))
     if was != now:
-        raise Fault(
+        raise UserError(
             f"feature {feature!r}: is encoded by {now!r} in store {here.path} and by {was!r} in {there.path}, the one "
             "that the weights were trained on; build a store with the recipe that they had"
         )
@@ -95,7 +95,7 @@ def _rows_there(there: Store, here: Store, feature: str) -> np.ndarray:
     first = np.arange(FIRST_VALUE_ID, dtype=np.int64)
     if now == "hash":
         if num_there != num_here:
-            raise Fault(
+            raise UserError(
                 f"feature {feature!r}: is hashed into {num_here - FIRST_VALUE_ID:,} buckets in store {here.path} and "
                 f"into {num_there - FIRST_VALUE_ID:,} in {there.path}, the one that the weights were trained on; use "
                 "the same buckets"
@@ -121,7 +121,7 @@ def _meanings(vocabulary: pa.RecordBatch, names: tuple[str, ...]) -> pa.Array:
 def _num_rows(store: Store, feature: str) -> int:
     table = next((f.table for f in store.schema.features if f.name == feature), None)
     if table is None:
-        raise Fault(
+        raise UserError(
             f"feature {feature!r}: is not in store {store.path}, the one that the weights were trained on; leave it "
             "out with data.profile"
         )

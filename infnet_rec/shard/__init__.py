@@ -1,1 +1,1 @@
-"""The only room that speaks TorchRec distributed: world, plan, sharded model, fused optimizers."""
+"""Names that launch scripts of earlier versions call."""

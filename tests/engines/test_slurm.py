@@ -14,7 +14,7 @@ import pytest
 from slurm_cluster import MEMORY_MIB, NODES, SlurmCluster
 
 from conftest import Record
-from infnet_rec.commands.launch import launch
+from infnet_rec.launcher.launch import write_launch
 
 # Long enough to be stopped in the middle on any machine.
 LONG = ("train.num_epochs=400", "train.patience=0", "checkpoint.every_steps=20", "train.eval_every_steps=1000")
@@ -35,7 +35,7 @@ class Lane:
         self._count += 1
         run_dir = self.cluster.shared / f"run-{self._count}"
         words = ["gpus=0", "env.OMP_NUM_THREADS=1", *settings]
-        text = launch(self.config, list(overrides), size, "sbatch", run_dir, words)["text"]
+        text = write_launch(self.config, list(overrides), size, "sbatch", run_dir, words)["text"]
         path = self.cluster.shared / f"job-{self._count}.sh"
         path.write_text(text)
         return path, run_dir

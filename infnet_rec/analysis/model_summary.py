@@ -1,0 +1,91 @@
+"""`model`: what a run's model is made of, and what an example costs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from infnet_rec.benchmark.forms.cost import cost_of
+from infnet_rec.benchmark.forms.forms import full_lengths
+from infnet_rec.config.load import load_config
+from infnet_rec.config.run import RunConfig
+from infnet_rec.data.loader import BatchReader
+from infnet_rec.data.run_data import RunData, open_data
+from infnet_rec.distributed.process_group import silence_third_party_warnings, world_from_env
+from infnet_rec.models.registry import make_tower, table_width
+from infnet_rec.planner.run_plan import check_run
+
+NUM_EXAMPLES = 32
+
+JSON = dict[str, Any]
+
+
+def describe_model(config_path: Path, overrides: Sequence[str], *, ragged: bool) -> JSON:
+    """Counts parameters and FLOPs of the run's model, part by part.
+
+    Args:
+        config_path: a run's TOML file.
+        overrides: laid on it, see `load_config`.
+        ragged: whether histories are those of the first training examples, in the place of full ones.
+
+    Raises:
+        Fault: the configuration or its store is at fault.
+    """
+    silence_third_party_warnings()
+    config = load_config(config_path, overrides)
+    data = open_data(config)
+    check_run(config, data, world_from_env())
+    schema, width = data.schema, table_width(config, data.schema)
+    lengths_FB = _lengths(config, data, ragged=ragged)
+    parts = cost_of(make_tower(config, schema), len(schema.features), width, lengths_FB)
+    tables = schema.bag_tables + schema.sequence_tables
+    num_rows = sum(table.num_rows for table in tables)
+    return {
+        "model": config.model.model_dump(mode="json"),
+        "num_features": len(schema.features),
+        "num_sequences": len(schema.sequences),
+        "tasks": data.task_names,
+        "histories": "those of training examples" if ragged else "full",
+        "sequence_length": config.data.sequence_length,
+        "events_per_example": float(lengths_FB.sum()) / lengths_FB.shape[1],
+        "parts": [asdict(part) for part in parts],
+        "num_dense_parameters": sum(part.num_parameters for part in parts),
+        "flops_per_example": sum(part.flops for part in parts),
+        "tables": {"num_tables": len(tables), "num_rows": num_rows, "width": width, "num_parameters": num_rows * width},
+    }
+
+
+def _lengths(config: RunConfig, data: RunData, *, ragged: bool) -> Tensor:
+    """[F, B]."""
+    length = config.data.sequence_length
+    if not ragged:
+        return full_lengths(len(data.schema.sequences), NUM_EXAMPLES, length)
+    reader = BatchReader(data.store, "train", data.schema, length)
+    spread = np.linspace(0, len(reader) - 1, min(NUM_EXAMPLES, len(reader))).astype(np.int64)
+    return reader.read(spread).lengths_FB
+
+
+def model_lines(result: JSON) -> list[str]:
+    """The counts for people."""
+    tables, model = result["tables"], result["model"]
+    text = [
+        f"{model['name']} of width {model['width']}: {result['num_features']} features, {result['num_sequences']} "
+        f"sequences with {result['events_per_example']:,.0f} events an example (at most {result['sequence_length']} "
+        f"each), tasks {', '.join(result['tasks'])}",
+        "",
+        f"{'part':<36}{'parameters':>16}{'FLOPs an example':>20}",
+    ]
+    rows = [(part["name"], part["num_parameters"], part["flops"]) for part in result["parts"]]
+    rows.append(("dense part", result["num_dense_parameters"], result["flops_per_example"]))
+    text += [f"{name:<36}{num_parameters:>16,}{flops:>20,}" for name, num_parameters, flops in rows]
+    title = f"{tables['num_tables']} tables, {tables['num_rows']:,} rows of {tables['width']}"
+    return [
+        *text,
+        f"{title:<36}{tables['num_parameters']:>16,}",
+        "",
+        "FLOPs of matrix products in a forward pass, a multiplication and an addition being two; histories are "
+        + result["histories"],
+    ]

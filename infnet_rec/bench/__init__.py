@@ -1,1 +1,0 @@
-"""What is measured: the tower against the paper's literal form, lookups, whole steps, and the machine's own limits."""

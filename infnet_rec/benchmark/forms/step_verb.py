@@ -1,0 +1,114 @@
+"""`bench step`: whole training steps, with each saving and without."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infnet_rec.benchmark.forms.embedding_verb import Dedup, make_model
+from infnet_rec.benchmark.forms.every_token import every_token
+from infnet_rec.benchmark.forms.reference_infnet import LiteralInfnet
+from infnet_rec.benchmark.forms.steps import measure_steps
+from infnet_rec.benchmark.machine import describe_machine
+from infnet_rec.config.load import load_config
+from infnet_rec.data.run_data import open_data
+from infnet_rec.distributed.process_group import (
+    process_group,
+    silence_third_party_warnings,
+    use_threads,
+    world_from_env,
+)
+from infnet_rec.errors import UserError
+from infnet_rec.models.infnet.model import Infnet
+from infnet_rec.models.registry import infnet_options, make_infnet
+from infnet_rec.planner.run_plan import check_run
+from infnet_rec.trainer.build import Sharded, shard, train_loader
+
+NUM_BATCHES = 4
+STEPS_PER_ROUND = 2
+OURS, PLAIN = "ours", "literal tower, every token looked up"
+# The first is what the others are compared with.
+VARIANTS: dict[str, tuple[type[Infnet], Dedup]] = {
+    PLAIN: (LiteralInfnet, "every_token"),
+    "literal tower, each distinct id once": (LiteralInfnet, "distinct"),
+    "our tower, every token looked up": (Infnet, "every_token"),
+    OURS: (Infnet, "distinct"),
+}
+
+JSON = dict[str, Any]
+
+
+def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) -> JSON:
+    """Times the steps that `train` would do on one rank, on batches of the store.
+
+    Raises:
+        Fault: the configuration or its store is at fault, its model is not INFNet, or there are several ranks.
+    """
+    config = load_config(config_path, overrides)
+    infnet_options(config)
+    world, data = world_from_env(), open_data(config)
+    if world.world_size > 1:
+        raise UserError(f"bench step: measures one rank, and torchrun started {world.world_size}; start it alone")
+    check_run(config, data, world)
+    silence_third_party_warnings()
+    use_threads(config.train.num_threads, world)
+    started_at = time.perf_counter()
+    read = list(train_loader(config, data, world).batches(0, NUM_BATCHES))
+    read_s = (time.perf_counter() - started_at) / NUM_BATCHES
+    batches = {"distinct": read, "every_token": [every_token(batch, data.schema) for batch in read]}
+    with process_group(world):
+        sharded: dict[str, Sharded] = {}
+        for name, (tower, dedup) in VARIANTS.items():
+            model = make_model(config, data, dedup)
+            with torch.device("meta"):
+                model.tower = make_infnet(config, data.schema, tower)
+            sharded[name] = shard(model, config, data, world)
+            sharded[name].model.train()
+        facts = measure_steps(
+            {name: part.pipeline for name, part in sharded.items()},
+            {name: batches[dedup] for name, (_, dedup) in VARIANTS.items()},
+            world.device,
+            num_rounds=num_rounds,
+            steps_per_round=STEPS_PER_ROUND,
+        )
+    batch_size = config.train.global_batch_size
+    for fact in facts.values():
+        fact["examples_per_s"] = batch_size / fact["step_s"]
+        fact["times_plain_by_processor"] = facts[PLAIN]["processor_s"] / fact["processor_s"]
+        fact["times_plain"] = facts[PLAIN]["step_s"] / fact["step_s"]
+    events = sum(int(batch.lengths_FB.sum()) for batch in read) / NUM_BATCHES / batch_size
+    return {
+        "bench": "step",
+        "machine": describe_machine(world.device),
+        "batch_size": batch_size,
+        "width": config.model.width,
+        "num_features": len(data.schema.features),
+        "events_per_example": events,
+        "read_s": read_s,
+        "steps": facts,
+        "times_plain_with_reading": facts[PLAIN]["step_s"] / (facts[OURS]["step_s"] + read_s),
+    }
+
+
+def step_lines(result: JSON) -> list[str]:
+    """The measurement for people."""
+    machine = result["machine"]
+    text = [
+        f"batch {result['batch_size']:,}, width {result['width']}, {result['num_features']} features, "
+        f"{result['events_per_example']:.0f} events an example; one rank on {machine['name']} ({machine['device']}, "
+        f"{machine['threads']} thread{'s' * (machine['threads'] > 1)})",
+        "",
+        f"{'training step':<40}{'ms':>10}{'examples/s':>14}{'times':>9}{'by processor time':>19}",
+    ]
+    for name, fact in result["steps"].items():
+        cells = f"{fact['step_s'] * 1e3:>10,.1f}{fact['examples_per_s']:>14,.0f}{fact['times_plain']:>9.2f}"
+        cells += f"{fact['times_plain_by_processor']:>19.2f}"
+        text.append(f"{name:<40}{cells}")
+    return [
+        *text,
+        "",
+        f"a thread reads batches ahead, {result['read_s'] * 1e3:,.1f} ms each with their distinct ids; charged in full "
+        f"to ours and not at all to the literal: {result['times_plain_with_reading']:.2f} times",
+    ]

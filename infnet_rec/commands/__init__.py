@@ -1,1 +1,0 @@
-"""One verb a file: configuration to objects to call."""

@@ -1,0 +1,4 @@
+"""What is in a store: counts, checks, single examples, pictures.
+
+Start at `stats.py`.
+"""

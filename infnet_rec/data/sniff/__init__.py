@@ -1,0 +1,4 @@
+"""A recipe for files that nobody has described yet.
+
+Start at `sniffer.py`.
+"""

@@ -1,1 +1,0 @@
-"""Plain modules of one process: schema to embeddings, embeddings to tokens, tokens to logits."""

@@ -1,0 +1,4 @@
+"""INFNet: proxies, cross attention, gates.
+
+Start at `model.py`, then `attention.py`.
+"""

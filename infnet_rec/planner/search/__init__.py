@@ -1,0 +1,4 @@
+"""Candidates of every table, and the search among them.
+
+Start at `search.py`.
+"""

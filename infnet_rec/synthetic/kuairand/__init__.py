@@ -1,0 +1,1 @@
+"""Raw files in the format of KuaiRand-Pure."""

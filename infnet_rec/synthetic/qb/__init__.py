@@ -1,0 +1,1 @@
+"""Raw files in the format of Tenrec QB-Video."""
