@@ -36,9 +36,9 @@ from infnet_rec.checkpoint.store import CheckpointStore  # noqa: E402
 from infnet_rec.checkpoint.train_state import TrainState  # noqa: E402
 from infnet_rec.config.load import load_config  # noqa: E402
 from infnet_rec.config.run import RunConfig  # noqa: E402
-from infnet_rec.data.run_data import RunData, open_data
+from infnet_rec.data.run_data import RunData, open_data  # noqa: E402
 from infnet_rec.distributed.process_group import World, process_group, silence_third_party_warnings, world_from_env  # noqa: E402
-from infnet_rec.trainer.build import Sharded, shard_model, train_loader
+from infnet_rec.trainer.build import Sharded, shard_model, train_loader  # noqa: E402
 
 MOST_STEPS = 1_000
 

@@ -64,7 +64,7 @@ def pieces(
     """Examples of a split, a piece at a time.
 
     Raises:
-        Fault: a feature has several values.
+        UserError: a feature has several values.
     """
     several = [f.name for f in schema.features if f.max_values > 1]
     if several:
@@ -81,7 +81,7 @@ def rows_of(store: Store, split: str, num_examples: int, order: Literal["stored"
     any training order allows.
 
     Raises:
-        Fault: the split has fewer examples.
+        UserError: the split has fewer examples.
     """
     if num_examples > store.num_examples(split):
         raise UserError(f"num_examples = {num_examples}: split {split} has {store.num_examples(split)}")

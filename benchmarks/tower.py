@@ -45,10 +45,10 @@ again. So neither scores nor a second layout of the tokens is ever stored, and p
 gradient of the tokens, which is nearly all that a step needs beside them.
 
 "literal" is those equations token by token, padded to the longest sequence, on the same weights
-([`bench/literal.py`](../../infnet_rec/benchmark/forms/reference_infnet.py)); logits and gradients agree to 1e-5. It leaves out, as ours
-does, what nothing reads after the last block. "eager" is ours in plain torch
-([`model/jagged.py`](../../infnet_rec/models/infnet/jagged_attention.py)); "fused" is ours with a kernel that reads the tokens where they
-lie.
+([`reference_infnet.py`](../../infnet_rec/benchmark/forms/reference_infnet.py)); logits and gradients agree to 1e-5.
+It leaves out, as ours does, what nothing reads after the last block. "eager" is ours in plain torch
+([`jagged_attention.py`](../../infnet_rec/models/infnet/jagged_attention.py)); "fused" is ours with a kernel that reads
+the tokens where they lie.
 """
 
 

@@ -1,6 +1,6 @@
 """What goes wrong in ways that a person can mend.
 
-The command line turns a `Fault` into one message and exit code 2, a `Failure` into one message and exit code 1, a
+The command line turns a `UserError` into one message and exit code 2, a `Failure` into one message and exit code 1, a
 `Refusal` into one message and exit code 3. An `Interrupted` run was asked to stop and can be continued, and one that is
 `Busy` waits for another process: one message and exit code 75.
 Everything else is a bug or a failure of the machine and keeps its traceback.

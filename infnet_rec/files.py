@@ -64,7 +64,7 @@ def try_file(option: str, path: Path, *, replaces: Kind | None = None) -> None:
         replaces: the kind of older files that give way; None leaves every file alone.
 
     Raises:
-        Fault: something else stands there, its folder is missing, or it cannot be written.
+        UserError: something else stands there, its folder is missing, or it cannot be written.
         Failure: the disk is full.
     """
     what = f"{option} {path}"
@@ -105,7 +105,7 @@ def try_folder(option: str, path: Path) -> None:
         path: the folder; missing parents are no fault.
 
     Raises:
-        Fault: it, or a parent, is not a folder or cannot be written.
+        UserError: it, or a parent, is not a folder or cannot be written.
         Failure: the disk is full.
     """
     what = f"{option} {path}"
@@ -143,7 +143,7 @@ def named_faults(what: str) -> Iterator[None]:
     """Turns the system's errors in the block into one line that begins with `what`.
 
     Raises:
-        Fault: a place cannot be written.
+        UserError: a place cannot be written.
         Failure: the disk is full.
     """
     try:
@@ -161,7 +161,7 @@ def whole_file(path: Path, what: str = "") -> Iterator[Path]:
         what: the option and the path, for the message; the path by default.
 
     Raises:
-        Fault: it cannot be written there.
+        UserError: it cannot be written there.
         Failure: the disk is full.
     """
     temporary = path.with_name(f".{path.name}.writing")

@@ -269,6 +269,7 @@ def test_dates_are_instants_of_the_local_clock(tmp_path: Path) -> None:
 
 
 def test_configuration_imports_no_torch() -> None:
-    code = "import sys, infnet_rec.config.load, infnet_rec.data.ingest.recipe; print({'torch', 'torchrec'} & set(sys.modules))"
+    imports = "import sys, infnet_rec.config.load, infnet_rec.data.ingest.recipe"
+    code = f"{imports}; print({{'torch', 'torchrec'}} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "set()", result.stderr

@@ -37,7 +37,7 @@ def run(settings: Settings, write: Writer) -> None:
 
 
 def measured_ceilings(settings: Settings, device: torch.device) -> dict[str, Any]:
-    """See `infnet_rec.benchmark.machine.ceilings`; measured by the first part that asks, for all parts of one folder."""
+    """See `infnet_rec.benchmark.machine.ceilings`; measured by the first part that asks, for all of one folder."""
     path = settings.out / f"ceilings_{device.type}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))

@@ -77,8 +77,8 @@ def write_attention(config_path: Path, overrides: Sequence[str], asked: Attentio
         out: a new folder.
 
     Raises:
-        Fault: the model is not INFNet, or has no task token that attends to anything; the checkpoint is not there, or
-            of another model or store; no such split or example; `out` is taken; or there are several ranks.
+        UserError: the model is not INFNet, or has no task token that attends to anything; the checkpoint is not there,
+            or of another model or store; no such split or example; `out` is taken; or there are several ranks.
     """
     config, world = load_config(config_path, overrides), world_from_env()
     _check_model(config)

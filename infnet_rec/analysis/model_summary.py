@@ -32,7 +32,7 @@ def describe_model(config_path: Path, overrides: Sequence[str], *, ragged: bool)
         ragged: whether histories are those of the first training examples, in the place of full ones.
 
     Raises:
-        Fault: the configuration or its store is at fault.
+        UserError: the configuration or its store is at fault.
     """
     silence_third_party_warnings()
     config = load_config(config_path, overrides)

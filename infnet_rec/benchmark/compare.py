@@ -33,7 +33,7 @@ def compare_results(before_path: Path, after_path: Path) -> JSON:
     """How many times the second's examples a second are the first's.
 
     Raises:
-        Fault: a file that no verb of `bench` wrote, or results of two verbs.
+        UserError: a file that no verb of `bench` wrote, or results of two verbs.
     """
     before, after = _read(before_path), _read(after_path)
     if before["bench"] != after["bench"]:

@@ -95,7 +95,7 @@ def bench_input(config_path: Path, overrides: Sequence[str], *, num_batches: int
     """Reads batches as fast as they come, then trains on some that are in memory, to know how fast they are needed.
 
     Raises:
-        Fault: the configuration or its store is at fault, or there are several ranks.
+        UserError: the configuration or its store is at fault, or there are several ranks.
     """
     config = load_config(config_path, overrides)
     world, data = world_from_env(), open_data(config)

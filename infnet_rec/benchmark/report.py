@@ -64,7 +64,7 @@ class Measured:
 
 
 def bench_report(config: RunConfig, data: RunData, world: World, measured: Measured) -> JSON:
-    """The result for scripts; `bench_run_text.lines` is the same for people.
+    """The result for scripts; `report.bench_run_lines` is the same for people.
 
     A part's milliseconds are its share of the profiled steps times the mean untouched step, so they add up to that.
     """
@@ -316,7 +316,8 @@ def _verdict(result: JSON) -> list[str]:
     text = [
         f"{verdict['bound']}-bound: {verdict['because']}",
         f"what would help most: {verdict['change']}; at most {verdict['at_most']:.2f} times faster",
-        f"an epoch is {epoch['num_steps']:,} steps, {format_duration(epoch['seconds'])}, {epoch['rank_hours']:.4g} rank hours",
+        f"an epoch is {epoch['num_steps']:,} steps, {format_duration(epoch['seconds'])}, "
+        f"{epoch['rank_hours']:.4g} rank hours",
     ]
     if epoch["price"] is not None:
         unit = f" {epoch['currency']}" if epoch["currency"] else ""

@@ -64,7 +64,7 @@ class BenchArgs:
         """Refuses what could not be written in the end.
 
         Raises:
-            Fault: a file that is there already, or a folder that is not or cannot be written.
+            UserError: a file that is there already, or a folder that is not or cannot be written.
             Failure: the disk is full.
         """
         traces = [trace_of(self.trace, rank, num_ranks) for rank in range(num_ranks)] if self.trace else []
@@ -80,7 +80,7 @@ class BenchArgs:
             environment: of this process.
 
         Raises:
-            Fault: of no such form, of several nodes, or another number than torchrun started.
+            UserError: of no such form, of several nodes, or another number than torchrun started.
         """
         if size is None:
             return 1
@@ -127,7 +127,7 @@ def bench_run(config_path: Path, overrides: Sequence[str], asked: BenchArgs) -> 
         The result, on rank 0.
 
     Raises:
-        Fault: the configuration or its store is at fault, or a file cannot be written.
+        UserError: the configuration or its store is at fault, or a file cannot be written.
     """
     config = load_config(config_path, overrides)
     world, data = world_from_env(), open_data(config)

@@ -102,7 +102,7 @@ def restore(
         sharding_types: how each table is sharded now.
 
     Raises:
-        Fault: a weight or a state has no counterpart in the checkpoint, or the other way round.
+        UserError: a weight or a state has no counterpart in the checkpoint, or the other way round.
     """
     optimizers.allocate_state()
     state: dict[str, Any] = {"model": model.state_dict(), "optim": optimizers.state_dict()}
@@ -131,7 +131,7 @@ def load_weights(
             saved row that it takes, or -1 where it keeps what it has. A rank reads such a table whole.
 
     Raises:
-        Fault: the checkpoint is broken or of another model.
+        UserError: the checkpoint is broken or of another model.
     """
     if broken := broken_over_ranks(shelf, commit):
         raise UserError(f"checkpoint {checkpoint_name(commit.step)} in {shelf.where}: is torn: {'; '.join(broken)}")
@@ -221,8 +221,8 @@ def _check_parts(wanted: Sizes, commit: CheckpointManifest, shelf: CheckpointSto
     was, now = commit.run["world_size"], dist.get_world_size()
     if was % now and any(name.endswith("._output_segments_tensor") for name in wanted):
         raise UserError(
-            f"checkpoint {checkpoint_name(commit.step)} in {shelf.where}: has managed tables in {was} parts, which {now} ranks "
-            f"cannot share; go on with {was} ranks, or a number that divides it"
+            f"checkpoint {checkpoint_name(commit.step)} in {shelf.where}: has managed tables in "
+            f"{was} parts, which {now} ranks cannot share; go on with {was} ranks, or a number that divides it"
         )
 
 

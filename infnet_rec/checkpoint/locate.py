@@ -17,7 +17,7 @@ def open_checkpoints(source: str) -> tuple[CheckpointStore, int | None]:
     """The checkpoints of a run directory or of a folder or URL, and the step of the one that is meant, if it is one.
 
     Raises:
-        Fault: no checkpoint was ever there, whole or torn.
+        UserError: no checkpoint was ever there, whole or torn.
     """
     text = source.rstrip("/")
     config_path = Path(text) / "config.json"
@@ -39,7 +39,7 @@ def find_checkpoint(source: str) -> tuple[CheckpointStore, CheckpointManifest]:
     """The checkpoint that a path or URL means: itself, or the best of a folder of them or of a run.
 
     Raises:
-        Fault: there is none that is whole.
+        UserError: there is none that is whole.
     """
     shelf, step = open_checkpoints(source)
     commits = [c for c in shelf.commits() if step in (None, c.step)]

@@ -48,7 +48,7 @@ def match_tensors(wanted: Sizes, saved: Sizes, *, was: Mapping[str, str], now: M
         now: how each is.
 
     Raises:
-        Fault: a tensor without a counterpart; all are listed, each table with both shardings.
+        UserError: a tensor without a counterpart; all are listed, each table with both shardings.
     """
     as_is = [name for name in sorted(wanted) if saved.get(name) == wanted[name]]
     translated: dict[str, str] = {}

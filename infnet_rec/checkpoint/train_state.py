@@ -73,7 +73,7 @@ class TrainState:
         """What `to_json` wrote, in this version or an earlier one.
 
         Raises:
-            Fault: it lacks what training cannot go on without.
+            UserError: it lacks what training cannot go on without.
         """
         valid = metrics_from_json(data.get("valid", {}))
         read: dict[str, Any] = {

@@ -156,7 +156,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         overrides: of the experiment's own keys or of every run's; the command line has the last word.
 
     Raises:
-        Fault: the experiment, a variant or a choice is at fault.
+        UserError: the experiment, a variant or a choice is at fault.
     """
     data = read_toml(path)
     own = [o for o in overrides if re.split(r"[.=]", o.strip())[0].strip() in ExperimentConfig.model_fields]

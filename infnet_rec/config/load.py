@@ -21,7 +21,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: "section.key=value" each, the value in TOML; a bare word is taken as a string.
 
     Raises:
-        Fault: every fault at once.
+        UserError: every fault at once.
     """
     return make_config(read_toml(path), overrides, str(path))
 
@@ -35,7 +35,7 @@ def make_config(data: dict[str, Any], overrides: Sequence[str], source: str) -> 
         source: where the data is from, for messages.
 
     Raises:
-        Fault: every fault at once.
+        UserError: every fault at once.
     """
     for override in overrides:
         lay(data, override)
@@ -46,7 +46,7 @@ def lay(data: dict[str, Any], override: str) -> None:
     """Sets one key of what a file says; `data` is changed.
 
     Raises:
-        Fault: it is no override.
+        UserError: it is no override.
     """
     key, equals, text = override.partition("=")
     names = key.strip().split(".")

@@ -35,7 +35,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Reads a TOML file.
 
     Raises:
-        Fault: the file is missing or is not TOML.
+        UserError: the file is missing or is not TOML.
     """
     try:
         # Windows editors begin a file with a byte order mark.
@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        Fault: the file is missing or is not a JSON object.
+        UserError: the file is missing or is not a JSON object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -74,7 +74,7 @@ def validate_model(model: type[Model], data: dict[str, Any], source: str) -> Mod
         source: the file's name, for the message.
 
     Raises:
-        Fault: one message that lists every fault with its key, its value and the rule.
+        UserError: one message that lists every fault with its key, its value and the rule.
     """
     try:
         return model.model_validate_json(json.dumps(data, default=_instant))
@@ -99,7 +99,7 @@ def read_fields(kind: type[Record], data: Any, source: str, **absent: Any) -> Re
         **absent: values of fields that an earlier version did not write.
 
     Raises:
-        Fault: it is no JSON object, or lacks a field that has neither.
+        UserError: it is no JSON object, or lacks a field that has neither.
     """
     if not isinstance(data, dict):
         raise UserError(f"{source}: holds {type(data).__name__} where an object is expected; it is damaged")

@@ -26,7 +26,7 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
     builds of one store apart.
 
     Raises:
-        Fault: `out` exists (and is not a store to be replaced), cannot be made, or is being built elsewhere.
+        UserError: `out` exists (and is not a store to be replaced), cannot be made, or is being built elsewhere.
     """
     refuse_what_exists(out, replace=replace)
     parent = out.absolute().parent

@@ -46,7 +46,8 @@ def local_store(url_or_path: str, cache_folder: Path | None = None, progress: Pr
         progress: told now and then how many bytes of how many are there; from several threads, one at a time.
 
     Raises:
-        Fault: there is no store, no driver for the URL, too little space, or a file that is not what the manifest says.
+        UserError: there is no store, no driver for the URL, too little space, or a file that is not what the manifest
+            says.
     """
     if not is_url(url_or_path):
         return Path(url_or_path)
@@ -74,7 +75,7 @@ def read_manifest(url_or_path: str) -> dict[str, Any]:
     """A store's manifest alone, wherever the store lies.
 
     Raises:
-        Fault: there is no store, or no driver for the URL.
+        UserError: there is no store, or no driver for the URL.
     """
     if is_url(url_or_path):
         remote = Remote.connect(url_or_path)
@@ -89,7 +90,7 @@ def is_url(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A folder that fsspec reads; whatever a driver raises becomes a `Fault`."""
+    """A folder that fsspec reads; whatever a driver raises becomes a `UserError`."""
 
     url: str
     files: Any

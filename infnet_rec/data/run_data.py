@@ -28,7 +28,7 @@ def open_data(config: RunConfig) -> RunData:
     """Opens the store with the run's profile, grouping and tasks; a store behind a URL is fetched first.
 
     Raises:
-        Fault: no such store, profile or task, or an id that no table has a row for.
+        UserError: no such store, profile or task, or an id that no table has a row for.
     """
     store = Store(fetched(config.data.store))
     schema = run_schema(config, store)

@@ -20,7 +20,7 @@ def with_managed(schema: Schema, config: RunConfig, store: Store) -> Schema:
         store: which knows how features are encoded.
 
     Raises:
-        Fault: no such table, or one that cannot be managed.
+        UserError: no such table, or one that cannot be managed.
     """
     asked = config.model.tables
     read = [table.name for table in (*schema.bag_tables, *schema.sequence_tables)]
@@ -37,7 +37,7 @@ def check_managed(config: RunConfig, schema: Schema) -> None:
     """Refuses settings that managed tables do not go with.
 
     Raises:
-        Fault: the first of them.
+        UserError: the first of them.
     """
     for table in schema.managed_tables:
         here = f"model.tables.{table.name}: is managed, and"
@@ -56,7 +56,7 @@ def refuse_managed(schema: Schema, what: str) -> None:
     """For what measures plain collections only.
 
     Raises:
-        Fault: the run has managed tables.
+        UserError: the run has managed tables.
     """
     if schema.managed_tables:
         raise UserError(
@@ -90,7 +90,7 @@ def run_schema(config: RunConfig, store: Store) -> Schema:
     """The features, sequences and tasks of a store that a run uses.
 
     Raises:
-        Fault: no such profile or task, a weight of no task, or a table that cannot be managed.
+        UserError: no such profile or task, a weight of no task, or a table that cannot be managed.
     """
     schema = store.profile_schema(config.data.profile).with_grouping(config.data.sequence_groups)
     schema = with_tasks(schema, config.train.tasks)
@@ -102,7 +102,7 @@ def with_tasks(schema: Schema, chosen: tuple[str, ...] | None) -> Schema:
     """The same schema with these of its tasks, in its own order; all where None.
 
     Raises:
-        Fault: the store has no such task, or one is named twice.
+        UserError: the store has no such task, or one is named twice.
     """
     if chosen is None:
         return schema

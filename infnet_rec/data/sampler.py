@@ -152,7 +152,7 @@ def local_slice(global_G: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     """This rank's part of a global batch; all parts are equally long.
 
     Raises:
-        Fault: the global batch does not divide by the number of ranks.
+        UserError: the global batch does not divide by the number of ranks.
     """
     check_divides("the global batch", len(global_G), world_size)
     size = len(global_G) // world_size

@@ -131,7 +131,7 @@ class Store:
             path: its folder; or its manifest alone, a JSON file, for those who only plan.
 
         Raises:
-            Fault: there is no finished store, or another version of this package made it.
+            UserError: there is no finished store, or another version of this package made it.
         """
         manifest = path if path.suffix == ".json" else path / "manifest.json"
         if not manifest.is_file():
@@ -165,7 +165,7 @@ class Store:
         """The store's schema with the features and histories of one profile.
 
         Raises:
-            Fault: the store has no such profile.
+            UserError: the store has no such profile.
         """
         profiles = self.manifest["profiles"]
         if profile not in profiles:
@@ -238,7 +238,7 @@ class Store:
         """One split's columns.
 
         Raises:
-            Fault: there is no such split.
+            UserError: there is no such split.
         """
         if split not in self.splits:
             raise UserError(f"split {split!r}: is one of {', '.join(self.splits)}{did_you_mean(split, self.splits)}")
@@ -253,7 +253,7 @@ class Store:
         )
 
     def vocabulary(self, table: str) -> pa.RecordBatch:
-        """What each id of a table means, from id 2 on (see `vocab.py`)."""
+        """What each id of a table means, from id 2 on (see `vocabulary.py`)."""
         return read_arrow(self.path / "vocab" / f"{table}.arrow")
 
 

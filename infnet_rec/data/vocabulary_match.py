@@ -73,7 +73,7 @@ def match_rows(there: Store, here: Store, schema: Schema, tables: list[str]) -> 
         Table -> the rows there. Tables whose rows are the same after all are left out.
 
     Raises:
-        Fault: ids of a table are made in another way, or share rows by hashing into another number of buckets.
+        UserError: ids of a table are made in another way, or share rows by hashing into another number of buckets.
     """
     features, found = feature_of_table(schema), {}
     for table in tables:

@@ -38,7 +38,7 @@ def doctor_ranks(config_path: Path | None, overrides: Sequence[str], *, json: bo
         0 when all is sound, else 3; the same on all ranks.
 
     Raises:
-        Fault: the configuration or its store is at fault.
+        UserError: the configuration or its store is at fault.
     """
     if config_path is None and not is_rank():
         return doctor.run_checks(json=json)

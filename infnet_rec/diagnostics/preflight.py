@@ -61,7 +61,7 @@ class Preflight:
         """Compares what the ranks are, and measures what there is between them. Collective.
 
         Raises:
-            Fault: on every rank, if they do not agree.
+            UserError: on every rank, if they do not agree.
         """
         started_at = time.perf_counter()
         self._world, self._own = world, identity(config, data, world)
@@ -75,7 +75,7 @@ class Preflight:
         """Looks whether the ranks can do what the plan asks of them. Collective.
 
         Raises:
-            Fault: on every rank, if they cannot.
+            UserError: on every rank, if they cannot.
         """
         started_at = time.perf_counter()
         self._plan, self._checks = plan, judged(self._ranks, plan, self._world)
@@ -145,7 +145,7 @@ def refuse_preflight(checks: Sequence[Check]) -> None:
     """Says what has to be mended, all of it at once.
 
     Raises:
-        CommonFault: there is a fault among the checks, which are the same on all ranks.
+        CommonUserError: there is a fault among the checks, which are the same on all ranks.
     """
     faults = [in_words(check) for check in checks if not check.sound]
     if len(faults) == 1:

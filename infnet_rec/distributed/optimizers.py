@@ -49,7 +49,7 @@ def check_sparse(name: SparseName, device: torch.device) -> None:
     """Refuses an optimizer that FBGEMM has no kernel for on this device.
 
     Raises:
-        Fault: Adam on a CPU.
+        UserError: Adam on a CPU.
     """
     if device.type == "cpu" and name not in ON_CPU:
         raise UserError(

@@ -42,7 +42,7 @@ def world_from_env() -> World:
     """Reads rank and world size from torchrun's environment; alone, this is rank 0 of 1. Starts nothing.
 
     Raises:
-        Fault: the environment is half of torchrun's, or names a host that has no address here.
+        UserError: the environment is half of torchrun's, or names a host that has no address here.
     """
     env = read_rank_environment()
     if env is not None and env.world_size > 1:
@@ -109,7 +109,7 @@ def process_group(world: World, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iter
 
     Args:
         world: where this process stands.
-        timeout: how long a collective may wait; `watch.py` speaks earlier, where it can.
+        timeout: how long a collective may wait; `watchdog.py` speaks earlier, where it can.
     """
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     if world.device.type == "cuda":
@@ -146,7 +146,7 @@ def broadcast_from_rank0(world: World, make: Callable[[], str]) -> str:
     """Runs `make` on rank 0 and gives all ranks what it returns, or what it raises: no rank is left waiting.
 
     Raises:
-        Fault: on every rank, where rank 0 met one; likewise `Refusal` and `Failure`.
+        UserError: on every rank, where rank 0 met one; likewise `Refusal` and `Failure`.
         Failure: on the other ranks, where rank 0 met anything else.
     """
     # What happened on rank 0, and the text that belongs to it.

@@ -152,7 +152,7 @@ def watchdog(world: World, timeout_s: float, note: Callable[[Failure], None]) ->
 
     Args:
         world: all ranks.
-        timeout_s: as in `Watch`.
+        timeout_s: as in `Watchdog`.
         note: is told why this process ends, just before it does.
     """
     watch = Watchdog(world, timeout_s, lambda text: _end(world, note, text))

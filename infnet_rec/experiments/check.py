@@ -36,7 +36,7 @@ def check_against_store(experiment: Experiment, path: Path, num_ranks: int) -> l
         What is doubtful, a line each.
 
     Raises:
-        Fault: no such store, or no cell of a variant could start.
+        UserError: no such store, or no cell of a variant could start.
     """
     store = Store(fetched(experiment.variants[0].config.data.store))
     doubts: dict[str, str] = {}

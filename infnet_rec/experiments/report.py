@@ -78,7 +78,7 @@ def read_results(folder: Path) -> Results:
     when `experiment` was last started, not what it said when the cell was made.
 
     Raises:
-        Fault: see `all_cells`; or experiment.json is none, or of another experiment.
+        UserError: see `all_cells`; or experiment.json is none, or of another experiment.
     """
     found = newest_of_each(all_cells(folder))
     names = list(dict.fromkeys(name for name, _ in found))
@@ -128,7 +128,7 @@ def write_report(results: Path, out: Path | None, *, with_paper: bool) -> JSON:
         The files that were written.
 
     Raises:
-        Fault: see `check_cells`; or the paper is asked for and the experiment names no dataset of it.
+        UserError: see `check_cells`; or the paper is asked for and the experiment names no dataset of it.
     """
     found = read_results(results)
     out = out or results
@@ -173,7 +173,7 @@ def _try_files(out: Path) -> None:
     """Refuses a folder that cannot be written, and files in it that are no report's.
 
     Raises:
-        Fault: something else stands there.
+        UserError: something else stands there.
         Failure: the disk is full.
     """
     try_folder("--out", out)

@@ -61,7 +61,7 @@ def check_cells(cells: Sequence[JSON], where: str) -> None:
     """Refuses what cannot stand in one table.
 
     Raises:
-        Fault: no cells, several datasets or experiments, seeds that differ, a metric that is missing.
+        UserError: no cells, several datasets or experiments, seeds that differ, a metric that is missing.
     """
     if not cells:
         raise UserError(f"{where}: holds no cell; run 'infnet-rec experiment' first")
@@ -125,7 +125,7 @@ def rows_of(cells: Sequence[JSON], missing: Sequence[JSON] = ()) -> list[Row]:
         missing: `variant`, `label` and `setting` of variants without a cell.
 
     Raises:
-        Fault: variants of one row have the same task.
+        UserError: variants of one row have the same task.
     """
     groups: dict[tuple[str, str], list[JSON]] = {}
     for cell in cells:

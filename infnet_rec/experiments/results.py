@@ -94,7 +94,7 @@ def cell_of(line: bytes, where: str) -> JSON:
         where: its file and number, for the message.
 
     Raises:
-        Fault: it is no cell; in one line, with the first things that are wrong.
+        UserError: it is no cell; in one line, with the first things that are wrong.
     """
     remedy = "take the line away, and 'infnet-rec experiment' makes the cell again"
     try:
@@ -129,13 +129,13 @@ def opened(out: Path, experiment: Experiment) -> Iterator[JSON]:
     """Makes the experiment's folder, or checks that it is this experiment's.
 
     Variants and seeds may have been added since; nothing that has been made may be of another kind. Several processes
-    may open it at once; who makes what is for `experiment_parts.held` to say.
+    may open it at once; who makes what is for `shards.held` to say.
 
     Yields:
         The facts of the dataset.
 
     Raises:
-        Fault: it holds another experiment or something else.
+        UserError: it holds another experiment or something else.
     """
     dataset = dataset_of(experiment)
     # Looked at in this order: another process may be making it, and what it makes first is the experiment's file.
@@ -184,7 +184,7 @@ def dataset_of(experiment: Experiment) -> JSON:
     """Name, fingerprint and size of the store that all cells read.
 
     Raises:
-        Fault: no such store.
+        UserError: no such store.
     """
     store = Store(fetched(experiment.variants[0].config.data.store))
     sizes = {split: store.num_examples(split) for split in ("train", "valid", "test")}
@@ -217,7 +217,7 @@ def read_cells(path: Path) -> list[JSON]:
     """All lines, oldest first; a last line that a kill has cut off is none.
 
     Raises:
-        Fault: no such file, or another line is no cell.
+        UserError: no such file, or another line is no cell.
     """
     try:
         text = path.read_bytes()
@@ -238,7 +238,7 @@ def all_cells(out: Path) -> list[JSON]:
     """All lines of all files.
 
     Raises:
-        Fault: see `read_cells`.
+        UserError: see `read_cells`.
     """
     return [line for path in cells_files(out) or [out / CELLS] for line in read_cells(path)]
 

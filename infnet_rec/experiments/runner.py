@@ -109,7 +109,7 @@ def run_experiment(path: Path, overrides: Sequence[str], out: Path | None, asked
         Where it is, how many cells of the part are done, failed and missing, and the log of the first that failed.
 
     Raises:
-        Fault: the experiment or the folder is at fault; nothing was started.
+        UserError: the experiment or the folder is at fault; nothing was started.
         Failure: a search found nothing.
         Interrupted: somebody asked us to stop; what was done is saved.
     """

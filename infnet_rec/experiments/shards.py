@@ -44,7 +44,7 @@ def parse_shard(text: str) -> ExperimentShard:
     """Reads K/N.
 
     Raises:
-        Fault: it is none.
+        UserError: it is none.
     """
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -76,7 +76,7 @@ def held(out: Path, experiment: Experiment, part: ExperimentShard) -> Iterator[N
         part: who writes.
 
     Raises:
-        Fault: another process has one of them.
+        UserError: another process has one of them.
     """
     (out / LOCKS).mkdir(exist_ok=True)
     with ExitStack() as stack:

@@ -31,7 +31,7 @@ OTHERS_GONE = re.compile(
 # From outside, or a bug of native code; SIGABRT is what NCCL's watchdog does when somebody else is gone.
 DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
-# Of the words that `last_words.py` writes.
+# Of the words that `failures.py` writes.
 CODES = {"fault": 2, "failed": 1, "no": 3, "stopped": TRY_AGAIN, "busy": TRY_AGAIN}
 
 
@@ -53,7 +53,7 @@ class End:
     Attributes:
         rank: over all machines.
         code: exit code, minus the signal that ended it; None while it lives.
-        said: what it left in its error file, as `last_words.py` and torch write it; empty if nothing.
+        said: what it left in its error file, as `failures.py` and torch write it; empty if nothing.
         log: its own log; None where it had none yet.
         was_told_to: whether the launcher had ended it.
     """
@@ -162,7 +162,7 @@ WORDS: dict[type[Exception], str] = {
     Busy: "busy",
 }
 # Frames before these are the command line's own.
-VERBS = f"{os.sep}infnet_rec{os.sep}commands{os.sep}"
+ROOMS = re.compile(r"[/\\]infnet_rec[/\\](?!cli[/\\]|launcher[/\\]failures)")
 
 
 def left_to_launcher(error: Exception) -> bool:
@@ -218,6 +218,6 @@ def end(text: str, whose: str) -> None:
 def short_traceback(error: BaseException) -> str:
     """As Python prints it, from the verb on: what the command line did to get there helps nobody."""
     found = traceback.TracebackException.from_exception(error)
-    first = next((i for i, frame in enumerate(found.stack) if VERBS in frame.filename), 0)
+    first = next((i for i, frame in enumerate(found.stack) if ROOMS.search(frame.filename)), 0)
     found.stack = traceback.StackSummary.from_list(found.stack[first:])
     return "".join(found.format())

@@ -40,7 +40,7 @@ def parse_size(text: str) -> Size:
     """Reads NODESxRANKS or MIN:MAXxRANKS, such as "4x8" or "2:4x8".
 
     Raises:
-        Fault: not of that form, a zero, or a least number of nodes that is larger than the largest.
+        UserError: not of that form, a zero, or a least number of nodes that is larger than the largest.
     """
     found = re.fullmatch(r"(?:(\d{1,6}):)?(\d{1,6})x(\d{1,6})", text.strip(), re.ASCII)
     least, most, ranks = (int(part or found[2]) for part in found.groups()) if found else (0, 0, 0)
@@ -60,7 +60,7 @@ PORT = 29500
 # How long a node waits for the first one, which may still be fetching its image.
 MEETING_TIMEOUT_S = 600
 ENVIRONMENT: Mapping[str, str] = {
-    # Ranks that are started again must not find the addresses of those that died (`shard/torchrun.py`).
+    # Ranks that are started again must not find the addresses of those that died (`torchrun.py`).
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     # A log is a file here, and Python would keep its lines back.
     "PYTHONUNBUFFERED": "1",
@@ -142,7 +142,7 @@ def single(launch: Launch) -> list[str]:
 def agent(launch: Launch, python: str, meeting: Meeting) -> list[list[str]]:
     """Words of the shell that start torchrun on one node, in groups that belong on one line.
 
-    It is ours (`shard/torchrun.py`): its exit code tells a preempted run from a broken one.
+    It is ours (`torchrun.py`): its exit code tells a preempted run from a broken one.
     """
     size = launch.size
     # One node needs no meeting point: torchrun then takes a free port.

@@ -27,7 +27,7 @@ def as_k8s(launch: Launch) -> str:
     """YAML of a Service and a Job, for `kubectl apply`.
 
     Raises:
-        Fault: no image, or a mount that cannot be read.
+        UserError: no image, or a mount that cannot be read.
     """
     if not launch.image:
         raise UserError(
@@ -166,7 +166,7 @@ def parsed_mounts(mounts: tuple[str, ...]) -> list[BindMount | VolumeMount]:
     """Reads mounts in torchx's form, so that one spelling goes everywhere.
 
     Raises:
-        Fault: a mount that is none, or is a device.
+        UserError: a mount that is none, or is a device.
     """
     found: list[BindMount | VolumeMount] = []
     for mount in mounts:

@@ -47,7 +47,7 @@ def write_launch(
         The form, the name of the job, and its text.
 
     Raises:
-        Fault: anything that is wrong with these.
+        UserError: anything that is wrong with these.
     """
     if form not in FORMS:
         raise UserError(f"--as {form}: must be one of {', '.join(FORMS)}{did_you_mean(form, FORMS)}")
@@ -65,7 +65,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, list[str]]:
     """Values by key, in the order they were given.
 
     Raises:
-        Fault: no KEY=VALUE, an unknown key, or a key twice that has one value.
+        UserError: no KEY=VALUE, an unknown key, or a key twice that has one value.
     """
     found: dict[str, list[str]] = {}
     for setting in settings:
@@ -85,7 +85,7 @@ def check_new(path: Path) -> None:
     """Refuses a file that could not be written.
 
     Raises:
-        Fault: something stands there, or its folder cannot be written.
+        UserError: something stands there, or its folder cannot be written.
         Failure: the disk is full.
     """
     try_file("--out", path)
@@ -95,7 +95,7 @@ def write_script(text: str, path: Path) -> None:
     """Writes a new file, whole or not at all.
 
     Raises:
-        Fault: something stands there, or it cannot be written.
+        UserError: something stands there, or it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.writing")
     try:
@@ -144,7 +144,7 @@ def check_hand_in(form: str) -> str:
     """The program that a form is handed in to.
 
     Raises:
-        Fault: nothing takes that form, or the program is not here.
+        UserError: nothing takes that form, or the program is not here.
     """
     if form not in HAND_IN:
         raise UserError(
@@ -163,7 +163,7 @@ def hand_in(form: str, text: str) -> str:
     """Gives a script or manifest to its scheduler, and returns what that says.
 
     Raises:
-        Fault: the scheduler refuses it.
+        UserError: the scheduler refuses it.
     """
     program = check_hand_in(form)
     done = subprocess.run(

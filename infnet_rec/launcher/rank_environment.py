@@ -71,7 +71,7 @@ def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnviro
     """Reads torchrun's variables; None for a process that nobody made a rank.
 
     Raises:
-        Fault: some are missing, empty, no numbers, or contradict each other; all of it in one line.
+        UserError: some are missing, empty, no numbers, or contradict each other; all of it in one line.
     """
     if not is_rank(environ):
         return None
@@ -103,7 +103,7 @@ def master_address(env: RankEnvironment) -> str:
     """The address to meet at: what the launcher said where it resolves; the loopback for the ranks of one host.
 
     Raises:
-        Fault: other hosts are to be met, and the name has no address here.
+        UserError: other hosts are to be met, and the name has no address here.
     """
     try:
         socket.getaddrinfo(env.master_addr, env.master_port, proto=socket.IPPROTO_TCP)

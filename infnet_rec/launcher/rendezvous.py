@@ -47,7 +47,7 @@ def look_at_meeting(args: argparse.Namespace) -> None:
         args: as torchrun parsed them; `rdzv_conf` and `local_addr` may change.
 
     Raises:
-        Fault: the endpoint has no address, or the port that this node should open is taken.
+        UserError: the endpoint has no address, or the port that this node should open is taken.
     """
     endpoint = args.rdzv_endpoint
     if args.local_addr is None and args.nnodes in ONE_NODE and (args.standalone or not endpoint):

@@ -2,7 +2,7 @@
 
 torchrun itself ends with a traceback and code 1 when it or its ranks were asked to stop, so a preempted run looks like
 a broken one. Ranks that it starts again find the addresses of those that died in the store that the launchers share,
-and call them in vain. What else it lacks: `agent.py`, and where the nodes meet: `meeting.py`.
+and call them in vain. What else it lacks: `agent.py`, and where the nodes meet: `rendezvous.py`.
 
 No torch at the top: signals are heard from the first line, and torch takes seconds to import.
 """

@@ -25,7 +25,7 @@ def make_bags(schema: Schema, width: int, half: Collection[str] = ()) -> Embeddi
     the division. Tables named in `half` keep their weights in fp16; what is looked up is fp32.
 
     Raises:
-        Fault: every feature shares its table with a sequence, so there is nothing to hold.
+        UserError: every feature shares its table with a sequence, so there is nothing to hold.
     """
     if not schema.plain_bag_features:
         raise UserError(
@@ -56,7 +56,7 @@ def make_events(schema: Schema, width: int, half: Collection[str] = ()) -> Embed
     Tables named in `half` keep their weights in fp16; what is looked up is fp32.
 
     Raises:
-        Fault: the schema has no sequences.
+        UserError: the schema has no sequences.
     """
     if not schema.sequences:
         raise UserError("schema: has no sequences; declare [[behaviours]] and [sequences] in the recipe")

@@ -51,7 +51,7 @@ def make_tower(config: RunConfig, schema: Schema) -> nn.Module:
     """The dense part of the run's model.
 
     Raises:
-        Fault: the model cannot be built for this schema.
+        UserError: the model cannot be built for this schema.
     """
     model = config.model
     if isinstance(model, InfnetConfig):
@@ -66,7 +66,7 @@ def table_width(config: RunConfig, schema: Schema) -> int:
     """Columns of every embedding table: `model.width`, unless the model keeps more in a row.
 
     Raises:
-        Fault: wider than FBGEMM's kernels take.
+        UserError: wider than FBGEMM's kernels take.
     """
     wider, width = WIDE.get(config.model.name), config.model.width
     if wider is None:
@@ -88,7 +88,7 @@ def make_infnet(config: RunConfig, schema: Schema, form: type[Infnet]) -> Infnet
     """INFNet in one of its forms: they have the same parameters.
 
     Raises:
-        Fault: the run's model is another one.
+        UserError: the run's model is another one.
     """
     return form(
         num_features=len(schema.features),
@@ -104,7 +104,7 @@ def infnet_options(config: RunConfig) -> InfnetOptions:
     """INFNet's options.
 
     Raises:
-        Fault: the run's model is another one.
+        UserError: the run's model is another one.
     """
     if not isinstance(config.model, InfnetConfig):
         raise UserError(f'model.name is "{config.model.name}": only "infnet" has several forms to compare; choose it')

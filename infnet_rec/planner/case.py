@@ -53,7 +53,7 @@ def open_source(config: RunConfig) -> Source:
     """The manifest of the run's store; where there is none yet, the one that the configuration names.
 
     Raises:
-        Fault: neither is there.
+        UserError: neither is there.
     """
     name, stand_in = config.data.store, config.data.manifest
     if is_url(name):
@@ -85,7 +85,7 @@ def planned_run(config: RunConfig, data: RunData, cluster: Cluster, model: Ranki
         model: on the meta device with its fused optimizers, where there is one already.
 
     Raises:
-        Fault: see `Case`.
+        UserError: see `Case`.
     """
     return PlanCase(config, _store_source(str(data.store.path), data.store), cluster, model)
 
@@ -94,7 +94,7 @@ class PlanCase:
     """A run on a cluster; what is asked for is worked out once. See `planned_run` for one that has its data.
 
     Raises:
-        Fault: the batch does not divide by the ranks, or a profile, a feature or a rule for tables is at fault.
+        UserError: the batch does not divide by the ranks, or a profile, a feature or a rule for tables is at fault.
     """
 
     def __init__(self, config: RunConfig, source: Source, cluster: Cluster, model: RankingModel | None = None) -> None:

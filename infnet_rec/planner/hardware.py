@@ -114,7 +114,7 @@ def load_hardware(name_or_path: str) -> Hardware:
     """Reads hardware from the catalogue or, where the name ends in .toml, from a file.
 
     Raises:
-        Fault: an unknown name; a file that is missing or wrong, with every fault at once.
+        UserError: an unknown name; a file that is missing or wrong, with every fault at once.
     """
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
@@ -136,7 +136,7 @@ def parse_cluster(text: str, hardware: Hardware) -> Cluster:
         hardware: of each node.
 
     Raises:
-        Fault: not of that form, a zero, or more ranks than a node has GPUs.
+        UserError: not of that form, a zero, or more ranks than a node has GPUs.
     """
     size = parse_size(text)
     if size.is_elastic:
@@ -153,7 +153,7 @@ def cluster_of(hardware: Hardware, world: World) -> Cluster:
     """The ranks of this run on such nodes.
 
     Raises:
-        Fault: the ranks are not spread evenly over the nodes.
+        UserError: the ranks are not spread evenly over the nodes.
     """
     if world.world_size % world.local_world_size:
         raise UserError(
@@ -167,7 +167,7 @@ def group_cluster(cluster: Cluster, replica_groups: int) -> Cluster:
     """What one replica group has: TorchRec deals the ranks of every node out to the groups in turn.
 
     Raises:
-        Fault: the groups do not divide the ranks of a node.
+        UserError: the groups do not divide the ranks of a node.
     """
     if replica_groups == 1:
         return cluster

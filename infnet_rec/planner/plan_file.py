@@ -268,7 +268,7 @@ def write_plan(path: Path, plan: PlanFile) -> None:
     """Writes it whole or not at all, in the place of what stood there.
 
     Raises:
-        Fault: the folder is missing or may not be written.
+        UserError: the folder is missing or may not be written.
     """
     write_text(path, plan.text())
 
@@ -277,7 +277,7 @@ def read_plan(path: Path) -> PlanFile:
     """Reads a plan.
 
     Raises:
-        Fault: no such file, or not a plan of this format.
+        UserError: no such file, or not a plan of this format.
     """
     return validate_model(PlanFile, read_json(path), str(path))
 
@@ -291,7 +291,7 @@ def check_made_for(plan: PlanFile, here: Fingerprint, source: str) -> None:
         source: where it is from, for the message.
 
     Raises:
-        Fault: the fingerprints differ; names both and what differs.
+        UserError: the fingerprints differ; names both and what differs.
     """
     found = fingerprint_differences(plan.fingerprint, here)
     if found:

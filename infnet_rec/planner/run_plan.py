@@ -44,7 +44,7 @@ def training_plan(model: RankingModel, config: RunConfig, store: Store, schema: 
         world: all ranks.
 
     Raises:
-        Fault: on every rank, what rank 0 found.
+        UserError: on every rank, what rank 0 found.
         Refusal: likewise: the tables do not fit.
     """
     text = broadcast_from_rank0(world, lambda: _decide(model, config, store, schema, world).text())
@@ -62,7 +62,7 @@ def check_tables(model: RankingModel, config: RunConfig, store: Store, schema: S
         world: all ranks.
 
     Raises:
-        Fault: a rule that cannot be kept here, or a plan that was made for something else or against the rules.
+        UserError: a rule that cannot be kept here, or a plan that was made for something else or against the rules.
     """
     cluster = run_cluster(config, world)
     group = group_cluster(cluster, config.sharding.replica_groups)
@@ -139,7 +139,7 @@ def check_run(config: RunConfig, data: RunData, world: World) -> None:
     """Refuses, before any process group, what would fail later.
 
     Raises:
-        Fault: the batch does not divide or is larger than its split, the device lacks the optimizer or the fused
+        UserError: the batch does not divide or is larger than its split, the device lacks the optimizer or the fused
             attention, the model cannot be built, or tables cannot be kept as the configuration says.
     """
     check_gpus(world)
@@ -161,7 +161,7 @@ def check_tower(config: RunConfig, schema: Schema, world: World) -> None:
     """Refuses a model that cannot be built, or not as the run wants it; allocates nothing.
 
     Raises:
-        Fault: see there.
+        UserError: see there.
     """
     if isinstance(config.model, InfnetConfig):
         why_eager(config.model.attention, world.device, config.model.width)

@@ -46,7 +46,8 @@ def controls_of(config: RunConfig, schema: Schema, device: Device) -> dict[str, 
         device: what is planned for.
 
     Raises:
-        Fault: a rule fits no table, rules contradict one another, or ask for what the device or the table cannot do.
+        UserError: a rule fits no table, rules contradict one another, or ask for what the device or the table cannot
+            do.
     """
     sharding = config.sharding
     _check_device(sharding, device)

@@ -77,7 +77,7 @@ def read_tables(
     """All tables that the sharders will shard, bags first.
 
     Raises:
-        Fault: a control or a table's traffic has no counterpart; two tables share a name.
+        UserError: a control or a table's traffic has no counterpart; two tables share a name.
     """
     by_type = {sharder_name(sharder.module_type): sharder for sharder in sharders}
     tables: dict[str, ModelTable] = {}

@@ -52,7 +52,7 @@ def plan_args(config_path: Path, overrides: Sequence[str], sizes: Sequence[str],
         hardware: a name of the catalogue or a TOML file; None takes what the run's configuration names.
 
     Raises:
-        Fault: no such hardware or file, or a size that is none.
+        UserError: no such hardware or file, or a size that is none.
     """
     config = load_config(config_path, overrides)
     hardware = hardware or config.sharding.hardware
@@ -69,7 +69,7 @@ def check_plan_destination(path: Path) -> None:
     """Refuses a file that a plan cannot be written to; an older plan may give way.
 
     Raises:
-        Fault: no such folder, or something that is not a plan stands there.
+        UserError: no such folder, or something that is not a plan stands there.
     """
     try_file("--out", path, replaces=(b"", "a plan"))
     if not path.exists():
@@ -96,7 +96,7 @@ def make_plan_report(asked: PlanArgs, *, out: Path | None = None, plot: Path | N
         plot: a PNG file for the picture, likewise.
 
     Raises:
-        Fault: what was asked is at fault; said before anything is planned.
+        UserError: what was asked is at fault; said before anything is planned.
         PlanRefused: it does not fit.
     """
     silence_third_party_warnings()
@@ -128,7 +128,7 @@ def sweep_clusters(asked: PlanArgs) -> JSON:
         asked: the command line, with all clusters.
 
     Raises:
-        Fault: see `plan`; a batch that some of the clusters cannot share out is said in their row.
+        UserError: see `plan`; a batch that some of the clusters cannot share out is said in their row.
         Refusal: the run fits on none of them.
     """
     silence_third_party_warnings()
@@ -173,7 +173,7 @@ def diff_plans(before: Path, after: Path) -> tuple[JSON, list[str]]:
     """What differs between two plans, for scripts and for people.
 
     Raises:
-        Fault: one of them is not a plan.
+        UserError: one of them is not a plan.
     """
     found_out = diff.plan_diff(read_plan(before), read_plan(after))
     return asdict(found_out), diff.plan_diff_lines(found_out)

@@ -65,7 +65,7 @@ def batch_shape(manifest: JSON, schema: Schema, *, sequence_length: int, local_b
         local_batch_size: examples a rank and step.
 
     Raises:
-        Fault: the manifest has no history lengths for a behaviour.
+        UserError: the manifest has no history lengths for a behaviour.
     """
     mean_of, p95_of = {}, {}
     for name in schema.behaviours:

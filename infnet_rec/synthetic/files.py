@@ -19,7 +19,7 @@ def fresh_folder(out: Path) -> Iterator[Path]:
     """A new folder that becomes `out` on success and is removed on any failure, Ctrl-C included.
 
     Raises:
-        Fault: `out` is a file or a folder that is not empty, or cannot be made.
+        UserError: `out` is a file or a folder that is not empty, or cannot be made.
         Failure: the disk is full.
     """
     remedy = "name a folder that does not exist, or empty this one first"

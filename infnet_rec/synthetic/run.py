@@ -58,7 +58,7 @@ def generate(
         progress: called after each chunk with examples, with the number of examples written so far.
 
     Raises:
-        Fault: a number is out of range, or `out` is in use.
+        UserError: a number is out of range, or `out` is in use.
     """
     sizes = {"num_examples": num_examples, "num_users": num_users, "num_items": num_items}
     check_plan(dataset, sizes | {"seed": seed, "num_workers": num_workers})

@@ -73,7 +73,7 @@ def write_store(like: Path, out: Path, size: StoreSize, *, seed: int = 0, num_th
         The manifest.
 
     Raises:
-        Fault: no such manifest, sizes that cannot be drawn, or `out` exists or cannot be made.
+        UserError: no such manifest, sizes that cannot be drawn, or `out` exists or cannot be made.
     """
     model = Store(like).manifest
     least = min(*size.num_examples, size.num_items, 1 if size.num_users is None else size.num_users)

@@ -85,7 +85,7 @@ def load_initial_weights(source: str, data: RunData, sharded: Sharded, report: M
         report: whom to tell.
 
     Raises:
-        Fault: there is none, it is of another model, or what its ids meant is not known any more.
+        UserError: there is none, it is of another model, or what its ids meant is not known any more.
     """
     shelf, commit = find_checkpoint(source)
     moved = rows_that_moved(shelf, commit, data)
@@ -99,7 +99,7 @@ def rows_that_moved(shelf: CheckpointStore, commit: CheckpointManifest, data: Ru
     """Tables whose ids mean something else in this run's store than in the one that a checkpoint was trained on.
 
     Raises:
-        Fault: that store's vocabularies are needed and not there, or no row of a table can be matched.
+        UserError: that store's vocabularies are needed and not there, or no row of a table can be matched.
     """
     if commit.run["store"] == data.store.fingerprint:
         return {}
@@ -121,7 +121,7 @@ def _store_of(commit: CheckpointManifest, what: str, tables: Sequence[str]) -> S
     """The store that a checkpoint was trained on.
 
     Raises:
-        Fault: it is not where it was, or was built anew since.
+        UserError: it is not where it was, or was built anew since.
     """
     path = commit.run["config"]["data"]["store"]
     names = ", ".join(tables[:NUM_SHOWN]) + (f" and {len(tables) - NUM_SHOWN} more" if len(tables) > NUM_SHOWN else "")

@@ -36,7 +36,8 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
         Metrics by task, on rank 0.
 
     Raises:
-        Fault: no such run, checkpoint or split, or a store whose ids cannot be matched with those that the run learned.
+        UserError: no such run, checkpoint or split, or a store whose ids cannot be matched with those that the run
+            learned.
     """
     path = run_dir / "config.json"
     config = validate_model(RunConfig, read_json(path), str(path))
@@ -75,7 +76,7 @@ def check_split(split: str, store: Store) -> None:
     """Refuses a name that is none of a split of the store.
 
     Raises:
-        Fault: it is none.
+        UserError: it is none.
     """
     if split not in store.splits:
         raise UserError(f"--split {split!r}: is one of {', '.join(store.splits)}{did_you_mean(split, store.splits)}")

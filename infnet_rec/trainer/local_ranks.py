@@ -42,7 +42,7 @@ def check_own(num_ranks: int) -> None:
     """Refuses ranks within ranks.
 
     Raises:
-        Fault: torchrun started this process, or the environment says half of that.
+        UserError: torchrun started this process, or the environment says half of that.
     """
     read_rank_environment()
     if is_rank():
@@ -50,7 +50,7 @@ def check_own(num_ranks: int) -> None:
 
 
 def launch_local_ranks(arguments: Sequence[str], num_ranks: int) -> NoReturn:
-    """Becomes torchrun with `infnet-rec ARGUMENTS` as that many ranks; see `shard/torchrun.py` for signals."""
+    """Becomes torchrun with `infnet-rec ARGUMENTS` as that many ranks; see `launcher/torchrun.py` for signals."""
     command = [sys.executable, "-m", "infnet_rec.launcher.torchrun", "--standalone", f"--nproc-per-node={num_ranks}"]
     environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // num_ranks)), **os.environ}
     hold_signals()

@@ -152,7 +152,7 @@ class _Feed:
 
 
 class RenewsTables(Protocol):
-    """What gives every table new weights; see `Pace.fresh_tables`."""
+    """What gives every table new weights; see `RunLength.fresh_tables`."""
 
     def __call__(self, *, epoch: int) -> None:
         """Draws the tables that the epoch, counted from 0, begins with."""

@@ -121,7 +121,7 @@ class NonFiniteMonitor:
         task_names: of the losses.
         rank: this one.
         world_size: R.
-        on_nonfinite: as in `GuardedForward`.
+        on_nonfinite: as in `CheckedForward`.
         max_skipped: bad steps that a run may leave out.
         record: keeps the examples of a bad step.
         say: a line for people.

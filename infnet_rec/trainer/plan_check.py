@@ -283,7 +283,7 @@ def check_plan(config_path: Path, overrides: Sequence[str], hardware: str | None
         All numbers of all ranks, on rank 0.
 
     Raises:
-        Fault: anything a person can mend, before any process group is made.
+        UserError: anything a person can mend, before any process group is made.
         Refusal: the tables do not fit.
     """
     named = [f"sharding.hardware='{hardware}'"] if hardware else []

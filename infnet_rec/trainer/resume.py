@@ -68,7 +68,7 @@ def inspect_run_dir(run_dir: Path, config: RunConfig, data: RunData) -> RunDirSt
     """Finds out what stands in a run directory; nothing is changed there.
 
     Raises:
-        Fault: it is no run directory and not empty, or another run's.
+        UserError: it is no run directory and not empty, or another run's.
     """
     was = former_config(run_dir)
     commits = run_checkpoints(config, run_dir).commits()
@@ -97,7 +97,7 @@ def former_config(run_dir: Path) -> RunConfig | None:
     """The configuration of the run that a folder holds; None for a folder that is empty or not there.
 
     Raises:
-        Fault: the folder holds something else.
+        UserError: the folder holds something else.
     """
     path = run_dir / "config.json"
     if path.is_file():
@@ -113,7 +113,7 @@ def try_destinations(config: RunConfig, run_dir: Path) -> None:
     """Finds out whether a run could be written where it is to be, and leaves nothing behind.
 
     Raises:
-        Fault: the run directory, or the folder of its checkpoints, cannot be written.
+        UserError: the run directory, or the folder of its checkpoints, cannot be written.
         Failure: the disk is full.
     """
     try_folder("--run-dir", run_dir)
@@ -126,7 +126,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """Makes the folder if it is not there, and keeps other processes from training in it; a lock dies with its process.
 
     Raises:
-        Fault: the folder cannot be made.
+        UserError: the folder cannot be made.
         Busy: another process trains in it, which the message names.
     """
     with named_faults(f"--run-dir {run_dir}"):
@@ -188,7 +188,7 @@ def _compare(was: RunConfig, now: RunConfig, where: str) -> list[str]:
     """Lines on settings that changed and may.
 
     Raises:
-        Fault: others changed too; all are listed.
+        UserError: others changed too; all are listed.
     """
     lines = config_differences(was, now)
     refused = [line for key, line in lines.items() if not key.startswith(MAY_CHANGE)]

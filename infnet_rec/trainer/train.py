@@ -1,6 +1,6 @@
 """Where all rooms meet: configuration to store, model, plan and loop.
 
-Read this first, then `train/loop.py`, then `model/infnet.py`.
+Read this first, then `loop.py`, then `models/infnet/model.py`.
 """
 
 import math
@@ -53,7 +53,7 @@ def train(
         What stands in `result.json`, on rank 0.
 
     Raises:
-        Fault: anything a person can mend, before any process group is made.
+        UserError: anything a person can mend, before any process group is made.
     """
     config = load_config(config_path, overrides)
     world, data = world_from_env(), open_data(config)
@@ -246,7 +246,8 @@ def metrics_table(result: dict[str, Any]) -> str:
     weights = "best" if any(task["auc"] is not None for task in valid.values()) else "last weights,"
     lines.append(
         f"{weights} at step {result['best_step']} of {result['steps_done']}; {result['examples_per_s']:,.0f} "
-        f"examples/s on {result['num_ranks']} rank{'s' * (result['num_ranks'] > 1)}; {format_duration(result['wall_s'])} in all"
+        f"examples/s on {result['num_ranks']} rank{'s' * (result['num_ranks'] > 1)}; "
+        f"{format_duration(result['wall_s'])} in all"
     )
     lines.append(f"results: {result['run_dir']}")
     return "\n".join(lines)

@@ -45,7 +45,7 @@ def bench_embedding(config_path: Path, overrides: Sequence[str], *, num_rounds: 
         The measurements, on rank 0.
 
     Raises:
-        Fault: the configuration or its store is at fault.
+        UserError: the configuration or its store is at fault.
     """
     config = load_config(config_path, overrides)
     world, data = world_from_env(), open_data(config)

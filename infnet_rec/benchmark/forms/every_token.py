@@ -22,7 +22,7 @@ def make_token_events(schema: Schema, width: int) -> EmbeddingCollection:
     """The tables of `make_events` by the same names; their features are the shared features and the sequences.
 
     Raises:
-        Fault: a token is the mean of several rows.
+        UserError: a token is the mean of several rows.
     """
     if schema.averages_tokens:
         part = next(p for p in (*schema.shared_features, *schema.sequences) if p.max_values > 1)

@@ -44,7 +44,7 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
     """Times the steps that `train` would do on one rank, on batches of the store.
 
     Raises:
-        Fault: the configuration or its store is at fault, its model is not INFNet, or there are several ranks.
+        UserError: the configuration or its store is at fault, its model is not INFNet, or there are several ranks.
     """
     config = load_config(config_path, overrides)
     infnet_options(config)

@@ -44,7 +44,7 @@ def check_sweep_files(picture: Path) -> Path:
         Where the points go, beside the picture.
 
     Raises:
-        Fault: see `stats_plot.check_destination`; or something else stands where the points would.
+        UserError: see `plot.check_destination`; or something else stands where the points would.
     """
     check_destination(picture, "--sweep")
     points = picture.with_suffix(".jsonl")
@@ -126,7 +126,7 @@ def bench_tower(
     """Measures forward and forward with backward in every form, and the machine, in one run.
 
     Raises:
-        Fault: no such device, or the configuration is at fault, or its model is not INFNet.
+        UserError: no such device, or the configuration is at fault, or its model is not INFNet.
     """
     config, where = _config(config_path, overrides), device_of(device)
     options = infnet_options(config)
@@ -152,7 +152,7 @@ def bench_sweep(
     """Measures every length and width, writes a line of JSON for each, and draws them.
 
     Raises:
-        Fault: the files cannot be written, no such device, or the configuration is at fault, or its model is not
+        UserError: the files cannot be written, no such device, or the configuration is at fault, or its model is not
             INFNet.
     """
     config, where = _config(config_path, overrides), device_of(device)

@@ -68,7 +68,7 @@ class Quarantine:
         """Takes the bad rows of one table.
 
         Raises:
-            Fault: they are too many.
+            UserError: they are too many.
         """
         bad = sorted(replace(row, file=self.shown.get(row.file, row.file)) for row in bad)
         if len(bad) > self.max_fraction * num_rows:
@@ -193,7 +193,7 @@ class Intake:
         """Creates the table (with three more columns: file_, line_, bad_) and returns its number of rows.
 
         Raises:
-            Fault: the files cannot be read, or too many rows are bad.
+            UserError: the files cannot be read, or too many rows are bad.
         """
         rejects = f"rejects_{self.name}"
         with faults_of(self.what):

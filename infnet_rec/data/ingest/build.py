@@ -86,7 +86,7 @@ def build_store(
         replace: whether an existing store at `out` gives way to the finished new one.
 
     Raises:
-        Fault: `out` exists, or the raw files do not fit the recipe. Nothing is left behind.
+        UserError: `out` exists, or the raw files do not fit the recipe. Nothing is left behind.
         Failure: the disk is full, or the memory given is too small.
     """
     if "?" in str(out.absolute()):

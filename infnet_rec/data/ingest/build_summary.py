@@ -68,7 +68,7 @@ def measure_joins(connection: duckdb.DuckDBPyConnection, recipe: Recipe, side: S
         side: user or item.
 
     Raises:
-        Fault: a table has nothing in common with the log; a key of each is shown.
+        UserError: a table has nothing in common with the log; a key of each is shown.
     """
     num_log_keys, num_log_rows = connection.execute(
         f"SELECT count(*), coalesce(sum(rows), 0)::BIGINT FROM {side}_weight"
@@ -94,7 +94,7 @@ def measure_history(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> li
     """Counts what the events from before the log have in common with it, by user; nothing without such events.
 
     Raises:
-        Fault: none of their users has an example.
+        UserError: none of their users has an example.
     """
     if not recipe.history:
         return []

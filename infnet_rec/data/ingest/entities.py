@@ -103,7 +103,7 @@ class SideTables:
         """Creates `side_<side>_<k>`.
 
         Raises:
-            Fault: too many bad rows, or a key that stands in two rows.
+            UserError: too many bad rows, or a key that stands in two rows.
         """
         for k, (source, recipe) in enumerate(zip(self.sources, getattr(self.recipe.sides, self.side), strict=True)):
             self._intake(k, source, recipe).run(connection, quarantine)

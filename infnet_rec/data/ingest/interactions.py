@@ -38,7 +38,7 @@ def log_intake(recipe: Recipe, table: RawTable) -> Intake:
     """How the raw log becomes the table `log`.
 
     Raises:
-        Fault: a predicate does not fit the columns.
+        UserError: a predicate does not fit the columns.
     """
     log = recipe.log
     columns = {"user_key": key_sql(recipe, table, log.user), "item_key": key_sql(recipe, table, log.item)}
@@ -158,7 +158,7 @@ def read_log(
         quarantine: for bad rows.
 
     Raises:
-        Fault: no usable row, too many bad rows, or a history that does not fit.
+        UserError: no usable row, too many bad rows, or a history that does not fit.
     """
     num_rows = log_intake(recipe, table).run(connection, quarantine)
     if not num_rows and not first_value(connection, f"SELECT 1 FROM {table.scan({}, skip_bad=True)} LIMIT 1"):

@@ -81,7 +81,7 @@ def faults_of(where: str) -> Iterator[None]:
     """Turns DuckDB's complaints about the data into a Fault that says what was being read.
 
     Raises:
-        Fault: the data do not fit.
+        UserError: the data do not fit.
         Failure: the disk is full.
     """
     try:

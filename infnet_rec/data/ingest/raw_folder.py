@@ -110,7 +110,7 @@ def find_raw(raw: Path | str, names: Iterable[str], stage: Stage, done: Done) ->
         done: told how much of it is done.
 
     Raises:
-        Fault: there is no such folder or file, or a file cannot be fetched whole.
+        UserError: there is no such folder or file, or a file cannot be fetched whole.
     """
     names = list(dict.fromkeys(names))
     if is_url(str(raw)):

@@ -483,7 +483,7 @@ def load_recipe(path: Path) -> Recipe:
     """Reads and checks a recipe.
 
     Raises:
-        Fault: every fault of the file in one message.
+        UserError: every fault of the file in one message.
     """
     if path.is_dir():
         raise UserError(

@@ -35,7 +35,7 @@ def open_raw(recipe: Recipe, raw: RawFolder) -> RawFiles:
     """Opens all raw files.
 
     Raises:
-        Fault: files do not fit or columns are missing; all of them are named.
+        UserError: files do not fit or columns are missing; all of them are named.
     """
     faults: list[str] = []
     log = _open_log(recipe, raw, recipe.log.files, faults)

@@ -46,7 +46,8 @@ def check_destination(path: Path, option: str = "--plot") -> None:
     """Refuses a file that the picture cannot be written to; an older picture may give way.
 
     Raises:
-        Fault: no .png, no such folder, one that cannot be written, or something that is not a PNG file stands there.
+        UserError: no .png, no such folder, one that cannot be written, or something that is not a PNG file stands
+            there.
         Failure: the disk is full.
     """
     if path.suffix != ".png":

@@ -48,7 +48,7 @@ def describe_example(store: Store, split: str, row: int, sequence_length: int) -
         sequence_length: newest events shown of each behaviour.
 
     Raises:
-        Fault: there is no such row.
+        UserError: there is no such row.
     """
     examples = store.examples(split)
     if not 0 <= row < len(examples):

@@ -42,7 +42,7 @@ def store_stats(store: Store, progress: Callable[[int], None]) -> JSON:
 
     Args:
         store: the dataset.
-        progress: called with the number of rows just read, of `tally.rows_to_read`.
+        progress: called with the number of rows just read, of `counters.rows_to_read`.
     """
     spans = {split: time_span(store.examples(split)) for split in SPLITS}
     periods = periods_of(store, min(first for first, _ in spans.values()), max(last for _, last in spans.values()))

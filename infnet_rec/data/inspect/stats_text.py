@@ -27,7 +27,7 @@ def stats_report(path: Path, plot: Path | None) -> JSON:
     """Counts a store with a progress bar on stderr, and draws the picture if a file is named for it.
 
     Raises:
-        Fault: no store, or the picture cannot be written there; said before anything is counted.
+        UserError: no store, or the picture cannot be written there; said before anything is counted.
     """
     from infnet_rec.data.inspect import plot as stats_plot
 

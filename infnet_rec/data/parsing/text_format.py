@@ -136,7 +136,7 @@ def first_lines(path: Path, encoding: TextEncoding, num_lines: int) -> list[str]
     """The first lines of a text file, without a byte order mark.
 
     Raises:
-        Fault: the file cannot be read, or is no such text.
+        UserError: the file cannot be read, or is no such text.
     """
     try:
         with open_bytes(path, encoding) as file:
@@ -159,7 +159,7 @@ def column_names(path: Path, form: TextFormat) -> list[str]:
     """Names of a text file's columns: the cells of its header line, or those that the recipe gives.
 
     Raises:
-        Fault: the file cannot be read, has no header, or is not written as the recipe says.
+        UserError: the file cannot be read, has no header, or is not written as the recipe says.
     """
     if not form.has_header:
         _refuse_another_delimiter(path, form)

@@ -145,7 +145,7 @@ def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[Table], progre
         progress: told what begins.
 
     Raises:
-        Fault: there is no log among them, or nothing in it that could be its user, item or label.
+        UserError: there is no log among them, or nothing in it that could be its user, item or label.
     """
     progress.stage("guessing what the columns mean", 0, "")
     log, user, item = _log_of(tables)

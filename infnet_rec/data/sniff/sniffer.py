@@ -1,7 +1,7 @@
 """What raw files say of themselves: how they are written, and what every column holds, over all of their rows.
 
 The first rows say how a file is cut into cells (delimiter, quotes, header line); DuckDB then reads every row of every
-file once, and each count here is over all of them. `sniff_roles.py` guesses from these facts what the columns mean.
+file once, and each count here is over all of them. `roles.py` guesses from these facts what the columns mean.
 """
 
 import csv
@@ -129,7 +129,7 @@ def common_folder(paths: Sequence[Path]) -> Path:
     """The folder that holds all files, for `--raw`.
 
     Raises:
-        Fault: a file is missing.
+        UserError: a file is missing.
     """
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
@@ -153,7 +153,7 @@ def read_tables(
         progress: whom to tell.
 
     Raises:
-        Fault: a file cannot be read as a table.
+        UserError: a file cannot be read as a table.
     """
     names = list(dict.fromkeys(str(path.absolute().relative_to(folder)) for path in paths))
     found = find_raw(folder, names, lambda *_: None, lambda _: None)
@@ -190,7 +190,7 @@ def text_format(path: Path) -> TextFormat:
     """How a text file is written, from its first rows.
 
     Raises:
-        Fault: it cannot be read, is empty, or is no table.
+        UserError: it cannot be read, is empty, or is no table.
     """
     refuse_damage(path)
     lines, encoding = _head(path)

@@ -30,7 +30,7 @@ def sniff(files: Sequence[str], out: Path, *, memory_gib: float, num_threads: in
         num_threads: of DuckDB.
 
     Raises:
-        Fault: a file cannot be read as a table, or there is no guess for the user, the item or a label.
+        UserError: a file cannot be read as a table, or there is no guess for the user, the item or a label.
     """
     try_file("--out", out)
     if out.suffix != ".toml":

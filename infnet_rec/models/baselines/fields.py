@@ -23,7 +23,7 @@ def pool_each_sequence(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """sum_BFD, the events of each sequence added up, and count_BF1, how many they are.
 
     Raises:
-        Fault: lengths and tokens do not fit.
+        UserError: lengths and tokens do not fit.
     """
     lengths_FB, token_LD = tokens.lengths_FB, tokens.sequence_LD
     check_lengths(token_LD, lengths_FB)

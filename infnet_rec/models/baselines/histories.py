@@ -79,7 +79,7 @@ def histories(tokens: Tokens, behaviours: Sequence[Behaviour]) -> list[History]:
     """The batch's events, one history a behaviour.
 
     Raises:
-        Fault: lengths and tokens do not fit.
+        UserError: lengths and tokens do not fit.
     """
     check_lengths(tokens.sequence_LD, tokens.lengths_FB)
     # On a GPU this waits for the lengths, once a forward: the sizes of what is computed next hang on them.

@@ -138,7 +138,7 @@ class Hstu(nn.Module):
         """Builds the model.
 
         Raises:
-            Fault: the heads do not divide the width, or no sequence has an attribute of the candidate.
+            UserError: the heads do not divide the width, or no sequence has an attribute of the candidate.
         """
         super().__init__()
         targets = sorted({m for m in layout.target_of_sequence if m is not None})

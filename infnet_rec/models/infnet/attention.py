@@ -212,7 +212,7 @@ def next_gate(gate_BD: Tensor | None, factor_BD: Tensor, token_XD: Tensor, num_e
     """The gate of tokens that get one more factor.
 
     Raises:
-        Fault: the factor is not one vector an example.
+        UserError: the factor is not one vector an example.
     """
     if factor_BD.shape != (num_examples, token_XD.shape[-1]):
         raise UserError(
@@ -226,7 +226,7 @@ def check_query(query_BRD: Tensor, token_XD: Tensor, num_examples: int) -> None:
     """Refuses queries that do not fit the tokens.
 
     Raises:
-        Fault: they are on another device, or of other examples or another width.
+        UserError: they are on another device, or of other examples or another width.
     """
     if query_BRD.device != token_XD.device:
         raise UserError(
@@ -246,7 +246,7 @@ def check_lengths(token_LD: Tensor, lengths_FB: Tensor) -> None:
     for in every step. A compiled tower does not compare it.
 
     Raises:
-        Fault: they are on another device, are not [F, B], or on a CPU do not sum to L.
+        UserError: they are on another device, are not [F, B], or on a CPU do not sum to L.
     """
     if lengths_FB.device != token_LD.device:
         raise UserError(

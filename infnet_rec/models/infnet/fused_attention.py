@@ -1,8 +1,8 @@
 """Sequences read by one kernel, and the choice between it and plain torch.
 
-"fused" runs the Triton kernels of `infnet_rec.models.infnet.triton_kernels`: tokens stay where TorchRec left them, no scores are
-stored, and a reading costs one pass over the tokens (two in the backward pass: one to read, one to write). "eager" is
-`infnet_rec.models.infnet.jagged_attention` in plain torch. "auto" takes "fused" on a GPU where nothing stands in its way.
+"fused" runs the kernels of `triton_kernels.py`: tokens stay where TorchRec left them, no scores are stored, and a
+reading costs one pass over the tokens (two in the backward pass: one to read, one to write). "eager" is
+`jagged_attention.py` in plain torch. "auto" takes "fused" on a GPU where nothing stands in its way.
 
 With TRITON_INTERPRET=1, set before Triton is imported, "fused" also runs on a CPU, very slowly: that is for tests.
 
@@ -72,7 +72,7 @@ def why_eager(attention: Attention, device: torch.device, width: int) -> str | N
         width: D.
 
     Raises:
-        Fault: "fused" was asked for and does not work there.
+        UserError: "fused" was asked for and does not work there.
     """
     if attention == "eager":
         return "model.attention says so"
@@ -117,7 +117,7 @@ def lay_out_sequences(token_LD: Tensor, lengths_FB: Tensor, attention: Attention
         attention: how to read them.
 
     Raises:
-        Fault: lengths and tokens do not fit, or "fused" does not work on this device.
+        UserError: lengths and tokens do not fit, or "fused" does not work on this device.
     """
     reason = why_eager(attention, token_LD.device, token_LD.shape[1])
     dtype = product_dtype(token_LD)
@@ -168,7 +168,7 @@ def fuse_sequences(token_LD: Tensor, lengths_FB: Tensor) -> FusedTokens:
     """Sequence tokens for the kernel; see `lay_out_sequences`.
 
     Raises:
-        Fault: see `check_lengths`.
+        UserError: see `check_lengths`.
     """
     check_lengths(token_LD, lengths_FB)
     # A kernel must not read past the end while the device is still about to find that the lengths are wrong.

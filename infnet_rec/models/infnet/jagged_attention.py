@@ -111,7 +111,7 @@ def arrange_sequences(token_LD: Tensor, lengths_FB: Tensor) -> JaggedTokens:
         lengths_FB: number of events of each sequence in each example; sums to L.
 
     Raises:
-        Fault: see `check_lengths`.
+        UserError: see `check_lengths`.
     """
     check_lengths(token_LD, lengths_FB)
     length_B, example_B = lengths_FB.sum(dim=0).sort(descending=True, stable=True)

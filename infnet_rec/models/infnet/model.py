@@ -172,7 +172,7 @@ class Infnet(nn.Module):
             precision: of the matrix products. Parameters and logits are in float32 with "bf16" too.
 
         Raises:
-            Fault: there is nothing to read or to predict, a group is empty, or the heads do not divide the width.
+            UserError: there is nothing to read or to predict, a group is empty, or the heads do not divide the width.
         """
         super().__init__()
         sizes = {"num_features": num_features, "num_tasks": num_tasks, "width": width}
@@ -210,7 +210,7 @@ class Infnet(nn.Module):
         """logits_BT.
 
         Raises:
-            Fault: lengths and tokens do not fit, or the tokens are where "fused" attention does not work.
+            UserError: lengths and tokens do not fit, or the tokens are where "fused" attention does not work.
         """
         with computing_in(self.precision, tokens.sequence_LD.device):
             blocks = [cast(Block, block) for block in self.blocks]

@@ -39,7 +39,7 @@ class InfnetOptions:
         ablation_head: what heads read where task tokens are missing (w/o1) or learn nothing (w/o3). "pool": mean C~ +
             mean S~, and T_i + mean C + mean S. "late": all of C~ and S~ side by side, and T_i, mean C, mean S side by
             side, which is more than the whole network's heads read.
-        attention: how sequences are read; "auto" is "fused" where that works. See `infnet_rec.models.infnet.fused_attention`.
+        attention: how sequences are read; "auto" is "fused" where that works. See `fused_attention.py`.
         checkpoint_blocks: the backward pass computes every block again instead of storing what is inside: scores of
             categorical tokens, queries, gates. Scores of sequences are never stored.
     """

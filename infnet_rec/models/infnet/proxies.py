@@ -96,7 +96,7 @@ def pool_sequences(
         token_LD: the same tokens, for readings and nothing else.
 
     Raises:
-        Fault: see `check_lengths`.
+        UserError: see `check_lengths`.
     """
     check_lengths(token_LD, lengths_FB)
     num_examples = lengths_FB.shape[1]

@@ -67,7 +67,7 @@ def recording(tower: Infnet, take: Callable[[Recorded], None]) -> Iterator[None]
         take: is given what was found.
 
     Raises:
-        Fault: the last block has no task tokens that read others.
+        UserError: the last block has no task tokens that read others.
     """
     blocks = [cast(Block, block) for block in tower.blocks]
     readings = blocks[-1].readings

@@ -60,7 +60,7 @@ def choices(table: ModelTable, cluster: Cluster) -> Iterator[ShardingChoice]:
     """Candidates of one table, before anything is estimated.
 
     Raises:
-        Fault: its control asks for what cannot be or is known to be wrong.
+        UserError: its control asks for what cannot be or is known to be wrong.
     """
     check_control(table, cluster)
     control = table.control
@@ -129,7 +129,7 @@ def check_control(table: ModelTable, cluster: Cluster) -> None:
     """Refuses a control that TorchRec would ignore, stumble over or get silently wrong.
 
     Raises:
-        Fault: the first thing found, with what can be asked for instead.
+        UserError: the first thing found, with what can be asked for instead.
     """
     device, control = cluster.hardware.device, table.control
     if table.managed and (table.num_rows % cluster.world_size or table.num_rows < 2 * cluster.world_size):

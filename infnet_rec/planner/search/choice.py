@@ -52,7 +52,7 @@ def make_candidates(question: PlanningProblem) -> list[list[Candidate]]:
     """Every table's candidates that no other of them makes pointless.
 
     Raises:
-        Fault: a control asks for what cannot be.
+        UserError: a control asks for what cannot be.
     """
     tables, cluster, estimates = question.tables, question.cluster, question.estimates
     asked = [[(choice, *first_shard(table, choice, cluster)) for choice in choices(table, cluster)] for table in tables]
@@ -90,7 +90,7 @@ class CandidateSet:
         """Estimates all candidates.
 
         Raises:
-            Fault: a control asks for what cannot be.
+            UserError: a control asks for what cannot be.
         """
         self.candidates = candidates = make_candidates(question)
         room = question.room

@@ -106,8 +106,8 @@ def search_plan(
         The plan with the least estimated time on its slowest rank that was found.
 
     Raises:
-        Fault: a control names a table that the model has not, or asks for what the device or the collection cannot do
-            or is known to be wrong; a table has no traffic.
+        UserError: a control names a table that the model has not, or asks for what the device or the collection cannot
+            do or is known to be wrong; a table has no traffic.
         DoesNotFit: no placement within the memory was found (a `Refusal`: exit code 3).
     """
     question = PlanningProblem.of(model, cluster, workload, controls, sharders)
