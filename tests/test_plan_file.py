@@ -181,7 +181,7 @@ def test_a_fault_or_a_bug_on_rank_0_leaves_no_rank_waiting(
 ) -> None:
     write_plan(tmp_path / "plan.json", make_plan(store, cluster="1x4"))
     faults = ranks(planned_runs.error_of_run, store, [f"sharding.plan='{tmp_path / 'plan.json'}'"], timeout_s=60)
-    assert [kind for kind, _ in faults] == ["Fault", "Fault"] and faults[0][1] == faults[1][1]
+    assert [kind for kind, _ in faults] == ["UserError", "UserError"] and faults[0][1] == faults[1][1]
     bugs = ranks(planned_runs.error_of_broken_planner, store, timeout_s=60)
     assert bugs[0] == ("ZeroDivisionError", "the planner divided by nothing")
     assert bugs[1] == ("Failure", "rank 0: ZeroDivisionError: the planner divided by nothing")
