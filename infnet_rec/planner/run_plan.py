@@ -53,6 +53,7 @@ class PlanRequest:
         data: of which the manifest alone is read.
         cluster: all ranks.
         group: those among which tables are spread; with replica groups every group has all tables.
+        width: columns of every table.
         controls: what each table may do.
         model: on the meta device, with the optimizers of its tables.
         shape: what a rank's batch holds.
@@ -66,6 +67,7 @@ class PlanRequest:
     data: RunData
     cluster: Cluster
     group: Cluster
+    width: int
     controls: Controls
     model: RankingModel
     shape: BatchShape
@@ -78,11 +80,6 @@ class PlanRequest:
     def on_gpu(self) -> bool:
         """Whether ranks compute on GPUs."""
         return self.cluster.hardware.device == "cuda"
-
-    @property
-    def width(self) -> int:
-        """Columns of every table."""
-        return table_width(self.config, self.data.schema)
 
     @property
     def local_batch_size(self) -> int:
@@ -254,11 +251,11 @@ def plan_request(
     # The one rule by which a rank's memory is reserved for all that is no table.
     workload = Workload(
         local_batch_size=local_batch_size,
-        traffic=_traffic(config, data, group),
+        traffic=_traffic(config, data, group, width),
         reserved_hbm_bytes=dense.total_bytes if on_gpu else 0,
         reserved_host_bytes=host + (0 if on_gpu else dense.total_bytes),
     )
-    return PlanRequest(config, data, cluster, group, controls, model, shape, tower, dense, host, workload)
+    return PlanRequest(config, data, cluster, group, width, controls, model, shape, tower, dense, host, workload)
 
 
 def _same_trials(config: RunConfig, *, on_gpu: bool) -> str:
@@ -314,12 +311,12 @@ def _decide(model: RankingModel, config: RunConfig, data: RunData, world: World)
     return planned_run(config, data, cluster, model=model).file()
 
 
-def _traffic(config: RunConfig, data: RunData, group: Cluster) -> dict[str, TableTraffic]:
+def _traffic(config: RunConfig, data: RunData, group: Cluster, width: int) -> dict[str, TableTraffic]:
     """How often a replica group's ranks read each table."""
     return traffic_of(
         data.store.manifest,
         data.schema,
-        width=table_width(config, data.schema),
+        width=width,
         sequence_length=config.data.sequence_length,
         local_batch_size=config.train.global_batch_size // (group.world_size * config.sharding.replica_groups),
         world_size=group.world_size,
@@ -393,7 +390,8 @@ def check_tables(model: RankingModel, config: RunConfig, data: RunData, world: W
     cluster = run_cluster(config, world)
     group = group_cluster(cluster, config.sharding.replica_groups)
     controls = controls_of(config, data.schema, cluster.hardware.device)
-    for table in read_tables(model, _traffic(config, data, group), controls, make_sharders()):
+    traffic = _traffic(config, data, group, table_width(config, data.schema))
+    for table in read_tables(model, traffic, controls, make_sharders()):
         check_control(table, group)
     if config.sharding.plan is not None:
         _checked(config.sharding.plan, model, config, cluster, controls)
