@@ -47,34 +47,14 @@ __all__ = [
 ]
 
 
-# Files whose tests start ranks or hosts of their own.
-STARTS_RANKS = {
-    "test_bench_run.py",
-    "test_end_to_end.py",
-    "test_experiment_parts.py",
-    "test_faults.py",
-    "test_first_error.py",
-    "test_gpu_benchmark.py",
-    "test_launch.py",
-    "test_meeting.py",
-    "test_preflight_ranks.py",
-    "test_rank_environment.py",
-    "test_rank_pair.py",
-    "test_slurm.py",
-    "test_two_hosts.py",
-    "test_watch.py",
-}
-
-
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Two workers never start ranks at the same time: two cores are enough for two ranks. A file stays together."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneWorkerForRanks(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            name, text = Path(file).name, (Path(config.rootpath) / file).read_text(encoding="utf-8")
-            return "ranks" if name in STARTS_RANKS or "rank_pair" in text else file
+            file = Path(nodeid.partition("::")[0])
+            return "ranks" if {"ranks", "engines"} & set(file.parts) else str(file)
 
     return OneWorkerForRanks(config, log)
 
