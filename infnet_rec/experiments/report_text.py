@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from infnet_rec.experiments.paper import PaperNumber
-from infnet_rec.experiments.report import Results
-from infnet_rec.experiments.report_rows import TITLES, Row, best_of_column, complete, tasks_of
+from infnet_rec.experiments.report_rows import TITLES, Results, Row, best_of_column, complete, tasks_of
 from infnet_rec.experiments.significance import kendall, spearman
 
 SHOWN = ("auc", "gauc")

@@ -22,7 +22,6 @@ from infnet_rec.models.embeddings import TokenAssembly, make_bags, make_events
 from infnet_rec.models.infnet.fused_attention import why_eager
 from infnet_rec.models.ranking_model import MultiTaskLoss, RankingModel
 from infnet_rec.models.registry import make_tower, table_width
-from infnet_rec.planner.case import planned_run
 from infnet_rec.planner.hardware import Cluster, cluster_of, group_cluster, hardware_here, load_hardware
 from infnet_rec.planner.plan_file import PlanFile, check_made_for, fingerprint_of, read_plan
 from infnet_rec.planner.request import TableControl, TableTraffic, Workload
@@ -79,6 +78,8 @@ def _decide(model: RankingModel, config: RunConfig, store: Store, schema: Schema
     if config.sharding.plan is not None:
         controls = controls_of(config, schema, cluster.hardware.device)
         return _checked(config.sharding.plan, model, config, cluster, controls)
+    from infnet_rec.planner.case import planned_run
+
     return planned_run(config, RunData(store, schema), cluster, model).file()
 
 
