@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # Triton reads it when it is imported first, and TorchRec does that: without a GPU the tests interpret its kernels.
 if shutil.which("nvidia-smi") is None:
@@ -47,6 +48,34 @@ __all__ = [
 ]
 
 
+TESTS = Path(__file__).parent
+# Markers that every test of a folder has.
+FOLDERS = {"unit", "ranks", "subprocess", "slow", "engines"}
+
+# The first lane tries a tenth of the examples that a test asks for, always the same; `--hypothesis-profile=full` all.
+settings.register_profile("first", max_examples=10, derandomize=True, database=None, deadline=None, print_blob=True)
+settings.register_profile("full", max_examples=100, database=None, deadline=None, print_blob=True)
+settings.load_profile("first")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives each test the markers of its folders, and `rest` to those that the first lane leaves out."""
+    for item in items:
+        for folder in FOLDERS.intersection(item.path.relative_to(TESTS).parts[:-1]):
+            item.add_marker(folder)
+        slow = item.get_closest_marker("slow")
+        if slow is not None and getattr(item, "callspec", None) is not None and item.callspec.id in _smoke(slow):
+            slow = None
+        if slow is not None:
+            item.add_marker("rest")
+
+
+def _smoke(slow: pytest.Mark) -> tuple[str, ...]:
+    """The ids of the cases of a slow test that the first lane runs all the same."""
+    return tuple(slow.kwargs.get("smoke", ()))
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Two workers never start ranks at the same time: two cores are enough for two ranks. A file stays together."""
     from xdist.scheduler import LoadScopeScheduling
@@ -54,7 +83,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class OneWorkerForRanks(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = Path(nodeid.partition("::")[0])
-            return "ranks" if {"ranks", "engines"} & set(file.parts) else str(file)
+            return "ranks" if {"ranks", "engines"}.intersection(file.parts) else str(file)
 
     return OneWorkerForRanks(config, log)
 

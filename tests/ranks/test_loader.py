@@ -32,6 +32,7 @@ from infnet_rec.distributed.process_group import process_group
 from infnet_rec.errors import UserError
 from infnet_rec.models.embeddings import make_bags
 from infnet_rec.schema import Schema
+from properties import num_examples
 from rank_pair import RankPair
 
 ALL_ROWS = np.arange(40)
@@ -166,7 +167,7 @@ def test_threads_may_share_a_reader(handmade: Handmade) -> None:
             assert all(map(same, pool.map(reader.read, wanted), expected))
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(deadline=None, max_examples=num_examples(60), derandomize=True)
 @given(st.lists(st.lists(st.integers(0, 30), max_size=60), min_size=1, max_size=5))
 def test_distinct_numbers_whatever_came_before(lists: list[list[int]]) -> None:
     """The scratch is never cleared, so a call must not see what an earlier one left."""

@@ -22,6 +22,7 @@ from infnet_rec.data.inspect.stats_text import stats_lines
 from infnet_rec.data.inspect.verbs import summary_lines
 from infnet_rec.data.store import Store
 from infnet_rec.errors import UserError
+from properties import num_examples
 
 START, DAY = 1_714_521_600, 86_400  # 2024-05-01, a midnight
 RECIPE: dict[str, Any] = {
@@ -125,7 +126,7 @@ def test_a_table_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
         build_store(recipe, tmp_path, tmp_path / "store", QUIET)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=num_examples(12), deadline=None)
 @given(st.sets(st.integers(1, 30), min_size=1), st.booleans())
 def test_joins_are_those_of_the_sets_of_keys(tmp_path_factory: Any, keys: set[int], is_text: bool) -> None:
     folder = tmp_path_factory.mktemp("joins")

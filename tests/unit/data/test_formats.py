@@ -28,6 +28,7 @@ from infnet_rec.data.parsing.text_format import TextEncoding, TextFormat
 from infnet_rec.data.remote import CACHE_VARIABLE
 from infnet_rec.errors import UserError
 from kiosk import FILES, KIOSK, Edit, hashes, kiosk
+from properties import num_examples
 from test_bad_rows import quarantined
 
 
@@ -103,7 +104,7 @@ def reason_of(cells: list[str]) -> str | None:
 
 
 @pytest.mark.parametrize("written", FORMS, ids=lambda w: f"{w.form.delimiter!r} {w.form.encoding} {w.packing}")
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=num_examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_rows_are_read_as_written_and_bad_ones_are_listed_where_they_stand(
     written: Written, data: st.DataObject, tmp_path: Path

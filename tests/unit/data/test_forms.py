@@ -28,6 +28,7 @@ from infnet_rec.data.ingest.build import build_store
 from infnet_rec.data.ingest.recipe import Recipe
 from infnet_rec.data.store import Store
 from kiosk import hashes
+from properties import num_examples
 from slow_reference import SPLITS, Reference
 
 EXAMPLES = int(os.environ.get("INFNET_REC_RANDOM_EXAMPLES", "6"))
@@ -208,7 +209,9 @@ def facts(store: Store) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=num_examples(EXAMPLES),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(_logs)
 def test_a_store_depends_on_what_the_rows_say_only(drawn: dict[str, Any]) -> None:

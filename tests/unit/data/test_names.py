@@ -26,6 +26,7 @@ from infnet_rec.data.inspect.stats import store_stats
 from infnet_rec.data.store import SPLITS, Store
 from infnet_rec.errors import UserError
 from infnet_rec.schema import NAMES_OF_MODULES, Feature, Schema, Table, Task
+from properties import num_examples
 
 DAY_S = 86_400
 # Of torch's modules, of the build's own tables, of SQL, of DuckDB, of the store, and such as people give.
@@ -135,7 +136,9 @@ any_name = st.one_of(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=num_examples(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(any_name, min_size=8, max_size=8, unique_by=str.strip))
 @example(["user_id:token", "item_id:token", "timestamp:float", "label:float", "age", "type", "keys", "update"])

@@ -19,12 +19,13 @@ from infnet_rec.data.sampler import (
     oldest_first,
 )
 from infnet_rec.errors import UserError
+from properties import num_examples
 
 WORLD_SIZES = (1, 2, 4, 8)
 
 seeds = st.integers(0, 2**40)
 # The machine may be busy, so there is no deadline; every run tries the same numbers.
-steady = settings(deadline=None, max_examples=80, derandomize=True)
+steady = settings(deadline=None, max_examples=num_examples(80), derandomize=True)
 
 
 @st.composite

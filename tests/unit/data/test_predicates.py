@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 from infnet_rec.data.parsing.columns import RawColumn
 from infnet_rec.data.parsing.predicates import columns_of, parse, render
+from properties import num_examples
 from slow_values import BadCell, Predicate
 
 COLUMNS = ("a", "b", "like", "a b")
@@ -144,7 +145,7 @@ _predicates = st.recursive(
 _rows = st.lists(st.fixed_dictionaries({name: st.sampled_from(CELLS) for name in COLUMNS}), min_size=1, max_size=12)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=num_examples(EXAMPLES), deadline=None)
 @given(_predicates, _rows)
 def test_rows_are_what_a_slow_evaluator_says(text: str, rows: list[dict[str, str]]) -> None:
     slow = Predicate(text)

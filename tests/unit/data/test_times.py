@@ -31,6 +31,7 @@ from infnet_rec.data.parsing.instants import EARLIEST, LATEST, PER_SECOND, Clock
 from infnet_rec.data.store import Store, as_numpy, read_arrow, write_arrow
 from infnet_rec.errors import UserError
 from kiosk import FILES, Edit, add, hashes, kiosk
+from properties import num_examples
 from test_bad_rows import quarantined
 
 S_NS, MS_NS = 10**9, 10**6
@@ -59,7 +60,7 @@ def of_texts(unit: Any, offset: int, rows: list[tuple[str, ...]]) -> list[int | 
     return ticks(unit, offset, table, columns, f"(VALUES {values}) AS t({', '.join(columns)})")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(60), deadline=None)
 @given(instants=st.lists(INSTANTS, min_size=1, max_size=8), unit=st.sampled_from(sorted(PER_SECOND)), offset=OFFSETS)
 def test_whole_numbers_of_any_unit_are_the_tick_that_they_lie_in(instants: list[int], unit: str, offset: int) -> None:
     numbers = [ns * PER_SECOND[unit] // S_NS for ns in instants]
@@ -68,7 +69,7 @@ def test_whole_numbers_of_any_unit_are_the_tick_that_they_lie_in(instants: list[
     assert of_texts(unit, offset, [(str(number),) for number in numbers]) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(60), deadline=None)
 @given(instants=st.lists(st.tuples(INSTANTS, st.integers(0, 5)), min_size=1, max_size=8), offset=OFFSETS)
 def test_decimal_seconds_are_exact(instants: list[tuple[int, int]], offset: int) -> None:
     def written(ns: int, form: int) -> str:
@@ -100,7 +101,7 @@ def shift_of(text: str, offset: int) -> timedelta:
     return sign * timedelta(hours=int(digits[1:3]), minutes=int(digits[3:] or 0))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=num_examples(80), deadline=None)
 @given(
     rows=st.lists(
         st.tuples(
@@ -165,7 +166,7 @@ def test_what_is_no_time_is_none(unit: str) -> None:
     assert found == [None] * len(found), [t for t, ms in zip(NO_TIMES[unit], found, strict=True) if ms is not None]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=num_examples(30), deadline=None)
 @given(
     instants=st.lists(st.one_of(INSTANTS, st.none()), min_size=1, max_size=6),
     unit=st.sampled_from(["s", "ms", "us", "ns"]),
@@ -231,7 +232,7 @@ def test_parts_may_differ_in_the_unit_of_their_timestamps_and_not_in_what_they_m
         build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(60), deadline=None)
 @given(instants=st.lists(INSTANTS, min_size=1), offset=OFFSETS, per_second=st.sampled_from([1, 1000]))
 def test_hours_and_days_are_those_of_the_calendar_before_1970_too(
     instants: list[int], offset: int, per_second: int
@@ -398,7 +399,7 @@ def test_a_history_has_true_times_too(tmp_path: Path) -> None:
         build_store(recipe, raw, tmp_path / "store", QUIET)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=num_examples(200), deadline=None)
 @given(
     origin=st.integers(-(2**63), 2**63 - 1),
     instants=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1),

@@ -21,6 +21,7 @@ from infnet_rec.data.parsing import values
 from infnet_rec.data.store import Store
 from infnet_rec.errors import UserError
 from kiosk import DAY_S, LOG, Edit, hashes, kiosk, swap
+from properties import num_examples
 from slow_values import BadCell
 
 CONNECTION = duckdb.connect(config={"threads": 1})
@@ -36,7 +37,7 @@ _texts = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(60), deadline=None)
 @given(st.lists(_texts, min_size=1, max_size=40))
 def test_texts_are_read_as_the_slow_rule_reads_them(texts: list[str]) -> None:
     CONNECTION.register("cells", pa.table({"x": pa.array(texts, pa.string())}))

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
-from test_generate import HEADERS, LOG_HEADER, beijing, contents
 
 from infnet_rec.errors import UserError
 from infnet_rec.synthetic import plan
@@ -20,6 +19,7 @@ from infnet_rec.synthetic.large import generate as large
 from infnet_rec.synthetic.large import world as large_world
 from infnet_rec.synthetic.large.catalogue import videos_of
 from infnet_rec.synthetic.run import generate
+from test_generate import HEADERS, LOG_HEADER, beijing, contents
 
 EARLY, LATE, RANDOM, USERS, BASIC, STATISTIC = HEADERS
 TABS = {0: 0.116, 1: 0.4436, 2: 0.4242, 4: 0.5445}

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training_loop import training
 
 import sharded_runs
 from data_fixtures import QUIET
@@ -32,6 +31,8 @@ from infnet_rec.experiments.runner import ExperimentArgs, run_experiment
 from infnet_rec.metrics import TaskMetrics, evaluate_scores, mean_over_tasks
 from infnet_rec.trainer.loop import RunLength
 from kiosk import kiosk
+from properties import num_examples
+from test_training_loop import training
 
 NAN = math.nan
 CLI = [sys.executable, "-m", "infnet_rec.cli"]
@@ -100,7 +101,7 @@ def test_a_mean_over_tasks_is_of_the_same_tasks_at_every_evaluation() -> None:
     assert mean_over_tasks(no_user, "gauc") == 0.6 and mean_over_tasks(no_user, "auc") == pytest.approx(0.55)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(60), deadline=None)
 @given(st.data())
 def test_the_tasks_that_are_judged_depend_on_the_labels_alone(data: st.DataObject) -> None:
     """For any finite predictions the mean is that of the tasks with both classes."""
