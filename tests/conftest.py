@@ -59,21 +59,36 @@ settings.load_profile("first")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Gives each test the markers of its folders, and `rest` to those that the first lane leaves out."""
+    named: dict[str, set[str]] = {}
     for item in items:
         for folder in FOLDERS.intersection(item.path.relative_to(TESTS).parts[:-1]):
             item.add_marker(folder)
-        slow = item.get_closest_marker("slow")
-        if slow is not None and getattr(item, "callspec", None) is not None and item.callspec.id in _smoke(slow):
-            slow = None
-        if slow is not None:
+        if item.get_closest_marker("real") or any(_is_slow(item, mark) for mark in item.iter_markers("slow")):
             item.add_marker("rest")
+        for mark in item.iter_markers("slow"):
+            cases = {case for names in mark.kwargs.values() for case in names}
+            named.setdefault(item.nodeid.partition("[")[0], cases).discard(_case(item))
+    # A name that no case has any more would move a test to another lane unnoticed; a lane collects all cases.
+    lost = {test: cases for test, cases in named.items() if cases}
+    if lost and "rest" in config.option.markexpr:
+        raise pytest.UsageError(f"slow() names cases that there are not: {lost}")
 
 
-def _smoke(slow: pytest.Mark) -> tuple[str, ...]:
-    """The ids of the cases of a slow test that the first lane runs all the same."""
-    return tuple(slow.kwargs.get("smoke", ()))
+def _case(item: pytest.Item) -> str | None:
+    """The id of a test's case, as in its brackets."""
+    found = getattr(item, "callspec", None)
+    return None if found is None else found.id
+
+
+def _is_slow(item: pytest.Item, mark: pytest.Mark) -> bool:
+    """Whether a mark means this case: all of them, all but the `smoke`, or `only` those that are named."""
+    if not mark.kwargs:
+        return True
+    known = {"smoke", "only"}
+    assert len(mark.kwargs) == 1 and known.issuperset(mark.kwargs), f"{item.nodeid}: slow() takes one of {known}"
+    return _case(item) not in mark.kwargs["smoke"] if "smoke" in mark.kwargs else _case(item) in mark.kwargs["only"]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -153,6 +153,7 @@ def both_ways(rank: int, world_size: int, store: str) -> np.ndarray:
     return sharded_runs.train_steps(rank, world_size, store, RUN, 4)["losses"]
 
 
+@pytest.mark.slow(smoke=["shared tables"])
 def test_two_ranks_lose_what_an_unsharded_model_loses(ranks: RankPair, alone: None, averaged: Dataset) -> None:
     """INFNet, over four steps."""
     store = str(averaged.store.path)
@@ -162,6 +163,7 @@ def test_two_ranks_lose_what_an_unsharded_model_loses(ranks: RankPair, alone: No
         np.testing.assert_allclose(losses, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_every_model_learns_from_averaged_tokens(alone: None, averaged: Dataset) -> None:
     """One step of each changes the loss of the same batch."""
     for name in MODELS:
@@ -354,6 +356,7 @@ def cli(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_train_and_eval_report_further_tests(tmp_path: Path) -> None:
     """By hand from the predictions that were kept; examples that weigh, and tokens that are averaged, among them."""
 

@@ -34,6 +34,7 @@ def measured(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return json.loads(done.stdout), folder
 
 
+@pytest.mark.slow
 def test_parts_are_not_negative_and_add_up(measured: tuple[dict[str, Any], Path]) -> None:
     result, _ = measured
     parts, step = result["parts"], result["step"]
@@ -54,6 +55,7 @@ def test_parts_are_not_negative_and_add_up(measured: tuple[dict[str, Any], Path]
         assert fact["sent_bytes"] > 0 and fact["in_flight_ms"] > 0
 
 
+@pytest.mark.slow
 def test_what_is_reported_besides(measured: tuple[dict[str, Any], Path]) -> None:
     result, folder = measured
     step = result["step"]
@@ -89,6 +91,7 @@ def dense_parameters(result: dict[str, Any]) -> int:
     return sum(parameter.numel() for parameter in tower.parameters())
 
 
+@pytest.mark.slow
 def test_every_rank_leaves_a_trace_of_whole_steps(measured: tuple[dict[str, Any], Path]) -> None:
     _, folder = measured
     assert sorted(path.name for path in folder.iterdir()) == ["a.json", "t.rank0.json", "t.rank1.json"]

@@ -87,6 +87,7 @@ def test_eval_on_one_rank_repeats_the_test_metrics_of_two(folder: Path, result: 
             assert metrics[name] == pytest.approx(result["metrics"]["test"][task][name], abs=1e-4), (task, name)
 
 
+@pytest.mark.slow
 def test_a_used_run_directory_is_not_overwritten(folder: Path) -> None:
     """The finished run gives its results again on as many ranks; another run is refused before any rank starts."""
     before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
@@ -101,6 +102,7 @@ def test_a_used_run_directory_is_not_overwritten(folder: Path) -> None:
     assert {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_run_are_listed_shown_and_verified(folder: Path) -> None:
     """The verbs take a run directory; what is best is what `eval` scores."""
     listed = json.loads(infnet_rec("checkpoint", "ls", folder / "run", "--json").stdout)

@@ -114,6 +114,7 @@ def test_a_cell_that_is_done_is_done_in_whatever_file(tmp_path: Path) -> None:
     assert [cell["status"] for cell in read_results(tmp_path).cells] == ["done"]
 
 
+@pytest.mark.slow
 def test_two_parts_at_once_and_a_kill(small_store: Path, tmp_path: Path, trainer: FakeTrainer) -> None:
     """The real thing: two processes, one of them killed in its cell and started again; then nothing is left to make.
 

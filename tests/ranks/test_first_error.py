@@ -129,6 +129,7 @@ def kinds_of(run: Path, rank: int) -> list[tuple[int, str]]:
     return [(line["restart"], line["kind"]) for line in lines if line["kind"] not in ("report", "warning")]
 
 
+@pytest.mark.slow
 def test_an_error_ends_what_stands_on_a_terminal(small_store: Path, tmp_path: Path) -> None:
     """One rank raises; the other, whose peer is gone, is not heard. Bars are cleared away."""
     run = tmp_path / "run"
@@ -153,6 +154,7 @@ def test_an_error_ends_what_stands_on_a_terminal(small_store: Path, tmp_path: Pa
     assert "Connection closed" in (run / "logs" / "rank_0.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(small_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAILING_RANK": "kill"}

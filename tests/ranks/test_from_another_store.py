@@ -155,6 +155,7 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_train_and_eval_tell_what_moved_or_refuse(
     small_store: Path, later: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ w = Writer(Path({results!r}), 'tower')"""
     return [sys.executable, "-c", f"{write}\nw('before', 'right', 1.0, 2.0)\nimport os, sys, time\n{then}"]
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_cut_off_and_what_it_wrote_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started_at = time.monotonic()
     child = (

@@ -42,6 +42,7 @@ def test_a_free_port_of_this_machine_changes_nothing(port: int) -> None:
     assert args == arguments(f"localhost:{port}")
 
 
+@pytest.mark.slow(smoke=["is_host=1"])
 @pytest.mark.parametrize("conf", ["", "is_host=1"])
 def test_a_port_in_use_is_a_fault(taken: int, conf: str) -> None:
     with pytest.raises(UserError, match=rf"localhost:{taken}: port {taken} of .* is in use, and not by this job; name"):
@@ -125,6 +126,7 @@ def test_ranks_get_the_address_that_the_others_know(monkeypatch: pytest.MonkeyPa
     assert given.local_addr == "node1"
 
 
+@pytest.mark.slow
 def test_the_launcher_says_it_in_one_line(
     taken: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,7 +138,7 @@ ONE_SIZE, SIZES = ((4, 6),), ((4, 6), (4, 3), (4, 9), (4, 3))
 @pytest.mark.parametrize(
     ("backend", "sizes"),
     [
-        ("eager", SIZES),
+        pytest.param("eager", SIZES, marks=pytest.mark.slow),
         ("aot_eager", ONE_SIZE),
         pytest.param(
             "inductor",

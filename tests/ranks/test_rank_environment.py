@@ -99,6 +99,7 @@ def test_ranks_of_one_host_need_no_name_and_those_of_two_do() -> None:
     assert "\n" not in str(fault.value)
 
 
+@pytest.mark.slow(smoke=["train-environ0"])
 @pytest.mark.parametrize(
     ("verb", "environ"),
     [

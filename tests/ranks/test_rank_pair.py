@@ -51,6 +51,7 @@ def test_processes_are_reused_and_seeds_are_not_carried_over(ranks: RankPair) ->
     assert ranks(_draw) == ranks(_draw)
 
 
+@pytest.mark.slow
 def test_an_exception_of_one_rank_is_raised_here_and_the_pair_starts_anew(ranks: RankPair) -> None:
     before = ranks(_pid)
     with pytest.raises(UserError, match=r"section\.key = 3") as caught:
@@ -60,6 +61,7 @@ def test_an_exception_of_one_rank_is_raised_here_and_the_pair_starts_anew(ranks:
     assert not set(before) & set(ranks(_pid))
 
 
+@pytest.mark.slow
 def test_a_hang_and_a_death_fail_one_call_only(ranks: RankPair) -> None:
     with pytest.raises(RankTimeout, match="in _hang"):
         ranks(_hang, timeout_s=1.0)

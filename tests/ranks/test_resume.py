@@ -84,6 +84,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], cut_at: int) ->
     assert found["examples"] == expected["examples"][cut_at:]
 
 
+@pytest.mark.slow(smoke=["4"])
 # The first step; inside a log interval; before, at and after an evaluation; where new tables come; the last step.
 @pytest.mark.parametrize("cut_at", [1, 4, 5, 6, 7, NUM_STEPS])
 def test_one_rank_goes_on_to_the_bit(
@@ -95,6 +96,7 @@ def test_one_rank_goes_on_to_the_bit(
     assert len(dropped) == sum(line["step"] > cut_at for line in one[0]["lines"])
 
 
+@pytest.mark.slow(smoke=["4"])
 @pytest.mark.parametrize("cut_at", [4, 10])
 def test_two_ranks_go_on_to_the_bit(
     two: Results, ranks: RankPair, small_store: Path, folder: Path, tmp_path: Path, cut_at: int
@@ -127,6 +129,7 @@ def assert_close(found: Results, expected: Results, cut_at: int) -> None:
     assert found[0]["trained"][0] == expected[0]["trained"][0]
 
 
+@pytest.mark.slow
 def test_one_rank_goes_on_for_two(
     two_without_dropout: Results, alone: None, small_store: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +140,7 @@ def test_one_rank_goes_on_for_two(
     assert any("written by 2 ranks, now 1" in line for line in found[0]["said"])
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_for_one_under_another_plan(
     two_without_dropout: Results, alone: None, ranks: RankPair, small_store: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +174,7 @@ def test_a_snapshot_takes_the_memory_of_the_state_once(alone: None, small_store:
     assert np.allclose(again, 3.0) and again.data_ptr() in {p.data_ptr() for p in parts}
 
 
+@pytest.mark.slow(smoke=["10"])
 @pytest.mark.parametrize("cut_at", [9, 10, 12, 15])
 def test_early_stopping_goes_on_counting(alone: None, small_store: Path, tmp_path: Path, cut_at: int) -> None:
     """Best at 5, stopped at 15 after two worse; cut before, at or after the first of them or at the end."""

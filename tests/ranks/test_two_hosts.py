@@ -137,6 +137,7 @@ def on_one_host(
     return [(line["step"], list(line["loss"].values())) for line in lines if line["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_two_hosts_train_as_one_does(start, hosts, on_one_host) -> None:
     job = start("2x1", hosts[0])
     assert job.codes() == [0, 0], job.all_said()
@@ -146,6 +147,7 @@ def test_two_hosts_train_as_one_does(start, hosts, on_one_host) -> None:
     assert all(not host.pids() for host in hosts)
 
 
+@pytest.mark.slow
 def test_a_lost_host_leaves_the_run_to_the_other(start, hosts, on_one_host) -> None:
     """Rank 0 is lost, with the ranks' store and the lock on the run; the hosts meet at the one that stays."""
     lost, stays = hosts
@@ -165,6 +167,7 @@ def test_a_lost_host_leaves_the_run_to_the_other(start, hosts, on_one_host) -> N
     assert json.loads((job.run_dir / "result.json").read_text())["num_ranks"] == 1
 
 
+@pytest.mark.slow
 def test_a_cable_that_is_out_for_a_while_costs_that_while(start, hosts, on_one_host) -> None:
     """What was sent is sent again: no rank starts anew, no loss differs."""
     job = start("2x1", hosts[0])
@@ -180,6 +183,7 @@ def test_a_cable_that_is_out_for_a_while_costs_that_while(start, hosts, on_one_h
     assert job.losses() == on_one_host
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_one_host_ends_both_and_saves(start, hosts) -> None:
     job = start("2x1", hosts[0])
     job.until_step(HURT_AT)
@@ -203,6 +207,7 @@ def test_a_fault_on_one_host_ends_the_other_too(start, hosts, small_store: Path,
     assert all(not host.pids() for host in hosts)
 
 
+@pytest.mark.slow
 def test_a_launcher_whose_meeting_point_is_lost_says_so(start, hosts) -> None:
     """The host that keeps the launchers' store is the one that cannot be replaced."""
     job = start("1:2x1", hosts[0])

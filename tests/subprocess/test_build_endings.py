@@ -103,6 +103,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_leaves_no_store_or_a_whole_one(builder: Builder, folder: Path) -> None:
     """At random moments, without an old store and with one; what it leaves is cleared up by the next build."""
     status, wall_s = builder.build("anew")

@@ -63,6 +63,7 @@ def peak_gib(folder: Path, out: str, memory_gib: float) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow
 def test_peak_memory_stays_under_the_limit_given(folder: Path) -> None:
     """Of the whole process, Python and its libraries too; with a larger limit it takes more, for the same store."""
     low, high = peak_gib(folder, "low", LIMIT_GIB), peak_gib(folder, "high", 6.0)

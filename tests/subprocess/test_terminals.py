@@ -57,6 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow(smoke=["ascii"])
 @pytest.mark.parametrize("terminal", TERMINALS)
 def test_letters_that_a_terminal_lacks_are_escaped(terminal: str, folder: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("LANG", "LC_ALL", "PYTHONUTF8", "PYTHONIOENCODING")}

@@ -237,6 +237,7 @@ def sent_by(rank: int, world_size: int) -> tuple[float, dict[str, int]]:
     return exchange.sent_bytes, exchange.calls
 
 
+@pytest.mark.slow
 def test_bytes_to_other_ranks_are_counted(ranks: Any) -> None:
     (first, calls), (second, _) = ranks(sent_by)
     assert first == 3 * 16 + 8 * 4 / 2

@@ -51,6 +51,7 @@ def test_the_tower_verb_with_a_configuration(small_store: Path) -> None:
     assert lines[-1].startswith("eager: ")
 
 
+@pytest.mark.slow
 def test_the_sweep_leaves_a_picture_and_its_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infnet_rec.benchmark.forms.sweep.LENGTHS", (1, 2, 3))
     monkeypatch.setattr("infnet_rec.benchmark.forms.sweep.WIDTHS", (4,))

@@ -182,6 +182,7 @@ def test_pins_are_of_everything_but_what_a_set_chooses() -> None:
     assert found == ["numpy==2.4.6", "pytest==9"]
 
 
+@pytest.mark.slow
 def test_a_python_that_runs_fewer_tests_says_how_they_ended(tmp_path: Path) -> None:
     """With this environment as the set's."""
     good = tmp_path / "test_good.py"

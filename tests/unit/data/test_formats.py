@@ -103,6 +103,7 @@ def reason_of(cells: list[str]) -> str | None:
     return A_IS_BAD if not cells[0].lstrip("-").isdigit() else None
 
 
+@pytest.mark.slow(smoke=["',' utf-8 ", "'|' latin-1 .gz"])
 @pytest.mark.parametrize("written", FORMS, ids=lambda w: f"{w.form.delimiter!r} {w.form.encoding} {w.packing}")
 @settings(max_examples=num_examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

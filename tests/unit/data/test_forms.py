@@ -20,6 +20,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from data_fixtures import QUIET
@@ -208,6 +209,7 @@ def facts(store: Store) -> dict[str, Any]:
     return manifest | {"bad_rows": sorted(manifest["bad_rows"].values())}
 
 
+@pytest.mark.slow
 @settings(
     max_examples=num_examples(EXAMPLES),
     deadline=None,

@@ -256,6 +256,7 @@ COMMANDS: dict[str, list[str]] = {
 }
 
 
+@pytest.mark.slow
 def test_every_command_takes_every_name(tmp_path: Path) -> None:
     """All odd names as features of one store, on all three sides, with a managed table among them."""
     names = list({safe_name(name).lower(): name for name in ODD}.values())

@@ -206,6 +206,7 @@ def _hang_on_rank_one(rank: int, world_size: int, rendezvous: str) -> None:
     time.sleep(3600 * rank)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_dies_or_hangs_is_a_fault() -> None:
     assert fault_of(_raise, 1, timeout_s=60) == "ArithmeticError: an all-reduce gave 2.0, not 3.0"
     assert fault_of(_die, 1, timeout_s=60) == "process 0 died without a word"

@@ -150,6 +150,7 @@ def test_a_hopeless_trial_is_ended_and_spends_its_share_of_the_budget(tmp_path: 
     assert sum("trials" in job.run_dir.parts for job in trainer.jobs) == 12
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     config = Path(__file__).parents[2] / "small.toml"
     job = Job(config, [f"data.store={tmp_path}/nowhere"], tmp_path / "run", tmp_path / "logs" / "0.log")
@@ -233,6 +234,7 @@ def test_what_is_only_shown_is_what_the_file_said_last(tmp_path: Path, trainer: 
     assert "only the order of models is compared" in text and "generated and not observed" in text
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_goes_on_where_its_cell_was(small_store: Path, tmp_path: Path) -> None:
     """The real thing: asked to stop in the middle of a cell, it saves; the same command trains the rest only."""
     path = written(tmp_path, 'seeds = [0]\n[[variants]]\nname = "INFNet"\n')

@@ -219,6 +219,7 @@ def test_torchrun_by_hand_asks_for_the_first_node(tmp_path: Path) -> None:
     assert "--rdzv-endpoint=localhost:29500" in line
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_ranks_is_not_asked_for_again(tmp_path: Path) -> None:
     agent = ["infnet_rec.launcher.torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
     verb = ["infnet_rec.cli", "train", "nowhere.toml", f"--run-dir={tmp_path / 'run'}"]

@@ -36,6 +36,9 @@ def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jagged_attention, "CHUNK_TOKENS", 20)
 
 
+@pytest.mark.slow(
+    smoke=["none-both-none", "layer-none-no_gates", "none-gate-no_cross_attention", "layer-proxy-no_task_tokens"]
+)
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("residual", ["both", "proxy", "gate", "none"])
 @pytest.mark.parametrize("proxy_norm", ["none", "layer"])

@@ -186,6 +186,7 @@ def test_a_few_examples_foretell_a_batch(overrides: tuple[str, ...], small_store
     assert cost.num_operators == pytest.approx(ledger.num_operators, rel=0.2)
 
 
+@pytest.mark.slow(only=["hstu", "dien"])
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_every_model_has_a_cost(name: str, small_store: Path) -> None:
     overrides = ("train.global_batch_size=128", f'model={{name = "{name}"}}')

@@ -277,6 +277,7 @@ def within_user_auc(user: np.ndarray, click: np.ndarray, score: np.ndarray) -> f
     return float(np.average(aucs, weights=[len(at) for at in groups]))
 
 
+@pytest.mark.slow
 def test_a_history_is_worth_reading(folder: Path, log: pd.DataFrame) -> None:
     """Users and videos are rated on the first days, the model is trained before 04-29 and asked from 05-01 on."""
     videos = read_basic(folder).merge(pd.read_csv(folder / STATISTIC).drop(columns="follow_user_num"), on="video_id")

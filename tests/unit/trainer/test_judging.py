@@ -67,6 +67,7 @@ SCRIPTS = [
 ]
 
 
+@pytest.mark.slow(smoke=["aucs0-2"])
 @pytest.mark.parametrize(("aucs", "patience"), SCRIPTS)
 def test_what_cannot_be_judged_costs_no_patience_and_is_not_best(
     alone: None, small_store: Path, tmp_path: Path, aucs: list[float], patience: int
@@ -176,6 +177,7 @@ def trained(store: Path, folder: Path) -> tuple[dict[str, Any], str]:
     return json.loads((folder / "run" / "result.json").read_text()), done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_valid_can_never_judge_is_told_so_once_and_trains_all_its_steps(tmp_path: Path) -> None:
     store = one_class_kiosk(tmp_path, two_tasks=False)
     result, said = trained(store, tmp_path)

@@ -139,6 +139,7 @@ def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_again(alone: None, small_store: Path, tmp_path: Path) -> None:
     """It says so, and what it had reported is set aside."""
     folder = tmp_path / "run"
