@@ -57,7 +57,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "nobody")
 
 
-@pytest.mark.filterwarnings("ignore:.*Volcano")
+@pytest.mark.filterwarnings("ignore:(?s).*Volcano")
 @pytest.mark.parametrize(("component", "scheduler"), CASES)
 def test_each_scheduler_gets_what_it_got_before(nobody: None, component: str, scheduler: str) -> None:
     arguments, options = ARGUMENTS[component], OPTIONS[scheduler]

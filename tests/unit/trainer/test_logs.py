@@ -24,13 +24,13 @@ from screens import in_terminal, screen
 TALKS = """
 import os, signal, sys, time
 from infnet_rec.trainer.signals import GracefulStop
-from infnet_rec.console import batches_bar, say, steps_bar
+from infnet_rec.console import batches_bar, log_line, steps_bar
 with GracefulStop(speaks=True), steps_bar(20, 60, "7,188 examples/s, 0:18 left", speaks=True) as bar:
     for step in range(21, 41):
         bar.update()
         time.sleep(0.03)
         if step == 30:
-            say("line of step 30")
+            log_line("line of step 30")
             os.kill(os.getpid(), signal.SIGTERM)
 with steps_bar(0, 9, "of another rank", speaks=False) as bar:
     bar.update()
@@ -38,7 +38,7 @@ for _ in batches_bar(12, "valid"):
     time.sleep(0.12)
 for _ in batches_bar(12, None):
     time.sleep(0.12)
-say("the end")
+log_line("the end")
 """
 
 
@@ -124,7 +124,8 @@ def test_a_rank_says_when_it_began_how_it_went_and_how_it_ended(
             warnings.warn("mind the gap", UserWarning, stacklevel=1)
             logging.getLogger("some.library").warning("low on %s", "fuel")
         raise ValueError("broken")
-    warnings.warn("after the end", UserWarning, stacklevel=1)
+    with pytest.warns(UserWarning, match="after the end"):
+        warnings.warn("after the end", UserWarning, stacklevel=1)
     start, report, gap, fuel, error = lines_of(tmp_path / "logs" / "rank_1.jsonl")
     assert start["kind"] == "start" and start["restart"] == 2 and start["local_rank"] == 0 and start["pid"] > 0
     assert (report["kind"], report["step"], report["examples_per_s"]) == ("report", 20, 64.0)
