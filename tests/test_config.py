@@ -11,8 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from data_fixtures import GENERATED_RECIPE, ROOT, SHOP_RECIPE
-from infnet_rec.config.load import load_config
-from infnet_rec.config.run import RunConfig
+from infnet_rec.config.load import load_config, validate_run
 from infnet_rec.config.toml import read_toml, validate_model
 from infnet_rec.data.ingest.recipe import Recipe, load_recipe
 from infnet_rec.errors import UserError
@@ -44,7 +43,7 @@ def at(config: Any, key: str) -> Any:
 def test_every_run_of_the_repository_loads(path: Path) -> None:
     """And is the same when read back from the copy that a run directory keeps."""
     config = load_config(path)
-    assert validate_model(RunConfig, json.loads(config.model_dump_json()), "config.json") == config
+    assert validate_run(json.loads(config.model_dump_json()), "config.json") == config
     profiles = set().union(*(load_recipe(recipe).profile_choices() for recipe in RECIPES))
     assert config.data.profile in profiles
 

@@ -22,7 +22,6 @@ from infnet_rec.planner.hardware import Cluster, group_cluster
 from infnet_rec.planner.plan import Planned
 from infnet_rec.planner.plan_file import PlanFile, fingerprint_of, plan_file
 from infnet_rec.planner.request import Workload
-from infnet_rec.planner.run_plan import meta_model
 from infnet_rec.planner.search.search import search_plan
 from infnet_rec.planner.step_time import StepTime, Traffic, step_time, traffic_bytes
 from infnet_rec.planner.table_rules import controls_of
@@ -99,7 +98,7 @@ class PlanCase:
 
     def __init__(self, config: RunConfig, source: Source, cluster: Cluster, model: RankingModel | None = None) -> None:
         check_divides("train.global_batch_size", config.train.global_batch_size, cluster.world_size)
-        check_sparse(config.train.sparse.optimizer, torch.device(cluster.hardware.device))
+        check_sparse(config.train.sparse, torch.device(cluster.hardware.device))
         self.config, self.source, self.cluster, self._given_model = config, source, cluster, model
         self.schema: Schema = run_schema(config, source.store)
         check_managed(config, self.schema)
@@ -123,9 +122,10 @@ class PlanCase:
         """On the meta device, with the optimizers of its tables."""
         if self._given_model is not None:
             return self._given_model
+        from infnet_rec.planner.run_plan import meta_model
+
         model = meta_model(self.config, RunData(self.source.store, self.schema))
-        sparse = self.config.train.sparse
-        fuse_sparse(model, sparse.optimizer, lr=sparse.lr)
+        fuse_sparse(model, self.config.train.sparse)
         return model
 
     @cached_property

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
+from infnet_rec.config.ranges import NotNegative, Positive
 from infnet_rec.config.toml import StrictModel, read_toml, validate_model
 from infnet_rec.distributed.process_group import World
 from infnet_rec.errors import UserError, did_you_mean
@@ -20,8 +21,7 @@ from infnet_rec.launcher.job import parse_size
 CATALOGUE = Path(__file__).parent / "catalogue"
 GIB = 2**30
 
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
+Device = Literal["cuda", "cpu"]
 
 
 class Hardware(StrictModel):
@@ -45,7 +45,7 @@ class Hardware(StrictModel):
     """
 
     name: str
-    device: Literal["cuda", "cpu"]
+    device: Device
     ranks_per_node: Annotated[int, Field(ge=1)]
     hbm_gib: NotNegative
     host_memory_gib: Positive

@@ -145,7 +145,7 @@ def check_run(config: RunConfig, data: RunData, world: World) -> None:
     check_gpus(world)
     check_divides("train.global_batch_size", config.train.global_batch_size, world.world_size)
     check_fits(config.train.global_batch_size, data.store.num_examples("train"))
-    check_sparse(config.train.sparse.optimizer, world.device)
+    check_sparse(config.train.sparse, world.device)
     check_managed(config, data.schema)
     check_tower(config, data.schema, world)
     check_tables(meta_model(config, data), config, data.store, data.schema, world)
@@ -153,7 +153,7 @@ def check_run(config: RunConfig, data: RunData, world: World) -> None:
 
 def plan_model(model: RankingModel, config: RunConfig, data: RunData, world: World) -> PlanFile:
     """Attaches the fused optimizers, which the plan counts, and plans. Nothing is allocated. Collective."""
-    fuse_sparse(model, config.train.sparse.optimizer, lr=config.train.sparse.lr)
+    fuse_sparse(model, config.train.sparse)
     return training_plan(model, config, data.store, data.schema, world)
 
 
@@ -181,10 +181,9 @@ def describe_tower(config: RunConfig, world: World) -> str:
 def meta_model(config: RunConfig, data: RunData) -> RankingModel:
     """The whole model on the meta device: nothing is allocated."""
     schema, width = data.schema, table_width(config, data.schema)
-    weights = tuple(config.train.loss.task_weights.get(name, 1.0) for name in data.task_names)
     with torch.device("meta"):
         tower = make_tower(config, schema)
-        criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
+        criterion = MultiTaskLoss(config.train.loss, data.task_names)
     half = [name for name, precision in precisions_of(config, schema).items() if precision == "fp16"]
     bags, events = make_bags(schema, width, half), make_events(schema, width, half)
     managed = make_managed(schema, width, config.model.table_std)
