@@ -1,5 +1,6 @@
 """Run files, overrides and recipes: what is refused, in which words, and that every file of the repository is sound."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -272,3 +273,22 @@ def test_configuration_imports_no_torch() -> None:
     code = f"{imports}; print({{'torch', 'torchrec'}} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "set()", result.stderr
+
+
+def literal_sets() -> dict[frozenset[object], list[str]]:
+    """Where each set of choices of the package is written out, other than as a single value."""
+    found: dict[frozenset[object], list[str]] = {}
+    for path in sorted((ROOT / "infnet_rec").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "Literal":
+                parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+                choices = frozenset(part.value for part in parts if isinstance(part, ast.Constant))
+                if len(choices) > 1:
+                    found.setdefault(choices, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    return found
+
+
+def test_a_set_of_choices_is_written_once() -> None:
+    sets = literal_sets()
+    assert frozenset({"adam", "adamw", "adagrad"}) in sets
+    assert {" ".join(places) for places in sets.values() if len(places) > 1} == set()
