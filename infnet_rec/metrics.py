@@ -66,7 +66,9 @@ def mean_over_tasks(metrics: Mapping[str, TaskMetrics], metric: str) -> float:
     same (predictions that are not finite) makes the mean NaN; so does having no task left.
     """
     values = [
-        getattr(m, metric) for m in metrics.values() if m.has_both_classes and (metric == "auc" or m.num_users > 0)
+        getattr(m, metric)
+        for m in metrics.values()
+        if m.has_both_classes and (not metric.startswith("gauc") or m.num_users > 0)
     ]
     return sum(values) / len(values) if values else math.nan
 

@@ -165,7 +165,7 @@ def mean_over_tasks(metrics: Mapping[str, Mapping[str, Any]], metric: str) -> fl
 
 def _is_answerable(task: Mapping[str, Any], metric: str) -> bool:
     has_both_classes = 0 < task.get("num_positives", 0) < task.get("num_examples", 0)
-    return has_both_classes and (metric == "auc" or task.get("num_users", 0) > 0)
+    return has_both_classes and (not metric.startswith("gauc") or task.get("num_users", 0) > 0)
 
 
 def _said(study: optuna.Study, trial: Trial) -> str:
