@@ -23,6 +23,7 @@ from infnet_rec.trainer.rank_log import RankLog
 
 GIB = 2**30
 STATM = Path("/proc/self/statm")
+WINDOW_EXAMPLES = 8_192
 
 
 @dataclass(frozen=True, slots=True)

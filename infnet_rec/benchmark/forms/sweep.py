@@ -11,7 +11,7 @@ import torch
 
 from infnet_rec.benchmark.forms.forms import TowerShape, full_lengths
 from infnet_rec.benchmark.forms.tower import measure_tower
-from infnet_rec.models.infnet.options import InfnetOptions
+from infnet_rec.config.model import InfnetConfig
 
 LENGTHS = (5, 10, 20, 40)
 WIDTHS = (16, 64)
@@ -21,7 +21,7 @@ MAX_EXAMPLES = 256
 
 def sweep(
     shape: TowerShape,
-    options: InfnetOptions,
+    config: InfnetConfig,
     device: torch.device,
     limits: Mapping[str, Any],
     *,
@@ -35,7 +35,7 @@ def sweep(
             say(f"width {width}, {num_sequences} sequences of {length} events")
             lengths_FB = full_lengths(num_sequences, batch_size, length)
             point = replace(shape, width=width, lengths_FB=lengths_FB)
-            yield measure_tower(point, options, device, limits, num_rounds=num_rounds, passes=("forward_backward",))
+            yield measure_tower(point, config, device, limits, num_rounds=num_rounds, passes=("forward_backward",))
 
 
 def slopes(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from infnet_rec.benchmark.forms.forms import TowerShape, full_lengths, ragged_lengths
 from infnet_rec.benchmark.forms.sweep import slopes, sweep
-from infnet_rec.benchmark.forms.tower import Precision, measure_tower
+from infnet_rec.benchmark.forms.tower import measure_tower
 from infnet_rec.benchmark.machine import ceilings, describe_machine
 from infnet_rec.config.load import load_config, make_config
 from infnet_rec.config.run import RunConfig
@@ -30,7 +30,7 @@ from infnet_rec.data.sampler import ShuffledOrder
 from infnet_rec.distributed.process_group import silence_third_party_warnings, use_threads, world_from_env
 from infnet_rec.errors import UserError, did_you_mean
 from infnet_rec.files import whole_file, write_text
-from infnet_rec.models.registry import infnet_options
+from infnet_rec.models.infnet.model import infnet_section
 from infnet_rec.planner.run_plan import check_run
 
 COLOURS = {"literal": "#B0503C", "eager": "#2F6DA8", "fused": "#3C8C5A"}
@@ -129,13 +129,12 @@ def bench_tower(
         UserError: no such device, or the configuration is at fault, or its model is not INFNet.
     """
     config, where = _config(config_path, overrides), device_of(device)
-    options = infnet_options(config)
+    section = infnet_section(config)
     shape = _shape(config, config_path, ragged=ragged)
     _prepare(config)
     limits = ceilings(where)
-    # Where a run has no such key, it computes in float32.
-    precision: Precision = getattr(config.train, "precision", "fp32")
-    result = measure_tower(shape, options, where, limits, num_rounds=num_rounds, precision=precision)
+    precision = config.train.precision
+    result = measure_tower(shape, section, where, limits, num_rounds=num_rounds, precision=precision)
     return {
         "bench": "tower",
         "machine": describe_machine(where),
@@ -156,7 +155,7 @@ def bench_sweep(
             INFNet.
     """
     config, where = _config(config_path, overrides), device_of(device)
-    options = infnet_options(config)
+    section = infnet_section(config)
     points_path = check_sweep_files(picture)
     shape = _shape(config, config_path, ragged=False)
     _prepare(config)
@@ -165,7 +164,7 @@ def bench_sweep(
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    points = list(sweep(shape, options, where, limits, num_rounds=num_rounds, say=say))
+    points = list(sweep(shape, section, where, limits, num_rounds=num_rounds, say=say))
     machine = describe_machine(where)
     lines = [json.dumps({"bench": "sweep", "machine": machine, "ceilings": limits, **p}) for p in points]
     write_text(points_path, "\n".join(lines) + "\n")
