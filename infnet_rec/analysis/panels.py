@@ -16,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 
-from infnet_rec.data.inspect.panels import COLOURS, GREY
+from infnet_rec.plotting import COLOURS, GREY
 
 # A little of all cells may be off the scale, lest one of them leave the others pale.
 ON_SCALE = 0.99

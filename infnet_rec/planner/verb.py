@@ -8,7 +8,6 @@ from typing import Any
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import read_json
-from infnet_rec.data.inspect.plot import check_destination
 from infnet_rec.data.inspect.stats_text import aligned
 from infnet_rec.distributed.process_group import silence_third_party_warnings
 from infnet_rec.errors import Refusal, UserError
@@ -21,6 +20,7 @@ from infnet_rec.planner.report import diff
 from infnet_rec.planner.report import plot as plan_plot
 from infnet_rec.planner.report.advice import Inquiry, fits, found, hints, refuse_plan
 from infnet_rec.planner.report.facts import plan_report
+from infnet_rec.plotting import check_picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def make_plan_report(asked: PlanArgs, *, out: Path | None = None, plot: Path | N
     """
     silence_third_party_warnings()
     if plot is not None:
-        check_destination(plot)
+        check_picture(plot)
     if out is not None:
         check_plan_destination(out)
     source, (cluster,) = open_source(asked.config), asked.clusters

@@ -9,13 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from infnet_rec.benchmark.forms.forms import TowerShape, full_lengths, ragged_lengths
 from infnet_rec.benchmark.forms.sweep import slopes, sweep
@@ -23,15 +20,15 @@ from infnet_rec.benchmark.forms.tower import Precision, measure_tower
 from infnet_rec.benchmark.machine import ceilings, describe_machine
 from infnet_rec.config.load import load_config, make_config
 from infnet_rec.config.run import RunConfig
-from infnet_rec.data.inspect.plot import DPI, STYLE, check_destination
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.run_data import open_data
 from infnet_rec.data.sampler import ShuffledOrder
 from infnet_rec.distributed.process_group import silence_third_party_warnings, use_threads, world_from_env
 from infnet_rec.errors import UserError, did_you_mean
-from infnet_rec.files import whole_file, write_text
+from infnet_rec.files import write_text
 from infnet_rec.models.registry import infnet_options
 from infnet_rec.planner.run_plan import check_run
+from infnet_rec.plotting import check_picture, new_figure, styled, write_figure
 
 COLOURS = {"literal": "#B0503C", "eager": "#2F6DA8", "fused": "#3C8C5A"}
 PANEL_WIDTH_IN, HEIGHT_IN = 5.6, 7.2
@@ -44,9 +41,9 @@ def check_sweep_files(picture: Path) -> Path:
         Where the points go, beside the picture.
 
     Raises:
-        UserError: see `plot.check_destination`; or something else stands where the points would.
+        UserError: see `check_picture`; or something else stands where the points would.
     """
-    check_destination(picture, "--sweep")
+    check_picture(picture, "--sweep")
     points = picture.with_suffix(".jsonl")
     if points.exists() and not (points.is_file() and points.read_bytes().startswith(b'{"bench": "sweep"')):
         raise UserError(f"--sweep {picture}: {points} would hold the points, but exists and is no sweep; name another")
@@ -57,10 +54,8 @@ def draw_sweep(
     points: Sequence[Mapping[str, Any]], slopes: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], path: Path
 ) -> None:
     """Writes the picture, whole or not at all."""
-    with matplotlib.rc_context(), whole_file(path) as temporary:
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        sweep_figure(points, slopes, machine).savefig(temporary, format="png", dpi=DPI)
+    with styled():
+        write_figure(sweep_figure(points, slopes, machine), path)
 
 
 def sweep_figure(
@@ -68,18 +63,13 @@ def sweep_figure(
 ) -> Figure:
     """All panels."""
     widths = sorted({point["shape"]["width"] for point in points})
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    figure = Figure(figsize=(PANEL_WIDTH_IN * len(widths), HEIGHT_IN), layout=layout)
-    FigureCanvasAgg(figure)
     shape = points[0]["shape"]
     threads = f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if machine["device"] == "cpu" else ""
-    figure.suptitle(
+    title = (
         f"Forward and backward of the tower, batch {shape['batch_size']:,}, {shape['num_features']} features\n"
-        f"{machine['name']}{threads}",
-        fontsize=13,
-        x=0.012,
-        ha="left",
+        f"{machine['name']}{threads}"
     )
+    figure = new_figure(PANEL_WIDTH_IN * len(widths), HEIGHT_IN, title, 13, w_pad=0.12, h_pad=0.12)
     panels = figure.subplots(2, len(widths), squeeze=False)
     for column, width in enumerate(widths):
         of_width = [point for point in points if point["shape"]["width"] == width]

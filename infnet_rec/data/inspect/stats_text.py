@@ -29,11 +29,12 @@ def stats_report(path: Path, plot: Path | None) -> JSON:
     Raises:
         UserError: no store, or the picture cannot be written there; said before anything is counted.
     """
-    from infnet_rec.data.inspect import plot as stats_plot
+    from infnet_rec.data.inspect.plot import draw_stats
+    from infnet_rec.plotting import check_picture
 
     store = Store(path)
     if plot is not None:
-        stats_plot.check_destination(plot)
+        check_picture(plot)
     total = rows_to_read(store)
     with tqdm(total=total, unit=" rows", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
 
@@ -42,7 +43,7 @@ def stats_report(path: Path, plot: Path | None) -> JSON:
 
         report = store_stats(store, progress)
     if plot is not None:
-        stats_plot.draw_stats(report, plot)
+        draw_stats(report, plot)
         report["plot"] = str(plot)
     return report
 
