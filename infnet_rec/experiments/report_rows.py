@@ -21,6 +21,23 @@ JSON = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Results:
+    """What there is of an experiment.
+
+    Attributes:
+        cells: the newest line of every cell, in the order of the experiment, not of the clock.
+        missing: `variant`, `label` and `setting` of those that the experiment names and that have no cell.
+        missing_seeds: those that the experiment names and that no cell has.
+        generated: whether a note says that the dataset's rows are generated ones.
+    """
+
+    cells: list[JSON]
+    missing: list[JSON]
+    missing_seeds: list[int]
+    generated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A line of the table: one variant, or the separate models of a label, one a task.
 
