@@ -16,17 +16,16 @@ import torch
 from infnet_rec.errors import Interrupted
 from infnet_rec.metrics import auc
 from infnet_rec.models.ranking_model import Scores
-from infnet_rec.trainer import loop
-from infnet_rec.trainer.loop import TrainWindow
-from infnet_rec.trainer.metric_logger import MetricLogger, ProcessMemory, memory_now, progress_line
+from infnet_rec.trainer import metric_logger
+from infnet_rec.trainer.metric_logger import MetricLogger, ProcessMemory, TrainWindow, memory_now, progress_line
 from infnet_rec.trainer.rank_log import RankLog
 from screens import in_terminal, screen
 
 TALKS = """
 import os, signal, sys, time
-from infnet_rec.trainer.signals import StopSignal
+from infnet_rec.trainer.signals import GracefulStop
 from infnet_rec.console import batches_bar, say, steps_bar
-with StopSignal(speaks=True), steps_bar(20, 60, "7,188 examples/s, 0:18 left", speaks=True) as bar:
+with GracefulStop(speaks=True), steps_bar(20, 60, "7,188 examples/s, 0:18 left", speaks=True) as bar:
     for step in range(21, 41):
         bar.update()
         time.sleep(0.03)
@@ -49,7 +48,7 @@ def scores(logits_BT: np.ndarray, labels_BT: np.ndarray) -> Scores:
 
 
 def test_the_training_auc_is_that_of_the_last_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "WINDOW_EXAMPLES", 100)
+    monkeypatch.setattr(metric_logger, "WINDOW_EXAMPLES", 100)
     rng, kept = np.random.default_rng(0), TrainWindow()
     assert kept.take() == []
     logits_NT = rng.normal(size=(500, 2)).astype(np.float32)
