@@ -21,6 +21,7 @@ from infnet_rec.config.load import load_config
 from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import validate_model
+from infnet_rec.console import aligned
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.run_data import RunData, open_data
 from infnet_rec.data.store import Store
@@ -269,9 +270,9 @@ def attention_lines(result: JSON) -> list[str]:
     of = result["num_examples_of_split"]
     spread = "all" if result["num_examples"] == of else f"{result['num_examples']:,} evenly spread of {of:,}"
     text = [f"{spread} examples of {result['split']}; times its even share that each gets:"]
-    width = max(map(len, result["queries"]))
+    rows = []
     for query in result["queries"]:
         ranked = sorted(result["fields"], key=lambda f: -f["attention"][query]["share"])
         most = ", ".join(f"{f['name']} {f['attention'][query]['times_even']:.2f}" for f in ranked[:3])
-        text.append(f"{query:<{width}}  {most}")
-    return [*text, "", *(f"{result['out']}/{name}" for name in files.names_of(result))]
+        rows.append((query, most))
+    return [*text, *aligned(rows, range(2)), "", *(f"{result['out']}/{name}" for name in files.names_of(result))]

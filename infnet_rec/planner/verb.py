@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import read_json
-from infnet_rec.data.inspect.stats_text import aligned
+from infnet_rec.console import aligned
 from infnet_rec.errors import Refusal, UserError
 from infnet_rec.files import try_file
 from infnet_rec.planner.hardware import Cluster, load_hardware, parse_cluster

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from infnet_rec.data.inspect.stats_text import size
+from infnet_rec.console import format_bytes
 from infnet_rec.planner.report.facts import PARTS, STEP_PARTS
 from infnet_rec.planner.report.text import STEP_WORDS
 from infnet_rec.plotting import DPI, GREY, HEIGHT_PX, WIDTH_PX, new_figure, styled, write_figure
@@ -139,7 +139,7 @@ def step_parts(axes: Axes, result: JSON) -> None:
     axes.set_yticks(list(places), list(words.values()))
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.4 * max(*values, 1e-9))
-    axes.set_xlabel(f"ms, estimated; ranks send one another {size(sent['total_bytes'])} a step")
+    axes.set_xlabel(f"ms, estimated; ranks send one another {format_bytes(sent['total_bytes'])} a step")
     axes.set_title(f"A step of rank {step['critical_rank']}: {step['total_ms']:.3g} ms")
     axes.grid(visible=True, axis="x")
 
@@ -154,7 +154,9 @@ def tables_panel(axes: Axes, result: JSON) -> None:
     for place, table, value in zip(places, shown, values, strict=True):
         parts = f"{table['num_shards']} parts" if table["num_shards"] > 1 else f"rank {table['ranks'][0]}"
         host = ", host memory" if table["kernel"].startswith("fused_uvm") else ""
-        axes.text(value, place, f" {size(value * GIB)}, {table['sharding']}, {parts}{host}", va="center", color=GREY)
+        axes.text(
+            value, place, f" {format_bytes(value * GIB)}, {table['sharding']}, {parts}{host}", va="center", color=GREY
+        )
     axes.set_yticks(places, [t["table"] for t in shown])
     axes.tick_params(axis="y", length=0)
     axes.set(xscale="log", xlabel="GiB on all ranks together")
