@@ -21,6 +21,7 @@ from infnet_rec.data.remote import fetched
 from infnet_rec.data.run_schema import check_managed, one_class_tasks, run_schema, unjudgeable
 from infnet_rec.data.sampler import check_divides, check_fits
 from infnet_rec.data.store import Store
+from infnet_rec.distributed.host import num_cores
 from infnet_rec.errors import Failure, Interrupted, UserError
 from infnet_rec.experiments.process import Job, RunEnded, gpus_here, gpus_of_jobs, shortage, train_in_a_process
 from infnet_rec.experiments.results import all_cells, append_cell, cells_files, newest_of_each, opened
@@ -290,8 +291,7 @@ def _deal_gpus(work: Work) -> None:
 def _job(work: Work) -> Job:
     """What all runs of an experiment have in common."""
     asked, here = work.asked, work.out
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_threads = max(1, cores // (asked.num_jobs * asked.num_ranks)) if asked.num_jobs > 1 else 0
+    num_threads = max(1, num_cores() // (asked.num_jobs * asked.num_ranks)) if asked.num_jobs > 1 else 0
     return Job(work.experiment.config.base, (), here, here, asked.num_ranks, num_threads)
 
 
