@@ -130,7 +130,7 @@ def describe_model(config_path: Path, overrides: Sequence[str], *, ragged: bool)
 
 
 def _lengths(config: RunConfig, data: RunData, *, ragged: bool) -> Tensor:
-    """[F, B]."""
+    """Lengths of histories, int64 [F, B]: full ones, or those of training examples."""
     length = config.data.sequence_length
     if not ragged:
         return full_lengths(len(data.schema.sequences), NUM_EXAMPLES, length)

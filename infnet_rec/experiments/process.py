@@ -106,7 +106,7 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """What is started."""
+        """The command line that is started."""
         ranks = [f"--ranks={self.num_ranks}"] if self.num_ranks > 1 else []
         sets = [f"--set={override}" for override in self.overrides]
         infnet_rec = [sys.executable, "-m", "infnet_rec.cli"]

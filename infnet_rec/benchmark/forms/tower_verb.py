@@ -84,7 +84,7 @@ def slopes(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def fit(points: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Least squares."""
+    """Fits a line by least squares."""
     xs, ys = zip(*points, strict=True)
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
     spread_x = sum((x - mean_x) ** 2 for x in xs)
@@ -124,7 +124,7 @@ def draw_sweep(
 def sweep_figure(
     points: Sequence[Mapping[str, Any]], slopes: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]
 ) -> Figure:
-    """All panels."""
+    """Draws time and memory of each form against the number of events, a column of panels a width."""
     widths = sorted({point["shape"]["width"] for point in points})
     shape = points[0]["shape"]
     threads = f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if machine["device"] == "cpu" else ""

@@ -36,7 +36,7 @@ def draw_stats(report: JSON, path: Path) -> None:
 
 
 def stats_figure(report: JSON) -> Figure:
-    """All six panels."""
+    """Draws all six panels on one figure."""
     title = (
         f"{report['name']}: {report['num_examples']:,} examples of {report['num_users']:,} users "
         f"on {report['num_items']:,} items"
@@ -264,7 +264,7 @@ def _mean(facts: dict[str, Any]) -> str:
 
 
 def _short(value: float) -> str:
-    """1,200,000 as 1.2M."""
+    """A number with a letter for its thousands: 1,200,000 as 1.2M."""
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.4g}{letter}"

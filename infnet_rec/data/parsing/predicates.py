@@ -67,7 +67,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text."""
+    """A text in quotes."""
 
     value: str
 
@@ -96,7 +96,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """IS NULL."""
+    """Whether an operand is null: IS NULL."""
 
     operand: Operand
 
@@ -118,7 +118,7 @@ class Junction:
 
 @dataclass(frozen=True, slots=True)
 class Negation:
-    """NOT."""
+    """The opposite of a condition: NOT."""
 
     part: "Condition"
 

@@ -14,7 +14,7 @@ from infnet_rec.synthetic.kuairand.quirks import Quirks, quirks_of
 from infnet_rec.synthetic.kuairand.schedule import Habits, Rows, random_habits, schedule, shown_clock, standard_habits
 from infnet_rec.synthetic.kuairand.tastes import Moods, video_vectors
 from infnet_rec.synthetic.kuairand.videos import Videos, make_videos
-from infnet_rec.synthetic.plan import Plan
+from infnet_rec.synthetic.plan import Dataset, Plan
 
 CALIBRATION_USERS, CALIBRATION_ROWS = 8_192, 8
 
@@ -160,8 +160,16 @@ def log_columns(world: SmallWorld, low: int, high: int, kind: Kind) -> dict[str,
     shown, video = _shown(world, users, counts, kind, world.quirks[kind].within(low, high))
     rows = shown.rows
     labels = label(shown, leanings(shown, plan.seed), world.intercepts[kind])
-    date, hourmin = shown_clock(rows, plan.dataset)
-    columns = labels | {
+    columns = labels | shown_columns(shown, users, video, kind, plan.dataset)
+    order = rows.source[np.lexsort((rows.time_ms[rows.source], rows.user))]
+    return {name: columns[name][order] for name in LOG_HEADER.split(",")}
+
+
+def shown_columns(shown: Shown, users: Ints, video: Ints, kind: Kind, dataset: Dataset) -> dict[str, Ints]:
+    """The columns of a log that say who was shown which video, when and where; labels are not among them."""
+    rows = shown.rows
+    date, hourmin = shown_clock(rows, dataset)
+    return {
         "user_id": users[rows.user],
         "video_id": video,
         "date": date,
@@ -171,5 +179,3 @@ def log_columns(world: SmallWorld, low: int, high: int, kind: Kind) -> dict[str,
         "is_rand": np.full(len(video), int(kind == "random")),
         "tab": rows.tab,
     }
-    order = rows.source[np.lexsort((rows.time_ms[rows.source], rows.user))]
-    return {name: columns[name][order] for name in LOG_HEADER.split(",")}
