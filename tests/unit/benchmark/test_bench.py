@@ -23,8 +23,8 @@ from infnet_rec.benchmark.forms.forms import (
     ragged_lengths,
 )
 from infnet_rec.benchmark.forms.reference_infnet import LiteralInfnet
-from infnet_rec.benchmark.forms.sweep import fit, slopes
 from infnet_rec.benchmark.forms.tower import clear, count, measure_tower, passes_of
+from infnet_rec.benchmark.forms.tower_verb import fit, slopes
 from infnet_rec.benchmark.samples import alternate
 from infnet_rec.config.model import InfnetConfig
 from infnet_rec.errors import Failure

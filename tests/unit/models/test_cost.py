@@ -14,7 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from infnet_rec import cli
-from infnet_rec.benchmark.forms.cost import OTHERS, cost_of
+from infnet_rec.analysis.model_summary import OTHERS, cost_of
 from infnet_rec.benchmark.forms.reference_infnet import LiteralInfnet
 from infnet_rec.config.baselines import MmoeConfig
 from infnet_rec.config.model import InfnetConfig
