@@ -168,8 +168,8 @@ def part_times(model: DistributedModelParallel, optimizers: Optimizers, batch: B
     marks.append(now_ms(device))
     bags, events = (collection.output_dist(context, found).wait() for collection, context, found in rows)
     marks.append(now_ms(device))
-    means = batch.mean_row_Q, batch.mean_start_P
-    tokens = module.assembly(bags, events, batch.spread_K, batch.lengths_FB, None, *means)
+    counted = batch.mean_row_Q, batch.mean_start_P, batch.repeats
+    tokens = module.assembly(bags, events, batch.spread_K, batch.lengths_FB, None, *counted)
     loss, _ = module.criterion(module.tower(tokens), tokens, batch)
     loss.backward()
     marks.append(now_ms(device))

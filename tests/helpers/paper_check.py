@@ -3,7 +3,6 @@
 Shapes: B examples, M categorical tokens, F sequences, L sequence tokens, T tasks, D width.
 """
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -96,7 +95,7 @@ def check_against_paper(
     model, tokens = make_model(options, groups, dtype), make_tokens(dtype=dtype)
     direction_BT = torch.randn(tokens.lengths_FB.shape[1], NUM_TASKS, dtype=dtype)
     model.precision = precision
-    on_device = Tokens(*(getattr(tokens, f.name).to(device) for f in dataclasses.fields(tokens)))
+    on_device = Tokens(*(part.to(device) for part in (tokens.categorical_BMD, tokens.distinct_XD, tokens.lengths_FB)))
     logits_BT = model.to(device)(on_device)
     assert logits_BT.dtype == dtype
     logits_BT.backward(direction_BT.to(device))

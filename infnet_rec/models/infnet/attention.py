@@ -239,25 +239,30 @@ def check_query(query_BRD: Tensor, token_XD: Tensor, num_examples: int) -> None:
         )
 
 
-def check_lengths(token_LD: Tensor, lengths_FB: Tensor) -> None:
+def check_lengths(token_XD: Tensor, lengths_FB: Tensor, row_L: Tensor | None = None) -> None:
     """Refuses lengths that do not describe the tokens.
 
     On a GPU the sum is compared there, and a wrong one ends the process: to raise here, the GPU would have to be waited
     for in every step. A compiled tower does not compare it.
 
+    Args:
+        token_XD: the tokens, or the rows that they refer to.
+        lengths_FB: see `Tokens`.
+        row_L: see `Tokens`.
+
     Raises:
         UserError: they are on another device, are not [F, B], or on a CPU do not sum to L.
     """
-    if lengths_FB.device != token_LD.device:
+    if lengths_FB.device != token_XD.device:
         raise UserError(
-            f"lengths: are on {lengths_FB.device} and the tokens on {token_LD.device}; move one to the other"
+            f"lengths: are on {lengths_FB.device} and the tokens on {token_XD.device}; move one to the other"
         )
-    if lengths_FB.dim() != 2 or token_LD.dim() != 2:
+    if lengths_FB.dim() != 2 or token_XD.dim() != 2:
         raise UserError(
-            f"lengths: have shape {tuple(lengths_FB.shape)}, the tokens {tuple(token_LD.shape)}; give them (sequences, "
+            f"lengths: have shape {tuple(lengths_FB.shape)}, the tokens {tuple(token_XD.shape)}; give them (sequences, "
             "examples) and (all events, width)"
         )
-    num_tokens = token_LD.shape[0]
+    num_tokens = token_XD.shape[0] if row_L is None else row_L.shape[0]
     if torch.compiler.is_compiling():
         return  # a number that decides what comes next would cut the compiled tower in two
     if is_gpu(lengths_FB.device):
