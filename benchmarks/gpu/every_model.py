@@ -14,7 +14,7 @@ from infnet_rec.data.run_data import RunData
 from infnet_rec.distributed.parallelize import reset_dense
 from infnet_rec.models.ranking_model import RankingModel
 from infnet_rec.models.registry import BASELINES
-from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.planner.tables import meta_model
 from infnet_rec.trainer.build import train_loader
 
 MODELS = ("infnet", *BASELINES)

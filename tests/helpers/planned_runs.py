@@ -6,10 +6,11 @@ from typing import Any
 
 from infnet_rec.data.run_data import open_data
 from infnet_rec.errors import Failure, Refusal, UserError
-from infnet_rec.planner.case import PlanCase, open_source
 from infnet_rec.planner.hardware import load_hardware, parse_cluster
 from infnet_rec.planner.plan_file import PlanFile
-from infnet_rec.planner.run_plan import check_run
+from infnet_rec.planner.run_plan import check_run, open_source, plan_model, planned_run
+from infnet_rec.planner.tables import meta_model
+from infnet_rec.trainer import plan_check
 from infnet_rec.trainer.build import shard_model
 from infnet_rec.trainer.plan_check import compare_plan, result_of
 from sharded_runs import small_config, world_of
@@ -20,7 +21,7 @@ SHOP = ["data.profile='all'", "train.global_batch_size=8", "train.eval_batch_siz
 def make_plan(store: str, *overrides: str, cluster: str = "1x2", hardware: str = "cpu-node") -> PlanFile:
     """What `infnet-rec plan --out` writes."""
     config = small_config(store, [*SHOP, *overrides])
-    return PlanCase(config, open_source(config), parse_cluster(cluster, load_hardware(hardware))).file()
+    return planned_run(config, open_source(config).data(config), parse_cluster(cluster, load_hardware(hardware))).file()
 
 
 def plan_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -> tuple[str, str]:
@@ -28,6 +29,31 @@ def plan_of_run(rank: int, world_size: int, store: str, overrides: list[str]) ->
     config = small_config(store, [*SHOP, *overrides])
     sharded = shard_model(config, open_data(config), world_of(rank, world_size))
     return sharded.plan.text(), repr(sharded.model.plan)
+
+
+def plans_of_all_ways(rank: int, world_size: int, store: str, each: list[list[str]]) -> list[dict[str, str]]:
+    """For each set of overrides the plan, as a file, that the doctor, `plan --check` and the training go by."""
+    kept, found = plan_check.shard_model, []
+    for overrides in each:
+        config = small_config(store, [*SHOP, *overrides])
+        data, world, seen = open_data(config), world_of(rank, world_size), []
+
+        def watched(*arguments: Any) -> Any:
+            sharded = kept(*arguments)
+            seen.append(sharded.plan.text())  # noqa: B023
+            return sharded
+
+        plan_check.shard_model = watched
+        try:
+            compare_plan(config, data, world)
+        finally:
+            plan_check.shard_model = kept
+        heard: list[PlanFile] = []
+        sharded = shard_model(config, data, world, heard.append)
+        assert heard == [sharded.plan], "the preflight hears of the plan that trains"
+        doctors = plan_model(meta_model(config, data), config, data, world)
+        found.append({"check": seen[0], "training": sharded.plan.text(), "doctor": doctors.text()})
+    return found
 
 
 def error_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -> tuple[str, str]:
@@ -43,16 +69,16 @@ def error_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -
 
 def error_of_broken_planner(rank: int, world_size: int, store: str) -> tuple[str, str]:
     """The same where the planner of rank 0 has a bug."""
-    from infnet_rec.planner import case as plan_case
+    from infnet_rec.planner import run_plan
 
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("the planner divided by nothing")
 
-    kept, plan_case.search_plan = plan_case.search_plan, broken
+    kept, run_plan.search_plan = run_plan.search_plan, broken
     try:
         return error_of_run(rank, world_size, store, [])
     finally:
-        plan_case.search_plan = kept
+        run_plan.search_plan = kept
 
 
 def check_of_run(rank: int, world_size: int, store: str, overrides: list[str]) -> dict[str, Any]:

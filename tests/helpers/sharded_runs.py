@@ -15,7 +15,7 @@ from infnet_rec.data.run_data import RunData, open_data
 from infnet_rec.distributed.parallelize import local_shards
 from infnet_rec.distributed.process_group import World
 from infnet_rec.metrics import mean_over_ranks
-from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.planner.tables import meta_model
 from infnet_rec.trainer.build import Sharded, evaluation, shard_model, train_loader
 from infnet_rec.trainer.continue_run import load_initial_weights
 from infnet_rec.trainer.metric_logger import MetricLogger

@@ -15,7 +15,7 @@ import sharded_runs
 from infnet_rec.data.run_data import open_data
 from infnet_rec.distributed.optimizers import TABLES
 from infnet_rec.distributed.parallelize import local_shards
-from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.planner.tables import meta_model
 from infnet_rec.trainer.build import Sharded, shard_model, train_loader
 from sharded_runs import dense_of, run_steps, small_config, world_of
 

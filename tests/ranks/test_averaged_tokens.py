@@ -28,7 +28,7 @@ from infnet_rec.data.store import Store, as_numpy, read_arrow
 from infnet_rec.distributed.process_group import process_group
 from infnet_rec.errors import UserError
 from infnet_rec.models.embeddings import TokenAssembly
-from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.planner.tables import meta_model
 from infnet_rec.planner.workload import batch_shape, traffic_of
 from infnet_rec.schema import EMPTY_SLOT, Schema
 from kiosk import Edit, kiosk

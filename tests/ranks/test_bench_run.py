@@ -83,7 +83,7 @@ def dense_parameters(result: dict[str, Any]) -> int:
 
     from infnet_rec.config.run import RunConfig
     from infnet_rec.data.run_data import open_data
-    from infnet_rec.planner.run_plan import meta_model
+    from infnet_rec.planner.tables import meta_model
 
     config = RunConfig.model_validate_json(json.dumps(result["config"]))
     with torch.device("meta"):

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from infnet_rec import cli
+from infnet_rec.planner.hardware import hardware_here
 
 HERE = Path(__file__).parents[1]
 CONFIG = HERE / "small.toml"
@@ -60,6 +62,18 @@ def test_the_run_directory_is_complete(folder: Path, result: dict[str, Any]) -> 
     assert [r["step"] for r in kinds if r["kind"] == "train"][-1] == result["steps_done"]
     assert {r["split"] for r in kinds if r["kind"] == "eval"} == {"valid", "test", "test_random"}
     assert result["num_ranks"] == 2 and result["examples_per_s"] > 0
+
+
+def test_the_verb_makes_the_plan_of_the_run(folder: Path, tmp_path: Path) -> None:
+    """Told of this machine's memory, `plan --out` writes the run's plan.json byte for byte."""
+    here = hardware_here(torch.device("cpu")).model_dump(exclude_none=True)
+    (tmp_path / "here.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in here.items()))
+    made = infnet_rec(
+        *("plan", CONFIG, "--set", f"data.store={folder / 'store'}", "-j", "1x2"),
+        *("--hardware", tmp_path / "here.toml", "--out", tmp_path / "plan.json"),
+    )
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "plan.json").read_bytes() == (folder / "run" / "plan.json").read_bytes()
 
 
 def test_it_learns(result: dict[str, Any]) -> None:

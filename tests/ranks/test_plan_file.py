@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import planned_runs
+import sharded_runs
+from infnet_rec import cli
 from infnet_rec.data.run_data import open_data
 from infnet_rec.errors import Refusal, UserError
 from infnet_rec.planner.plan_file import PlanFile, fingerprint_differences, read_plan, write_plan
@@ -148,6 +151,32 @@ def test_training_without_a_plan_makes_the_one_that_plan_would(plan: PlanFile, s
     assert first == second == (plan.text(), repr(plan.sharding_plan()))
 
 
+ALIKE = {
+    "as it is": [],
+    "rules": ["sharding.tables=[{match='sku', sharding='table_wise'}, {match='age', precision='fp16'}]"],
+    "another reserve": ["train.global_batch_size=64", "model.width=16", "data.loader_threads=3", "data.read_ahead=9"],
+    "another model": ["model={name='mmoe', width=8}", "train.dense.optimizer='adagrad'"],
+}
+
+
+def test_every_way_to_a_plan_gives_the_same_bytes(store: str, ranks: RankPair, tmp_path: Path) -> None:
+    """The verb's file, and the plans of the check, the doctor and the training on the hardware that the verb was told
+    of: reserves are in it, as what is left of every rank's memory."""
+    hardware = str(planned_runs.small_hardware(tmp_path, 24.0))
+    each = [[*overrides, f"sharding.hardware='{hardware}'"] for overrides in ALIKE.values()]
+    first, second = ranks(planned_runs.plans_of_all_ways, store, each, timeout_s=200)
+    texts = []
+    for name, overrides, found, other in zip(ALIKE, each, first, second, strict=True):
+        out = tmp_path / f"{name.replace(' ', '-')}.json"
+        sets = [f"--set={override}" for override in (f"data.store='{store}'", *planned_runs.SHOP, *overrides)]
+        words = ["plan", str(sharded_runs.CONFIG), "-j", "1x2", *sets, "--out", str(out)]
+        assert CliRunner().invoke(cli.app, words).exit_code == 0, name
+        assert {*found.values(), *other.values()} == {out.read_text()}, name
+        texts.append(out.read_text())
+    free = [json.loads(text)["ranks"][0]["host_free_bytes"] for text in texts]
+    assert len(set(free)) == len(ALIKE), "what is reserved depends on the run"
+
+
 @pytest.mark.parametrize(("host_gib", "answer"), [(1.0, "DoesNotFit"), (4.0, "")])
 def test_what_the_verb_says_of_memory_training_says_too(
     host_gib: float, answer: str, store: str, ranks: RankPair, tmp_path: Path
@@ -181,7 +210,7 @@ def test_a_fault_or_a_bug_on_rank_0_leaves_no_rank_waiting(
 ) -> None:
     write_plan(tmp_path / "plan.json", make_plan(store, cluster="1x4"))
     faults = ranks(planned_runs.error_of_run, store, [f"sharding.plan='{tmp_path / 'plan.json'}'"], timeout_s=60)
-    assert [kind for kind, _ in faults] == ["Fault", "Fault"] and faults[0][1] == faults[1][1]
+    assert [kind for kind, _ in faults] == ["UserError", "UserError"] and faults[0][1] == faults[1][1]
     bugs = ranks(planned_runs.error_of_broken_planner, store, timeout_s=60)
     assert bugs[0] == ("ZeroDivisionError", "the planner divided by nothing")
     assert bugs[1] == ("Failure", "rank 0: ZeroDivisionError: the planner divided by nothing")

@@ -9,9 +9,8 @@ import pytest
 from infnet_rec.benchmark.exchange import Exchange
 from infnet_rec.config.load import load_config
 from infnet_rec.data.run_data import open_data
-from infnet_rec.planner.case import PlanCase, open_source
 from infnet_rec.planner.plan import TablePlan
-from infnet_rec.planner.run_plan import run_cluster
+from infnet_rec.planner.run_plan import open_source, plan_request, run_cluster
 from infnet_rec.planner.step_time import traffic_bytes
 from infnet_rec.trainer.build import shard_model, train_loader
 from rank_pair import RankPair
@@ -47,10 +46,10 @@ def test_two_ranks_send_what_a_plan_says(way: str, ranks: RankPair, small_store:
     answers = ranks(exchanged, str(small_store), overrides)
     (_, _, planned, cluster), _ = answers
     config = load_config(SMALL, [f"data.store={small_store}", *overrides])
-    case = PlanCase(config, open_source(config), cluster)
+    request = plan_request(config, open_source(config).data(config), cluster)
     tables = [TablePlan(*(getattr(t, k) for k in TablePlan.__dataclass_fields__)) for t in planned]
-    traffic = dict(case.workload.traffic)
-    for name in case.shape.distinct:
+    traffic = dict(request.workload.traffic)
+    for name in request.shape.distinct:
         # Of this batch, not of the usual one.
         mean = sum(distinct[name] for _, distinct, _, _ in answers) / 2 / 64
         traffic[name] = replace(traffic[name], mean_lookups=(mean,))

@@ -24,7 +24,8 @@ from infnet_rec.distributed.process_group import (
 from infnet_rec.metrics import mean_over_ranks
 from infnet_rec.models.ranking_model import RankingModel
 from infnet_rec.models.registry import table_width
-from infnet_rec.planner.run_plan import check_run, meta_model
+from infnet_rec.planner.run_plan import check_run
+from infnet_rec.planner.tables import meta_model
 from infnet_rec.trainer.build import shard, train_loader
 
 Dedup = Literal["distinct", "every_token"]

@@ -19,7 +19,8 @@ from infnet_rec.distributed.process_group import World
 from infnet_rec.errors import UserError
 from infnet_rec.models.infnet.options import InfnetOptions
 from infnet_rec.models.registry import BASELINES, table_width
-from infnet_rec.planner.run_plan import check_run, meta_model
+from infnet_rec.planner.run_plan import check_run
+from infnet_rec.planner.tables import meta_model
 
 SMALL = Path(__file__).parents[2] / "small.toml"
 QUICKSTART = ROOT / "configs" / "quickstart.toml"

@@ -9,18 +9,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from infnet_rec.config.load import load_config
 from infnet_rec.distributed.optimizers import DenseName, dense_optimizer
-from infnet_rec.planner.case import PlanCase, open_source
 from infnet_rec.planner.hardware import load_hardware, parse_cluster
 from infnet_rec.planner.op_counter import OpCounter
+from infnet_rec.planner.run_plan import PlanRequest, open_source, plan_request
 
 ROOT = Path(__file__).parents[3]
 MOST = 400
 
 
-def case_of(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> PlanCase:
+def request_of(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> PlanRequest:
     monkeypatch.chdir(ROOT)
     config = load_config(Path("configs/kuairand_27k_h100.toml"), overrides)
-    return PlanCase(config, open_source(config), parse_cluster("4x8", load_hardware("h100")))
+    return plan_request(config, open_source(config).data(config), parse_cluster("4x8", load_hardware("h100")))
 
 
 def optimizer_launches(model: nn.Module, name: DenseName, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -43,11 +43,11 @@ def optimizer_launches(model: nn.Module, name: DenseName, monkeypatch: pytest.Mo
 def test_a_step_asks_for_at_most_400_kernels(readout: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Token assembly, tower, loss, backward pass, clipping and dense optimizer; a gradient is added to each parameter,
     as often as data-parallel training copies one."""
-    case = case_of(monkeypatch, f"model.readout='{readout}'", f"train.precision='{precision}'")
-    assert case.local_batch_size == 2048
-    step = case.tower.num_operators
-    optimizer = optimizer_launches(case.model.tower, "adam", monkeypatch)
-    num_parameters = len(list(case.model.tower.parameters()))
+    request = request_of(monkeypatch, f"model.readout='{readout}'", f"train.precision='{precision}'")
+    assert request.local_batch_size == 2048
+    step = request.tower.num_operators
+    optimizer = optimizer_launches(request.model.tower, "adam", monkeypatch)
+    num_parameters = len(list(request.model.tower.parameters()))
     print(readout, precision, step, optimizer)
     assert step > num_parameters + 100, "the backward pass was counted"
     assert 5 < optimizer < 30

@@ -24,8 +24,8 @@ from infnet_rec.planner.dense_cost import BATCHES_ON_DEVICE, TowerCost, dense_me
 from infnet_rec.planner.hardware import Cluster, load_hardware
 from infnet_rec.planner.op_counter import OpCounter
 from infnet_rec.planner.plan import Times
-from infnet_rec.planner.run_plan import meta_model
 from infnet_rec.planner.step_time import all_reduce_bytes, step_time
+from infnet_rec.planner.tables import meta_model
 from infnet_rec.planner.workload import BatchShape, batch_shape, traffic_of, truncated_mean
 from infnet_rec.trainer.build import train_loader
 

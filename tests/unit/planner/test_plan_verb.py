@@ -49,7 +49,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_hints(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of something else: each hint is a plan more."""
-    monkeypatch.setattr("infnet_rec.planner.verb.hints", lambda inquiry, case: [])
+    monkeypatch.setattr("infnet_rec.planner.report.advice.hints", lambda inquiry, run: [])
 
 
 def invoke(*words: object) -> Any:
