@@ -190,6 +190,41 @@ def _tree(text: str) -> ast.Module:
     return ast.parse(text)
 
 
+IMPORT_IN_A_STRING = re.compile(r"^\s*(?:\S.*; )?from ([a-z_]+(?:\.[a-z_]+)+) import ([\w, ]+)$", re.MULTILINE)
+
+
+def lost_names(sources: Sources) -> Iterator[str]:
+    """What child programs, which are strings, import and the sources have no longer."""
+    known = _modules(tuple(sources))
+    of = {_module(name): name for name in sources}
+    roots = {module.partition(".")[0] for module in known if "." in module}
+    for name, text in sources.items():
+        for node in _nodes(text, ast.Constant):
+            for module, words in IMPORT_IN_A_STRING.findall(node.value) if isinstance(node.value, str) else ():
+                if module.partition(".")[0] not in roots:
+                    continue
+                for word in (word.partition(" as ")[0].strip() for word in words.split(",")):
+                    there = f"{module}.{word}" in known or (
+                        module in known and word in _names_at_top(sources[of[module]])
+                    )
+                    if not there:
+                        yield f"{name}:{node.lineno}: from {module} import {word}"
+
+
+@functools.cache
+def _names_at_top(text: str) -> frozenset[str]:
+    """What a module defines, assigns or imports at its top, within `if` and `try` too."""
+    found: set[str] = set()
+    for node in ast.walk(_tree(text)):
+        if isinstance(node, Function | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+    return frozenset(found)
+
+
 def _module(name: str) -> str:
     return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
@@ -291,6 +326,7 @@ BROKEN = [
     (undescribed_parameters, {"a.py": "class A:\n    def f(self, a, b, c):\n        'Does it.'"}),
     (short_docstrings, {"a.py": "def f():\n    'Does it well.'"}),
     (circles, {"a/b.py": "import a.c", "a/c.py": "from a.d import x", "a/d.py": "from a import b"}),
+    (lost_names, {"a/b.py": "x = 1", "a/c.py": "CHILD = 'import sys\\nfrom a.b import x, y\\n'"}),
     (machine_paths_and_registries, {"a.md": "see /" + "home/ada/data"}),
     (machine_paths_and_registries, {"a.py": 'path = "/' + 'root/x"'}),
     (machine_paths_and_registries, {"a.txt": "--index" + "-url https://x"}),
@@ -303,7 +339,8 @@ SOUND = {
     "rooms/large.py": "import rooms.small\n" + "x = 1\n" * 99,
     "rooms/small.py": "def f():\n    'What it gives back.'\n    import rooms.large",
     "rooms/described.py": "def f(a, b, c):\n    'Does what its name says.\\n\\n    Args:\\n        a: the first.'",
-    "third.py": "import rooms.small",
+    "third.py": "import rooms.small\nCHILD = 'from rooms.small import f\\nfrom rooms import small'",
+    "fourth.py": "CHILD = 'from os.path import lost'",
     "a.py": "x = 1\n" * 700,
     "small.py": "x = 1\n" * 2,
     "smaller.py": "x = 1\n" * 2,
@@ -398,6 +435,10 @@ def test_what_is_still_to_be_written_becomes_less(rule, most: int) -> None:
 
 def test_what_users_type_is_what_it_was() -> None:
     assert surface() == (ROOT / "tests" / "golden" / "surface.txt").read_text(encoding="utf-8")
+
+
+def test_child_programs_import_what_there_is() -> None:
+    assert not list(lost_names(_sources(*CODE_FOLDERS, "tests")))
 
 
 @pytest.mark.parametrize("rule", [long_files, large_functions, vague_names])
