@@ -10,7 +10,7 @@ from experiment_files import SEARCH, TWO, written
 from infnet_rec.config.experiment import grid_size, key_of, load_experiment, override_of
 from infnet_rec.config.load import make_config
 from infnet_rec.config.model import InfnetConfig
-from infnet_rec.config.run import RunConfig
+from infnet_rec.config.run import RunConfig, run_config
 from infnet_rec.config.toml import read_toml
 from infnet_rec.config.train import hasty_patience
 from infnet_rec.errors import UserError
@@ -62,7 +62,7 @@ def test_an_option_that_a_later_version_adds_leaves_a_key_as_it_was(tmp_path: Pa
 
 def test_models_have_keys_of_their_own() -> None:
     """Nothing but the names differs."""
-    configs = [RunConfig.model_validate({"data": {"store": "x"}, "model": {"name": name}}) for name in MODELS]
+    configs = [run_config().model_validate({"data": {"store": "x"}, "model": {"name": name}}) for name in MODELS]
     assert len({key_of(config) for config in configs}) == len(MODELS) == 13
 
 
