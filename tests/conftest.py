@@ -67,6 +67,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(folder)
         if item.get_closest_marker("real") or any(_is_slow(item, mark) for mark in item.iter_markers("slow")):
             item.add_marker("rest")
+            # Beside other work, a minute becomes some.
+            item.add_marker(pytest.mark.timeout(1200))
         for mark in item.iter_markers("slow"):
             cases = {case for names in mark.kwargs.values() for case in names}
             named.setdefault(item.nodeid.partition("[")[0], cases).discard(_case(item))

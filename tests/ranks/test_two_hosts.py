@@ -19,6 +19,7 @@ import pytest
 
 from infnet_rec.checkpoint.store import CheckpointStore
 from infnet_rec.launcher.launch import write_launch
+from lanes import cannot_start
 from rank_pair import RankPair
 from resumed_runs import train_run
 from sharded_runs import CONFIG
@@ -101,7 +102,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host
         with two_hosts(tmp_path_factory.mktemp("hosts")) as pair:
             yield pair
     except NotHere as reason:
-        pytest.skip(str(reason))
+        cannot_start(str(reason))
 
 
 @pytest.fixture
