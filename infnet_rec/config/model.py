@@ -4,7 +4,7 @@ A model's section is what its tower is built from: `infnet_rec.models.registry` 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import Field, model_validator
 
@@ -76,7 +76,7 @@ class ModelConfig(StrictModel):
     table_std: Positive = 0.01
     tables: dict[str, ManagedTable] = Field(default_factory=dict)
     compile: bool = False
-    name: str
+    name: Any  # a Literal in every section of its own
 
 
 Section = TypeVar("Section", bound=ModelConfig)
