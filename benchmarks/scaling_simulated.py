@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infnet_rec.config.load import load_config
-from infnet_rec.planner.case import PlanCase, Source, open_source
 from infnet_rec.planner.hardware import Cluster, load_hardware, parse_cluster
 from infnet_rec.planner.plan import DoesNotFit
+from infnet_rec.planner.run_plan import PlannedRun, PlanRequest, PlanSource, open_source, planned_run
 from infnet_rec.planner.step_time import StepTime
 
 Kind = Literal["weak", "strong"]
@@ -187,56 +187,57 @@ def simulate(
 
 
 def _row(
-    config_path: Path, source: Source, cluster: Cluster, batch: int, loader: Loader | None, latency: Latency
+    config_path: Path, source: PlanSource, cluster: Cluster, batch: int, loader: Loader | None, latency: Latency
 ) -> JSON:
     config = load_config(config_path, [f"train.global_batch_size={batch}"])
-    case = PlanCase(config, source, cluster)
-    step = step_of(case, loader, latency)
-    ways = sorted({(table.collection, table.sharding) for table in case.planned.tables})
+    run = planned_run(config, source.data(config), cluster)
+    step = step_of(run, loader, latency)
+    ways = sorted({(table.collection, table.sharding) for table in run.planned.tables})
     return {
-        "local_batch_size": case.local_batch_size,
-        "ids_per_example": ids_per_example(case),
+        "local_batch_size": run.request.local_batch_size,
+        "ids_per_example": ids_per_example(run.request),
         "shardings": [f"{collection} {sharding}" for collection, sharding in ways],
         **step.row(),
         "examples_per_s": batch / step.total_ms * 1e3,
         "planned_examples_per_s": batch / step.planned.total_ms * 1e3,
-        "sent_bytes_per_rank": case.sent.total_bytes / cluster.world_size,
+        "sent_bytes_per_rank": run.sent.total_bytes / cluster.world_size,
     }
 
 
-def step_of(case: PlanCase, loader: Loader | None, latency: Latency) -> Step:
+def step_of(run: PlannedRun, loader: Loader | None, latency: Latency) -> Step:
     """The planner's step and what is assumed besides."""
-    cluster, group = case.cluster, case.group
-    ways = sorted({(table.collection, table.sharding) for table in case.planned.tables})
+    request = run.request
+    cluster, group = request.cluster, request.group
+    ways = sorted({(table.collection, table.sharding) for table in run.planned.tables})
     exchanges_us = 2 * latency.exchange(ways, group.num_nodes, group.ranks_per_node)
-    buckets = 1 + math.ceil(max(0, case.dense.gradient_bytes - FIRST_BUCKET_BYTES) / BUCKET_BYTES)
+    buckets = 1 + math.ceil(max(0, request.dense.gradient_bytes - FIRST_BUCKET_BYTES) / BUCKET_BYTES)
     reduce_us = buckets * latency.all_reduce(cluster.num_nodes, cluster.ranks_per_node)
     # All lengths of batches once, then lengths and ids of each way of sharding.
     inputs_us = (1 + 2 * len(ways)) * latency.all_to_all(group.num_nodes, group.ranks_per_node)
     return Step(
-        planned=case.step,
+        planned=run.step,
         latency_ms=(exchanges_us + reduce_us) / US_PER_MS,
-        input_ms=_ids_ms(case) + inputs_us / US_PER_MS,
+        input_ms=_ids_ms(run) + inputs_us / US_PER_MS,
         loader_ms=0.0
         if loader is None
-        else loader.batch_ms(case.local_batch_size, ids_per_example(case), case.config.data.loader_threads),
+        else loader.batch_ms(request.local_batch_size, ids_per_example(request), request.config.data.loader_threads),
     )
 
 
-def ids_per_example(case: PlanCase) -> float:
+def ids_per_example(request: PlanRequest) -> float:
     """Before repeats are named once, which is what the loader reads."""
-    return sum(case.shape.ids_M) + sum(case.shape.tokens.values()) / case.local_batch_size
+    return sum(request.shape.ids_M) + sum(request.shape.tokens.values()) / request.local_batch_size
 
 
-def _ids_ms(case: PlanCase) -> float:
+def _ids_ms(run: PlannedRun) -> float:
     """Ids of a rank's examples on the slowest link.
 
     By our own count of bytes: TorchRec's estimate lets every row shard be sent all ids of all ranks, though a rank gets
     only those of its rows; on 1,024 GPUs that is a thousand times too much.
     """
-    hardware = case.cluster.hardware
-    slowest = hardware.inter_node_gb_per_s if case.group.num_nodes > 1 else hardware.intra_node_gb_per_s
-    return case.sent.id_bytes / case.cluster.world_size / (slowest * 1e6)
+    hardware = run.request.cluster.hardware
+    slowest = hardware.inter_node_gb_per_s if run.request.group.num_nodes > 1 else hardware.intra_node_gb_per_s
+    return run.sent.id_bytes / run.request.cluster.world_size / (slowest * 1e6)
 
 
 def assumptions(found: JSON) -> list[str]:

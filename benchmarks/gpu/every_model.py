@@ -14,7 +14,7 @@ from infnet_rec.config.run import RunConfig
 from infnet_rec.data.run_data import RunData
 from infnet_rec.distributed.parallelize import reset_dense
 from infnet_rec.models.ranking_model import RankingModel
-from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.planner.tables import meta_model
 from infnet_rec.trainer.build import train_loader
 
 MODELS = tuple(model_sections())

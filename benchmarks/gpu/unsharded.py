@@ -17,7 +17,7 @@ from infnet_rec.config.run import RunConfig
 from infnet_rec.data.run_data import RunData
 from infnet_rec.distributed.optimizers import TABLES
 from infnet_rec.distributed.process_group import World
-from infnet_rec.planner.run_plan import meta_model
+from infnet_rec.planner.tables import meta_model
 from infnet_rec.trainer.build import train_loader
 
 EPS, BETA1, BETA2 = 1e-8, 0.9, 0.999

@@ -33,7 +33,8 @@ from infnet_rec.launcher.rank_environment import read_rank_environment
 from infnet_rec.metrics import mean_over_ranks
 from infnet_rec.models.registry import table_width
 from infnet_rec.planner.dense_cost import TowerCost, tower_cost
-from infnet_rec.planner.run_plan import check_run, meta_model
+from infnet_rec.planner.run_plan import check_run
+from infnet_rec.planner.tables import meta_model
 from infnet_rec.planner.workload import batch_shape
 from infnet_rec.trainer.build import shard_model, train_loader
 from infnet_rec.trainer.metric_logger import write_json

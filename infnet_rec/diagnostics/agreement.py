@@ -73,7 +73,7 @@ def code(package: Path) -> dict[str, str]:
 
 
 def versions(world: World) -> dict[str, str]:
-    """Of what computes."""
+    """Versions of the packages that compute, and the kind of device."""
     found = {"python": ".".join(platform.python_version_tuple()[:2]), "device": world.device.type}
     for package in PACKAGES:
         try:

@@ -28,7 +28,8 @@ from infnet_rec.distributed.process_group import (
 from infnet_rec.errors import Refusal
 from infnet_rec.launcher.rank_environment import is_rank
 from infnet_rec.planner.plan_file import PlanFile
-from infnet_rec.planner.run_plan import check_run, meta_model, plan_model
+from infnet_rec.planner.run_plan import check_run, plan_model
+from infnet_rec.planner.tables import meta_model
 
 
 def doctor_ranks(config_path: Path | None, overrides: Sequence[str], *, json: bool) -> int:

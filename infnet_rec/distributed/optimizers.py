@@ -170,7 +170,7 @@ class Optimizers:
         return max([int(kernel.iter.item()) for kernel in self._kernels], default=0)
 
     def set_kernel_steps(self, count: int) -> None:
-        """Sets that count."""
+        """Sets the count of steps that fused kernels keep."""
         for kernel in self._kernels:
             kernel.set_optimizer_step(count)
             kernel.iter_cpu.fill_(count)

@@ -142,6 +142,10 @@ def _name_addresses() -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
+# Errors of rank 0 that the other ranks raise as well.
+TOLD = (UserError, Refusal, Failure)
+
+
 def broadcast_from_rank0(world: World, make: Callable[[], str]) -> str:
     """Runs `make` on rank 0 and gives all ranks what it returns, or what it raises: no rank is left waiting.
 
@@ -157,7 +161,7 @@ def broadcast_from_rank0(world: World, make: Callable[[], str]) -> str:
             answer = ["made", make()]
         except Exception as raised:
             error = raised
-            kind = next((kind for kind in (UserError, Refusal, Failure) if isinstance(raised, kind)), None)
+            kind = next((kind for kind in TOLD if isinstance(raised, kind)), None)
             answer = [kind.__name__, str(raised)] if kind else ["", f"rank 0: {type(raised).__name__}: {raised}"]
     # Collective: the other ranks wait here for as long as rank 0 takes, so it comes here whatever happens.
     dist.broadcast_object_list(answer, src=0)
@@ -165,7 +169,7 @@ def broadcast_from_rank0(world: World, make: Callable[[], str]) -> str:
         raise error
     outcome, text = answer
     if outcome != "made":
-        raise {"Fault": UserError, "Refusal": Refusal}.get(outcome, Failure)(text)
+        raise next((kind for kind in TOLD if kind.__name__ == outcome), Failure)(text)
     return text
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,11 @@ from infnet_rec.config.toml import StrictModel, read_json, validate_model
 from infnet_rec.errors import UserError
 from infnet_rec.experiments import report_plot, report_text
 from infnet_rec.experiments.paper import is_of_that_size, numbers_of
-from infnet_rec.experiments.report_rows import METRICS, Row, check_cells, compared, complete, rows_of, tasks_of
+from infnet_rec.experiments.report_rows import METRICS, Results, Row, check_cells, compared, complete, rows_of, tasks_of
 from infnet_rec.experiments.results import CELLS, EXPERIMENT, all_cells, newest_of_each
 from infnet_rec.files import PNG, Kind, named_faults, try_file, try_folder, write_text
 
 JSON = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """What there is of an experiment.
-
-    Attributes:
-        cells: the newest line of every cell, in the order of the experiment, not of the clock.
-        missing: `variant`, `label` and `setting` of those that the experiment names and that have no cell.
-        missing_seeds: those that the experiment names and that no cell has.
-        generated: whether a note says that the dataset's rows are generated ones.
-    """
-
-    cells: list[JSON]
-    missing: list[JSON]
-    missing_seeds: list[int]
-    generated: bool
 
 
 class _Dataset(StrictModel):

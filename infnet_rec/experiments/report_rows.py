@@ -21,6 +21,23 @@ JSON = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Results:
+    """What there is of an experiment.
+
+    Attributes:
+        cells: the newest line of every cell, in the order of the experiment, not of the clock.
+        missing: `variant`, `label` and `setting` of those that the experiment names and that have no cell.
+        missing_seeds: those that the experiment names and that no cell has.
+        generated: whether a note says that the dataset's rows are generated ones.
+    """
+
+    cells: list[JSON]
+    missing: list[JSON]
+    missing_seeds: list[int]
+    generated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A line of the table: one variant, or the separate models of a label, one a task.
 
@@ -39,7 +56,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """Label and setting."""
+        """The label with its setting."""
         return f"{self.label} ({self.setting})" if self.setting else self.label
 
     def values(self, task: str, metric: str, split: str = "test") -> list[float]:
@@ -47,7 +64,7 @@ class Row:
         return [cell["metrics"][split][task][metric] for cell in self.cells_of.get(task, [])]
 
     def mean(self, task: str, metric: str, split: str = "test") -> float | None:
-        """Over seeds."""
+        """The mean over seeds; None where there are no values."""
         values = self.values(task, metric, split)
         return statistics.fmean(values) if values else None
 

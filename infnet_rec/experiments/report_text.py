@@ -8,20 +8,16 @@ from typing import Any
 import numpy as np
 
 from infnet_rec.experiments.paper import PaperNumber
-from infnet_rec.experiments.report import Results
-from infnet_rec.experiments.report_rows import TITLES, Row, best_of_column, complete, tasks_of
+from infnet_rec.experiments.report_rows import TITLES, Results, Row, best_of_column, complete, tasks_of
 from infnet_rec.experiments.significance import kendall, spearman
 
 SHOWN = ("auc", "gauc")
 Paper = Mapping[tuple[str, str, str], PaperNumber]
 
 MADE_BY = "Made by `infnet-rec report`"
-
-MADE_BY = "Made by `infnet-rec report`"
-JSON = dict[str, Any]
-
-
 ONE_SEED = "One seed says nothing about another training run"
+
+JSON = dict[str, Any]
 
 
 def report_heading(results: Results, rows: Sequence[Row]) -> list[str]:

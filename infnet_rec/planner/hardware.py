@@ -1,22 +1,25 @@
 """What a cluster is made of: memory, bandwidths and prices, by name from a small catalogue or from one's own file.
 
-The catalogue is one TOML file a kind of node in `catalogue/`; each says where its numbers come from. No torch here:
-`planning/topology.py` turns a cluster into TorchRec's terms.
+The catalogue is one TOML file a kind of node in `catalogue/`; each says where its numbers come from. No torch here, so
+that slips of the pen are found at once; `search/estimates.py` turns a cluster into TorchRec's terms.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from infnet_rec.config.ranges import NotNegative, Positive
 from infnet_rec.config.toml import StrictModel, read_toml, validate_model
-from infnet_rec.distributed.process_group import World
 from infnet_rec.errors import UserError, did_you_mean
 from infnet_rec.launcher.job import parse_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from infnet_rec.distributed.process_group import World
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 GIB = 2**30
@@ -149,7 +152,7 @@ def parse_cluster(text: str, hardware: Hardware) -> Cluster:
     return Cluster(hardware, size.max_nodes, size.ranks_per_node)
 
 
-def cluster_of(hardware: Hardware, world: World) -> Cluster:
+def cluster_of(hardware: Hardware, world: "World") -> Cluster:
     """The ranks of this run on such nodes.
 
     Raises:
@@ -190,11 +193,13 @@ LARGE_A100_GIB = 60.0
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def hardware_here(device: torch.device) -> Hardware:
+def hardware_here(device: "torch.device") -> Hardware:
     """What this rank runs on."""
     host_gib = _host_memory_bytes() / GIB
     if device.type != "cuda":
         return load_hardware("cpu-node").model_copy(update={"host_memory_gib": host_gib})
+    import torch
+
     found = torch.cuda.get_device_properties(device)
     hbm_gib = found.total_memory / GIB
     known = next((name for part, name in GPUS.items() if part in found.name.upper()), None)

@@ -158,6 +158,11 @@ class RankLoad:
     host_free_bytes: int
 
 
+def critical_rank(ranks: Iterable[RankLoad]) -> RankLoad:
+    """The slowest, which the others wait for; of several the first."""
+    return max(ranks, key=lambda load: (load.times.total_ms, -load.rank))
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A plan that fits.
@@ -179,7 +184,7 @@ class Planned:
     @property
     def critical(self) -> RankLoad:
         """The rank that the others wait for."""
-        return max(self.ranks, key=lambda load: (load.times.total_ms, -load.rank))
+        return critical_rank(self.ranks)
 
     @property
     def critical_ms(self) -> float:

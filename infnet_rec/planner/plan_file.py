@@ -30,7 +30,7 @@ from infnet_rec.config.toml import StrictModel, read_json, validate_model
 from infnet_rec.errors import UserError
 from infnet_rec.files import write_text
 from infnet_rec.planner.hardware import Cluster, Device
-from infnet_rec.planner.plan import Planned, PlannedShard, RankLoad, TablePlan
+from infnet_rec.planner.plan import Planned, PlannedShard, RankLoad, TablePlan, critical_rank
 from infnet_rec.planner.request import Collection, Kernel, Precision, Sharding
 
 # The CUDA and the CPU build of fbgemm are one version of one library.
@@ -221,6 +221,11 @@ class PlanFile(StrictModel):
     local_batch_size: int
     tables: tuple[PlannedTable, ...]
     ranks: tuple[RankLoad, ...]
+
+    @property
+    def critical(self) -> RankLoad:
+        """The rank that the others wait for."""
+        return critical_rank(self.ranks)
 
     def sharding_plan(self) -> ShardingPlan:
         """What `DistributedModelParallel` takes; with replica groups, the plan of one group."""

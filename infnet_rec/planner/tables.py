@@ -15,8 +15,15 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
 
+from infnet_rec.config.run import RunConfig
+from infnet_rec.data.run_data import RunData
 from infnet_rec.errors import UserError, did_you_mean
-from infnet_rec.planner.request import FREE, Collection, Controls, Precision, TableControl, TableTraffic, Workload
+from infnet_rec.models.dynamic_tables import make_managed
+from infnet_rec.models.embeddings import TokenAssembly, make_bags, make_events
+from infnet_rec.models.ranking_model import MultiTaskLoss, RankingModel
+from infnet_rec.models.registry import make_tower, table_width
+from infnet_rec.planner.request import FREE, Collection, Controls, Precision, TableControl, TableTraffic
+from infnet_rec.planner.table_rules import precisions_of
 
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -72,9 +79,18 @@ def plain_sharders() -> list[ModuleSharder[Any]]:
 
 
 def read_tables(
-    model: nn.Module, workload: Workload, controls: Controls, sharders: Iterable[ModuleSharder[Any]]
+    model: nn.Module,
+    traffic: Mapping[str, TableTraffic],
+    controls: Controls,
+    sharders: Iterable[ModuleSharder[Any]],
 ) -> tuple[ModelTable, ...]:
     """All tables that the sharders will shard, bags first.
+
+    Args:
+        model: any module that holds embedding collections.
+        traffic: how often each table is read, by name.
+        controls: what tables may do, by name.
+        sharders: of the collections that count.
 
     Raises:
         UserError: a control or a table's traffic has no counterpart; two tables share a name.
@@ -93,9 +109,9 @@ def read_tables(
                 raise UserError(
                     f"table {name!r} stands in two collections; TorchRec plans by name, so names must be unique"
                 )
-            if name not in workload.traffic:
+            if name not in traffic:
                 raise UserError(f"table {name!r}: nothing says how often it is read; give its traffic")
-            tables[name] = _table(name, path, module, weight, workload.traffic[name], controls.get(name, FREE))
+            tables[name] = _table(name, path, module, weight, traffic[name], controls.get(name, FREE))
     for name in controls:
         if name not in tables:
             raise UserError(f"table {name!r}: is not in the model{did_you_mean(name, tables)}; it has {_some(tables)}")
@@ -128,3 +144,15 @@ def _some(names: Iterable[str], most: int = 8) -> str:
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
+
+
+def meta_model(config: RunConfig, data: RunData) -> RankingModel:
+    """The whole model on the meta device: nothing is allocated."""
+    schema, width = data.schema, table_width(config, data.schema)
+    with torch.device("meta"):
+        tower = make_tower(config, schema)
+        criterion = MultiTaskLoss(config.train.loss, data.task_names)
+    half = [name for name, precision in precisions_of(config, schema).items() if precision == "fp16"]
+    bags, events = make_bags(schema, width, half), make_events(schema, width, half)
+    managed = make_managed(schema, width, config.model.table_std)
+    return RankingModel(bags, events, TokenAssembly(schema, width), tower, criterion, managed)

@@ -1,26 +1,31 @@
-"""`infnet-rec plan`: does it fit, how is it laid out, and how long is a step. No process group, GPU or data."""
+"""`infnet-rec plan`: does it fit, how is it laid out, and how long is a step. No process group, GPU or data.
+
+A command line is checked before torch is imported, so that slips of the pen are found at once; what plans is imported
+by the functions that need it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import read_json
-from infnet_rec.data.inspect.plot import check_destination
-from infnet_rec.data.inspect.stats_text import aligned
-from infnet_rec.distributed.process_group import silence_third_party_warnings
+from infnet_rec.console import aligned
 from infnet_rec.errors import Refusal, UserError
 from infnet_rec.files import try_file
-from infnet_rec.planner.case import PlanCase, open_source
 from infnet_rec.planner.hardware import Cluster, load_hardware, parse_cluster
-from infnet_rec.planner.plan import DoesNotFit
-from infnet_rec.planner.plan_file import read_plan, write_plan
-from infnet_rec.planner.report import diff
-from infnet_rec.planner.report import plot as plan_plot
-from infnet_rec.planner.report.advice import Inquiry, fits, found, hints, refuse_plan
-from infnet_rec.planner.report.facts import plan_report
+from infnet_rec.plotting import check_picture
+
+if TYPE_CHECKING:
+    from infnet_rec.planner.plan import DoesNotFit
+    from infnet_rec.planner.report.advice import Inquiry
+    from infnet_rec.planner.run_plan import PlanRequest
+
+GIB = 2**30
+
+JSON = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +87,6 @@ def check_plan_destination(path: Path) -> None:
         raise UserError(f"--out {path}: exists and is not a plan, so it is left alone; name another")
 
 
-GIB = 2**30
-
-JSON = dict[str, Any]
-
-
 def make_plan_report(asked: PlanArgs, *, out: Path | None = None, plot: Path | None = None) -> JSON:
     """Plans a run, and some others to compare it with.
 
@@ -99,24 +99,31 @@ def make_plan_report(asked: PlanArgs, *, out: Path | None = None, plot: Path | N
         UserError: what was asked is at fault; said before anything is planned.
         PlanRefused: it does not fit.
     """
+    from infnet_rec.distributed.process_group import silence_third_party_warnings
+    from infnet_rec.planner.plan import DoesNotFit
+    from infnet_rec.planner.plan_file import write_plan
+    from infnet_rec.planner.report.advice import Inquiry, hints, refuse_plan
+    from infnet_rec.planner.report.facts import plan_report
+    from infnet_rec.planner.report.plot import draw_plan
+    from infnet_rec.planner.run_plan import open_source
+
     silence_third_party_warnings()
     if plot is not None:
-        check_destination(plot)
+        check_picture(plot)
     if out is not None:
         check_plan_destination(out)
     source, (cluster,) = open_source(asked.config), asked.clusters
     inquiry = Inquiry(asked.config_path, asked.overrides, source, asked.hardware_name, cluster)
-    case = inquiry.case()
     try:
-        result = plan_report(case)
+        run = inquiry.planned()
     except DoesNotFit as reason:
-        raise refuse_plan(inquiry, case, reason) from reason
-    result |= {"command": inquiry.command, "hints": hints(inquiry, case)}
+        raise refuse_plan(inquiry, reason) from reason
+    result = {**plan_report(run, source), "command": inquiry.command, "hints": hints(inquiry, run)}
     if out is not None:
-        write_plan(out, case.file())
+        write_plan(out, run.file())
         result["out"] = str(out)
     if plot is not None:
-        plan_plot.draw_plan(result, plot)
+        draw_plan(result, plot)
         result["plot"] = str(plot)
     return result
 
@@ -131,18 +138,16 @@ def sweep_clusters(asked: PlanArgs) -> JSON:
         UserError: see `plan`; a batch that some of the clusters cannot share out is said in their row.
         Refusal: the run fits on none of them.
     """
+    from infnet_rec.distributed.process_group import silence_third_party_warnings
+    from infnet_rec.planner.report.advice import Inquiry
+    from infnet_rec.planner.run_plan import open_source
+
     silence_third_party_warnings()
-    source, rows = open_source(asked.config), []
-    for cluster in asked.clusters:
-        inquiry = Inquiry(asked.config_path, asked.overrides, source, asked.hardware_name, cluster)
-        row: JSON = {"cluster": cluster.name, "world_size": cluster.world_size, "command": inquiry.command}
-        try:
-            case = inquiry.case()
-            reason = None if fits(case) else _lacking(case)
-        except UserError as fault:
-            rows.append({**row, "fits": False, "reason": str(fault), "found": None})
-            continue
-        rows.append({**row, "fits": reason is None, "reason": reason, "found": found(case) if reason is None else None})
+    source = open_source(asked.config)
+    rows = [
+        _sweep_row(Inquiry(asked.config_path, asked.overrides, source, asked.hardware_name, cluster))
+        for cluster in asked.clusters
+    ]
     if not any(row["fits"] for row in rows):
         raise Refusal("\n".join(["fits on none of these clusters", *(f"{r['cluster']}: {r['reason']}" for r in rows)]))
     return {
@@ -175,19 +180,36 @@ def diff_plans(before: Path, after: Path) -> tuple[JSON, list[str]]:
     Raises:
         UserError: one of them is not a plan.
     """
-    found_out = diff.plan_diff(read_plan(before), read_plan(after))
-    return asdict(found_out), diff.plan_diff_lines(found_out)
+    from infnet_rec.planner.plan_file import read_plan
+    from infnet_rec.planner.report.diff import plan_diff, plan_diff_lines
+
+    found = plan_diff(read_plan(before), read_plan(after))
+    return asdict(found), plan_diff_lines(found)
 
 
-def _lacking(case: PlanCase) -> str:
-    """Why a case that was found not to fit does not."""
-    if case.on_gpu and case.dense.total_bytes >= case.cluster.hbm_bytes:
-        return (
-            f"what is no table needs {case.dense.total_bytes / GIB:.1f} GiB of a rank's "
-            f"{case.cluster.hbm_bytes / GIB:.1f}: {case.local_batch_size:,} examples a rank are too many"
-        )
+def _sweep_row(inquiry: "Inquiry") -> JSON:
+    """One cluster of a sweep; a fault that only its size makes is the reason in its row."""
+    from infnet_rec.planner.plan import DoesNotFit
+    from infnet_rec.planner.report.advice import found
+
+    row: JSON = {
+        "cluster": inquiry.cluster.name,
+        "world_size": inquiry.cluster.world_size,
+        "command": inquiry.command,
+    }
     try:
-        _ = case.planned
-    except DoesNotFit as reason:
+        return {**row, "fits": True, "reason": None, "found": found(inquiry.planned())}
+    except DoesNotFit as lacking:
+        return {**row, "fits": False, "reason": _lacking(inquiry.request(), lacking), "found": None}
+    except UserError as fault:
+        return {**row, "fits": False, "reason": str(fault), "found": None}
+
+
+def _lacking(request: "PlanRequest", reason: "DoesNotFit") -> str:
+    """Why there is no plan; where tables do not matter, they are not named."""
+    if not request.leaves_no_room:
         return str(reason)
-    raise AssertionError("it fits")
+    return (
+        f"what is no table needs {request.dense.total_bytes / GIB:.1f} GiB of a rank's "
+        f"{request.cluster.hbm_bytes / GIB:.1f}: {request.local_batch_size:,} examples a rank are too many"
+    )

@@ -20,7 +20,8 @@ from infnet_rec.distributed.parallelize import initialise_tables, parallelize
 from infnet_rec.distributed.process_group import World
 from infnet_rec.models.ranking_model import RankingModel
 from infnet_rec.planner.plan_file import PlanFile
-from infnet_rec.planner.run_plan import meta_model, plan_model
+from infnet_rec.planner.run_plan import plan_model
+from infnet_rec.planner.tables import meta_model
 from infnet_rec.trainer.evaluator import Evaluation
 from infnet_rec.trainer.nonfinite import CheckedForward
 

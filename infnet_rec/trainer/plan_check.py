@@ -24,7 +24,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_rec.batch import Batch
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
-from infnet_rec.data.inspect.stats_text import aligned
+from infnet_rec.console import aligned
 from infnet_rec.data.run_data import RunData, open_data
 from infnet_rec.data.run_schema import refuse_managed
 from infnet_rec.distributed.optimizers import TABLES, Optimizers
@@ -38,11 +38,10 @@ from infnet_rec.distributed.process_group import (
 )
 from infnet_rec.errors import Refusal
 from infnet_rec.models.ranking_model import RankingModel
-from infnet_rec.planner.case import PlanCase, open_source
 from infnet_rec.planner.dense_cost import BATCHES_ON_DEVICE
 from infnet_rec.planner.plan import sum_memory
 from infnet_rec.planner.plan_file import PlanFile
-from infnet_rec.planner.run_plan import check_run, run_cluster
+from infnet_rec.planner.run_plan import PlanRequest, check_run, plan_request, run_cluster
 from infnet_rec.trainer.build import Sharded, shard_model, train_loader
 
 SHARDED = (ShardedEmbeddingBagCollection, ShardedEmbeddingCollection)
@@ -308,16 +307,17 @@ def compare_plan(config: RunConfig, data: RunData, world: World) -> list[Compare
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(world.device)
     sharded = shard_model(config, data, world)
-    case = PlanCase(config, open_source(config), run_cluster(config, world))
+    # What the plan that the run trains under was made of; that plan itself is rank 0's.
+    request = plan_request(config, data, run_cluster(config, world))
     step_ms = _train(config, data, world, sharded)
     # Before anything is measured in ways that allocate.
-    peaks = list(_peaks(sharded.plan, case, world)) if on_gpu else []
+    peaks = list(_peaks(sharded.plan, request, world)) if on_gpu else []
     # It had taken over how the collections send their ids.
     sharded.pipeline.detach()
     batches = [batch.to(world.device) for batch in train_loader(config, data, world).batches(0, NUM_STEPS)]
-    rows = [*peaks, *_tables(sharded, world.rank), *_dense(sharded, case, batches, world.rank)]
+    rows = [*peaks, *_tables(sharded, world.rank), *_dense(sharded, request, batches, world.rank)]
     if on_gpu:
-        rows += [*_times(sharded, case, batches[-1], step_ms, world.rank)]
+        rows += [*_times(sharded, request, batches[-1], step_ms, world.rank)]
     return [row for rank_rows in gather_to_rank0(world, rows) for row in rank_rows]
 
 
@@ -394,9 +394,9 @@ def _tables(sharded: Sharded, rank: int) -> Iterator[Compared]:
         yield _bytes(rank, "all caches", caches, kernels.cache_bytes)
 
 
-def _dense(sharded: Sharded, case: PlanCase, batches: Sequence[Batch], rank: int) -> Iterator[Compared]:
+def _dense(sharded: Sharded, request: PlanRequest, batches: Sequence[Batch], rank: int) -> Iterator[Compared]:
     """The dense part, and what waits for its step."""
-    measured, predicted = dense_bytes(sharded.model, sharded.optimizers), case.dense
+    measured, predicted = dense_bytes(sharded.model, sharded.optimizers), request.dense
     yield _bytes(rank, "dense parameters", predicted.parameter_bytes, measured.parameter_bytes)
     yield _bytes(rank, "dense gradients", predicted.gradient_bytes, measured.gradient_bytes)
     yield _bytes(rank, "dense optimizer", predicted.optimizer_bytes, measured.optimizer_bytes)
@@ -411,19 +411,19 @@ def _dense(sharded: Sharded, case: PlanCase, batches: Sequence[Batch], rank: int
     yield _bytes(rank, "ids that wait", waiting, max(buffer_bytes(sharded.model, batch) for batch in batches))
 
 
-def _peaks(plan: PlanFile, case: PlanCase, world: World) -> Iterator[Compared]:
+def _peaks(plan: PlanFile, request: PlanRequest, world: World) -> Iterator[Compared]:
     """What torch's allocator has seen; the library's own memory is not among it."""
     tables = sum_memory(load.hbm for load in plan.ranks if load.rank == world.rank).total_bytes
-    dense = case.dense
+    dense = request.dense
     allocated = tables + dense.total_bytes - dense.library_bytes - dense.allocator_bytes
     yield _bytes(world.rank, "peak allocated", allocated, torch.cuda.max_memory_allocated(world.device))
     reserved = allocated + dense.allocator_bytes
     yield _bytes(world.rank, "peak reserved", reserved, torch.cuda.max_memory_reserved(world.device))
 
 
-def _times(sharded: Sharded, case: PlanCase, batch: Batch, step_ms: float, rank: int) -> Iterator[Compared]:
+def _times(sharded: Sharded, request: PlanRequest, batch: Batch, step_ms: float, rank: int) -> Iterator[Compared]:
     """A whole step as it is trained, and its parts one after the other."""
-    tables, step = sharded.plan.ranks[rank].times, case.step
+    tables, step = sharded.plan.ranks[rank].times, request.step_of(sharded.plan.critical.times)
     found = [part_times(sharded.model, sharded.optimizers, batch) for _ in range(WARM_STEPS)][-1]
     backward = tables.backward_compute_ms + tables.backward_comms_ms
     for part, predicted, measured in (

@@ -40,7 +40,7 @@ class TowerShape:
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """The number of examples B."""
         return self.lengths_FB.shape[1]
 
     @property
@@ -68,7 +68,7 @@ class TowerShape:
 
 
 def full_lengths(num_sequences: int, batch_size: int, length: int) -> Tensor:
-    """Every sequence full."""
+    """Lengths of sequences that are all full, [F, B]."""
     return torch.full((num_sequences, batch_size), length)
 
 

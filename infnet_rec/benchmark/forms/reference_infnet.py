@@ -49,7 +49,7 @@ class LiteralInfnet(Infnet):
     """The same parameters and the same logits as `Infnet`, by the paper's equations, token by token."""
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """logits_BT."""
+        """Returns logits_BT, one for each example and task."""
         # Where towers have a precision of their own, the literal one keeps to it.
         if getattr(self, "precision", "fp32") == "bf16":
             with torch.autocast(tokens.sequence_LD.device.type, torch.bfloat16):

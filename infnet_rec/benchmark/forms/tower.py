@@ -24,7 +24,7 @@ MAX_BYTES = 8 << 30
 
 
 def passes_of(model: nn.Module, tokens: Tokens, precision: Precision = "fp32") -> dict[Pass, Callable[[], None]]:
-    """What is timed."""
+    """The passes that are timed, by name."""
     device = tokens.sequence_LD.device.type
 
     def forward() -> None:
@@ -41,7 +41,7 @@ def passes_of(model: nn.Module, tokens: Tokens, precision: Precision = "fp32") -
 
 
 def clear(model: nn.Module, tokens: Tokens) -> None:
-    """Forgets all gradients."""
+    """Forgets the gradients of weights and inputs."""
     model.zero_grad(set_to_none=True)
     tokens.categorical_BMD.grad = tokens.sequence_LD.grad = None
 

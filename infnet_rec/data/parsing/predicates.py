@@ -68,7 +68,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text."""
+    """A text in quotes."""
 
     value: str
 
@@ -97,7 +97,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """IS NULL."""
+    """Whether an operand is null: IS NULL."""
 
     operand: Operand
 
@@ -119,7 +119,7 @@ class Junction:
 
 @dataclass(frozen=True, slots=True)
 class Negation:
-    """NOT."""
+    """The opposite of a condition: NOT."""
 
     part: "Condition"
 

@@ -49,7 +49,7 @@ class PlanningProblem:
             cluster, reserved_hbm_bytes=workload.reserved_hbm_bytes, reserved_host_bytes=workload.reserved_host_bytes
         )
         return cls(
-            tables=read_tables(model, workload, controls, asked),
+            tables=read_tables(model, workload.traffic, controls, asked),
             cluster=cluster,
             workload=workload,
             topology=topology,
