@@ -79,6 +79,7 @@ def run_dir(my_model: Path, small_store: Path, tmp_path_factory: pytest.TempPath
     return run_dir
 
 
+@pytest.mark.slow
 def test_it_trains_on_two_ranks_and_goes_on(run_dir: Path, my_model: Path) -> None:
     result = json.loads((run_dir / "result.json").read_text())
     half = json.loads(next(run_dir.glob("result.step-*.json")).read_text())
@@ -91,6 +92,7 @@ def test_it_trains_on_two_ranks_and_goes_on(run_dir: Path, my_model: Path) -> No
     assert result["metrics"]["test"]["click"]["auc"] > 0.5
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_with_the_same_file_only(known: None, run_dir: Path, my_model: Path, tmp_path: Path) -> None:
     again = infnet_rec("eval", run_dir, "--plugin", my_model, "--json")
     was = json.loads((run_dir / "result.json").read_text())["metrics"]["test"]
@@ -108,6 +110,7 @@ def test_it_is_evaluated_with_the_same_file_only(known: None, run_dir: Path, my_
     assert "step-" in CliRunner().invoke(cli.app, ["checkpoint", "ls", str(run_dir)]).output
 
 
+@pytest.mark.slow
 def test_another_file_does_not_go_on_with_the_run(
     known: None, run_dir: Path, small_store: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +129,7 @@ def test_it_is_planned(known: None, my_model: Path, small_store: Path) -> None:
     assert len(json.loads(answer.stdout)["tables"]) == 89
 
 
+@pytest.mark.slow
 def test_an_experiment_compares_it(my_model: Path, small_store: Path, tmp_path: Path) -> None:
     text = f"""
     base = "{CONFIG}"
