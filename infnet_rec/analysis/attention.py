@@ -17,10 +17,9 @@ from infnet_rec.batch import Batch
 from infnet_rec.checkpoint.loader import load_weights
 from infnet_rec.checkpoint.locate import find_checkpoint
 from infnet_rec.checkpoint.store import CheckpointManifest, checkpoint_name
-from infnet_rec.config.load import load_config
+from infnet_rec.config.load import load_config, validate_run
 from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.run import RunConfig
-from infnet_rec.config.toml import validate_model
 from infnet_rec.console import aligned
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.run_data import RunData, open_data
@@ -242,7 +241,7 @@ def _check_model(config: RunConfig) -> None:
 
 def _check_checkpoint(config: RunConfig, data: RunData, commit: CheckpointManifest, where: str) -> None:
     """Refuses weights of another model, which might fit all the same."""
-    lines = config_differences(validate_model(RunConfig, commit.run["config"], where), config)
+    lines = config_differences(validate_run(commit.run["config"], where), config)
     other = [line for key, line in lines.items() if key.startswith(MUST_AGREE) and not key.startswith(MAY_CHANGE)]
     if other:
         text = "\n".join(f"  {line}" for line in other)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from infnet_rec.checkpoint.store import NAME, CheckpointManifest, CheckpointStore, best_checkpoint
+from infnet_rec.config.load import validate_run
 from infnet_rec.config.run import RunConfig
-from infnet_rec.config.toml import read_json, validate_model
+from infnet_rec.config.toml import read_json
 from infnet_rec.errors import UserError
 
 
@@ -23,7 +24,7 @@ def open_checkpoints(source: str) -> tuple[CheckpointStore, int | None]:
     config_path = Path(text) / "config.json"
     if config_path.is_file():
         shelf, step = (
-            run_checkpoints(validate_model(RunConfig, read_json(config_path), str(config_path)), Path(text)),
+            run_checkpoints(validate_run(read_json(config_path), str(config_path)), Path(text)),
             None,
         )
     else:

@@ -23,6 +23,7 @@ from infnet_rec.config.toml import StrictModel, read_toml, validate_model
 from infnet_rec.errors import UserError
 
 Choice = bool | int | float | str
+Metric = Literal["auc", "gauc", "gauc_unweighted"]
 Space = dict[str, tuple[Choice, ...]]
 # What the cells of one experiment share, and what is the experiment's own to set.
 SHARED = ("data.store", "train.seed", "train.test")
@@ -45,7 +46,7 @@ class SearchConfig(StrictModel):
 
     sampler: Literal["grid", "tpe", "random"] = "grid"
     num_trials: Count
-    metric: Literal["auc", "gauc", "gauc_unweighted"] = "auc"
+    metric: Metric = "auc"
     seed: Annotated[int, Field(ge=0)] = 0
     set: tuple[str, ...] = ()
     prune: bool = False

@@ -1,50 +1,57 @@
-"""A run's model: which tower, how wide its tables are, and what a run may not ask of it."""
+"""A run's model: which tower belongs to its section, how wide its tables are.
 
+A tower is an `nn.Module` made of a `TokenLayout` and its section; its `forward` takes `Tokens` and gives logits_BT.
+"""
+
+import functools
+import importlib
+import pkgutil
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
-from infnet_rec.config.model import MAX_TABLE_WIDTH, InfnetConfig, ModelConfig
+from infnet_rec.config.model import MAX_TABLE_WIDTH, ModelConfig, model_section
 from infnet_rec.config.run import RunConfig
 from infnet_rec.errors import UserError
-from infnet_rec.models.baselines.dcn import Dcn, DcnOptions
-from infnet_rec.models.baselines.dien import Dien, DienOptions
-from infnet_rec.models.baselines.din import Din, DinOptions
-from infnet_rec.models.baselines.fm import Fm, FmOptions
-from infnet_rec.models.baselines.gdcn import Gdcn, GdcnOptions
-from infnet_rec.models.baselines.hstu import Hstu, HstuOptions
-from infnet_rec.models.baselines.mmoe import Mmoe, MmoeOptions, Omoe
-from infnet_rec.models.baselines.ple import Ple, PleOptions
-from infnet_rec.models.baselines.shared_bottom import SharedBottom, SharedBottomOptions
-from infnet_rec.models.baselines.stem import Stem, StemOptions
-from infnet_rec.models.baselines.wukong import Wukong, WukongOptions
-from infnet_rec.models.infnet.model import Infnet
-from infnet_rec.models.infnet.options import InfnetOptions
 from infnet_rec.models.tokens import TokenLayout
 from infnet_rec.schema import Schema
 
-Options = TypeVar("Options")
+
+class MakesTower(Protocol):
+    """A tower's class, or a function that makes one.
+
+    It may have a static method `table_width(layout, width)`: how wide tables are where a row holds more than one
+    embedding of `width`. Tokens are as wide as tables.
+    """
+
+    def __call__(self, layout: TokenLayout, config: Any, /) -> nn.Module:
+        """Builds the tower, on the meta device too."""
+        ...
 
 
-# What a baseline's name stands for.
-BASELINES: dict[str, tuple[Callable[[TokenLayout, int, Any], nn.Module], type[Any]]] = {
-    "fm": (Fm, FmOptions),
-    "din": (Din, DinOptions),
-    "dien": (Dien, DienOptions),
-    "dcnv2": (Dcn, DcnOptions),
-    "gdcn": (Gdcn, GdcnOptions),
-    "wukong": (Wukong, WukongOptions),
-    "hstu": (Hstu, HstuOptions),
-    "shared_bottom": (SharedBottom, SharedBottomOptions),
-    "mmoe": (Mmoe, MmoeOptions),
-    "omoe": (Omoe, MmoeOptions),
-    "ple": (Ple, PleOptions),
-    "stem": (Stem, StemOptions),
-}
-# Those that keep more than one embedding in a row.
-WIDE: dict[str, Callable[[TokenLayout, int], int]] = {"fm": Fm.table_width, "stem": Stem.table_width}
+Maker = TypeVar("Maker", bound=MakesTower)
+_TOWERS: dict[type[ModelConfig], MakesTower] = {}
+
+
+def register(section: type[ModelConfig]) -> Callable[[Maker], Maker]:
+    """Says which tower a section configures; decorates the tower's class, or a function that makes it.
+
+    The section becomes one of those that a run's file may have, if it is not yet.
+
+    Args:
+        section: the class of the section `model`.
+
+    Raises:
+        UserError: see `model_section`.
+    """
+    model_section(section)
+
+    def remember(maker: Maker) -> Maker:
+        _TOWERS[section] = maker
+        return maker
+
+    return remember
 
 
 def make_tower(config: RunConfig, schema: Schema) -> nn.Module:
@@ -53,11 +60,7 @@ def make_tower(config: RunConfig, schema: Schema) -> nn.Module:
     Raises:
         UserError: the model cannot be built for this schema.
     """
-    model = config.model
-    if isinstance(model, InfnetConfig):
-        return make_infnet(config, schema, Infnet)
-    make, options = BASELINES[model.name]
-    tower: Any = make(TokenLayout.of(schema), model.width, _options(options, model))
+    tower: Any = _maker(config.model)(TokenLayout.of(schema), config.model)
     tower.precision = config.train.precision
     return tower
 
@@ -68,7 +71,8 @@ def table_width(config: RunConfig, schema: Schema) -> int:
     Raises:
         UserError: wider than FBGEMM's kernels take.
     """
-    wider, width = WIDE.get(config.model.name), config.model.width
+    wider: Callable[[TokenLayout, int], int] | None = getattr(_maker(config.model), "table_width", None)
+    width = config.model.width
     if wider is None:
         return width
     layout = TokenLayout.of(schema)
@@ -84,35 +88,16 @@ def table_width(config: RunConfig, schema: Schema) -> int:
     return found
 
 
-def make_infnet(config: RunConfig, schema: Schema, form: type[Infnet]) -> Infnet:
-    """INFNet in one of its forms: they have the same parameters.
-
-    Raises:
-        UserError: the run's model is another one.
-    """
-    return form(
-        num_features=len(schema.features),
-        group_of_sequence=schema.group_of_sequence,
-        num_tasks=len(schema.tasks),
-        width=config.model.width,
-        options=infnet_options(config),
-        precision=config.train.precision,
-    )
+def _maker(section: ModelConfig) -> MakesTower:
+    _import_own_towers()
+    return _TOWERS[type(section)]
 
 
-def infnet_options(config: RunConfig) -> InfnetOptions:
-    """INFNet's options.
+@functools.cache
+def _import_own_towers() -> None:
+    """Imports every tower of this package, each of which registers itself."""
+    import infnet_rec.models.infnet.model  # noqa: F401
+    from infnet_rec.models import baselines
 
-    Raises:
-        UserError: the run's model is another one.
-    """
-    if not isinstance(config.model, InfnetConfig):
-        raise UserError(f'model.name is "{config.model.name}": only "infnet" has several forms to compare; choose it')
-    return _options(InfnetOptions, config.model)
-
-
-def _options(kind: type[Options], model: ModelConfig) -> Options:
-    """The tower's options; their names are the section's keys."""
-    names = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]
-    values: dict[str, Any] = {name: getattr(model, name) for name in names}
-    return kind(**values)
+    for module in pkgutil.iter_modules(baselines.__path__, f"{baselines.__name__}."):
+        importlib.import_module(module.name)

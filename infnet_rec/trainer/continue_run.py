@@ -6,7 +6,7 @@ from typing import Any
 
 from infnet_rec.checkpoint.loader import load_weights, newest_whole, restore
 from infnet_rec.checkpoint.locate import find_checkpoint, run_checkpoints
-from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+from infnet_rec.checkpoint.saver import CheckpointSaver
 from infnet_rec.checkpoint.store import CheckpointManifest, CheckpointStore, checkpoint_name
 from infnet_rec.checkpoint.train_state import TrainState
 from infnet_rec.config.run import RunConfig
@@ -25,7 +25,6 @@ def make_saver(
     config: RunConfig, data: RunData, world: World, run_dir: Path, sharded: Sharded, report: MetricLogger
 ) -> CheckpointSaver:
     """What saves the run, and says in every checkpoint what run it is of."""
-    settings = config.checkpoint
     run = {
         "config": config.model_dump(mode="json"),
         "store": data.store.fingerprint,
@@ -33,11 +32,9 @@ def make_saver(
         "plan": sharding_types(sharded),
         "meanings": table_meanings(data.store, data.schema),
     }
-    keep = RetentionPolicy(settings.keep_last, settings.keep_best)
     with connecting(config.train.collective_timeout_s, "process group of checkpoints"):
-        return CheckpointSaver(
-            run_checkpoints(config, run_dir), sharded.model, sharded.optimizers, keep, settings.mode, run, report.say
-        )
+        shelf = run_checkpoints(config, run_dir)
+        return CheckpointSaver(shelf, sharded.model, sharded.optimizers, config.checkpoint, run, report.say)
 
 
 def sharding_types(sharded: Sharded) -> dict[str, str]:

@@ -6,8 +6,9 @@ from typing import Any
 from infnet_rec.checkpoint.loader import load_weights
 from infnet_rec.checkpoint.locate import run_checkpoints
 from infnet_rec.checkpoint.store import best_checkpoint
+from infnet_rec.config.load import validate_run
 from infnet_rec.config.run import RunConfig
-from infnet_rec.config.toml import read_json, validate_model
+from infnet_rec.config.toml import read_json
 from infnet_rec.console import log_line
 from infnet_rec.data.run_data import open_data
 from infnet_rec.data.store import Store
@@ -40,7 +41,7 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
             learned.
     """
     path = run_dir / "config.json"
-    config = validate_model(RunConfig, read_json(path), str(path))
+    config = validate_run(read_json(path), str(path))
     shelf = run_checkpoints(config, run_dir)
     commits = shelf.commits()
     if not commits:

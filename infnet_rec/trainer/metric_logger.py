@@ -23,6 +23,7 @@ from infnet_rec.models.ranking_model import Scores
 from infnet_rec.trainer.rank_log import RankLog
 
 GIB = 2**30
+WINDOW_EXAMPLES = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,6 @@ REACHED = ".reached"
 def write_json(path: Path, data: Any) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(data, indent=1) + "\n")
-
-
-WINDOW_EXAMPLES = 8_192
 
 
 class TrainWindow:

@@ -14,9 +14,9 @@ from typing import IO, Any
 
 from infnet_rec.checkpoint.locate import run_checkpoints
 from infnet_rec.checkpoint.store import checkpoint_name
-from infnet_rec.config.load import flatten_config
+from infnet_rec.config.load import flatten_config, validate_run
 from infnet_rec.config.run import RunConfig
-from infnet_rec.config.toml import read_json, validate_model
+from infnet_rec.config.toml import read_json
 from infnet_rec.data.remote import is_url
 from infnet_rec.data.run_data import RunData
 from infnet_rec.errors import Busy, UserError
@@ -84,7 +84,7 @@ def inspect_run_dir(run_dir: Path, config: RunConfig, data: RunData) -> RunDirSt
             commits[-1],
             f"checkpoint {checkpoint_name(commits[-1].step)} in {run_checkpoints(config, run_dir).where}",
         )
-        saved = validate_model(RunConfig, newest.run["config"], where)
+        saved = validate_run(newest.run["config"], where)
         changed = _compare(saved, config, where)
         _check_store(newest.run["store"], data, where)
     result = None
@@ -101,7 +101,7 @@ def former_config(run_dir: Path) -> RunConfig | None:
     """
     path = run_dir / "config.json"
     if path.is_file():
-        return validate_model(RunConfig, read_json(path), str(path))
+        return validate_run(read_json(path), str(path))
     if run_dir.exists() and (
         not run_dir.is_dir() or any(not NOT_A_RUN_YET.fullmatch(p.name) for p in run_dir.iterdir())
     ):

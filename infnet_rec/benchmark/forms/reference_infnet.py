@@ -71,10 +71,10 @@ class LiteralInfnet(Infnet):
         }
         for block in self.blocks:
             query_BPD, sets = literal_block(cast(Block, block), query_BPD, sets)
-        options = self.options
-        if options.ablation == "no_cross_attention":
+        config = self.config
+        if config.ablation == "no_cross_attention":
             means = sets["categorical"].mean(), sets["sequence"].mean()
-            return self.heads(read_tokens(query_BPD["task"], *means, options.ablation_head))
+            return self.heads(read_tokens(query_BPD["task"], *means, config.ablation_head))
         return self.heads(self._read_out(query_BPD, {}))
 
 

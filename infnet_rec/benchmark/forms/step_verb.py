@@ -24,8 +24,8 @@ from infnet_rec.distributed.process_group import (
     world_from_env,
 )
 from infnet_rec.errors import Failure, UserError
-from infnet_rec.models.infnet.model import Infnet
-from infnet_rec.models.registry import infnet_options, make_infnet
+from infnet_rec.models.infnet.model import Infnet, infnet_of, infnet_section
+from infnet_rec.models.tokens import TokenLayout
 from infnet_rec.planner.run_plan import check_run
 from infnet_rec.trainer.build import Sharded, shard, train_loader
 
@@ -100,7 +100,7 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
         UserError: the configuration or its store is at fault, its model is not INFNet, or there are several ranks.
     """
     config = load_config(config_path, overrides)
-    infnet_options(config)
+    section = infnet_section(config)
     world, data = world_from_env(), open_data(config)
     if world.world_size > 1:
         raise UserError(f"bench step: measures one rank, and torchrun started {world.world_size}; start it alone")
@@ -116,7 +116,8 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
         for name, (tower, dedup) in VARIANTS.items():
             model = make_model(config, data, dedup)
             with torch.device("meta"):
-                model.tower = make_infnet(config, data.schema, tower)
+                model.tower = infnet_of(TokenLayout.of(data.schema), section, tower)
+                model.tower.precision = config.train.precision
             sharded[name] = shard(model, config, data, world)
             sharded[name].model.train()
         facts = measure_steps(

@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from infnet_rec.benchmark.forms.forms import TowerShape, full_lengths, ragged_lengths
-from infnet_rec.benchmark.forms.tower import Precision, measure_tower
+from infnet_rec.benchmark.forms.tower import measure_tower
 from infnet_rec.benchmark.machine import ceilings, describe_machine
 from infnet_rec.config.load import load_config, make_config
+from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.run_data import open_data
@@ -26,8 +27,7 @@ from infnet_rec.data.sampler import ShuffledOrder
 from infnet_rec.distributed.process_group import silence_third_party_warnings, use_threads, world_from_env
 from infnet_rec.errors import UserError, did_you_mean
 from infnet_rec.files import write_text
-from infnet_rec.models.infnet.options import InfnetOptions
-from infnet_rec.models.registry import infnet_options
+from infnet_rec.models.infnet.model import infnet_section
 from infnet_rec.planner.run_plan import check_run
 from infnet_rec.plotting import check_picture, new_figure, styled, write_figure
 
@@ -42,7 +42,7 @@ MAX_EXAMPLES = 256
 
 def sweep(
     shape: TowerShape,
-    options: InfnetOptions,
+    config: InfnetConfig,
     device: torch.device,
     limits: Mapping[str, Any],
     *,
@@ -56,7 +56,7 @@ def sweep(
             say(f"width {width}, {num_sequences} sequences of {length} events")
             lengths_FB = full_lengths(num_sequences, batch_size, length)
             point = replace(shape, width=width, lengths_FB=lengths_FB)
-            yield measure_tower(point, options, device, limits, num_rounds=num_rounds, passes=("forward_backward",))
+            yield measure_tower(point, config, device, limits, num_rounds=num_rounds, passes=("forward_backward",))
 
 
 def slopes(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -182,13 +182,12 @@ def bench_tower(
         UserError: no such device, or the configuration is at fault, or its model is not INFNet.
     """
     config, where = _config(config_path, overrides), device_of(device)
-    options = infnet_options(config)
+    section = infnet_section(config)
     shape = _shape(config, config_path, ragged=ragged)
     _prepare(config)
     limits = ceilings(where)
-    # Where a run has no such key, it computes in float32.
-    precision: Precision = getattr(config.train, "precision", "fp32")
-    result = measure_tower(shape, options, where, limits, num_rounds=num_rounds, precision=precision)
+    precision = config.train.precision
+    result = measure_tower(shape, section, where, limits, num_rounds=num_rounds, precision=precision)
     return {
         "bench": "tower",
         "machine": describe_machine(where),
@@ -209,7 +208,7 @@ def bench_sweep(
             INFNet.
     """
     config, where = _config(config_path, overrides), device_of(device)
-    options = infnet_options(config)
+    section = infnet_section(config)
     points_path = check_sweep_files(picture)
     shape = _shape(config, config_path, ragged=False)
     _prepare(config)
@@ -218,7 +217,7 @@ def bench_sweep(
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    points = list(sweep(shape, options, where, limits, num_rounds=num_rounds, say=say))
+    points = list(sweep(shape, section, where, limits, num_rounds=num_rounds, say=say))
     machine = describe_machine(where)
     lines = [json.dumps({"bench": "sweep", "machine": machine, "ceilings": limits, **p}) for p in points]
     write_text(points_path, "\n".join(lines) + "\n")
