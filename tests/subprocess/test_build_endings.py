@@ -31,22 +31,20 @@ NUM_ROWS, NUM_KILLS = 40_000, 8
 # Imports once and forks for each build, so that a signal meets the build and not the imports.
 BUILDER = """
 import errno
-import fcntl
 import os
 import sys
 from pathlib import Path
-from typing import Any
-from infnet_rec.data.ingest.build import Progress, build
-from infnet_rec.errors import Failure, Fault
+from infnet_rec.data.ingest.build import BuildProgress, build_store
+from infnet_rec.errors import Failure, UserError
 from shop_data import shop_recipe
-folder, quiet = Path(sys.argv[1]), Progress(lambda *_: None, lambda _: None)
+folder, quiet = Path(sys.argv[1]), BuildProgress(lambda *_: None, lambda _: None)
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
         try:
-            build(shop_recipe(), folder / "raw", folder / "store", quiet, replace=line == "replace\\n")
-        except (Fault, Failure) as error:
+            build_store(shop_recipe(), folder / "raw", folder / "store", quiet, replace=line == "replace\\n")
+        except (UserError, Failure) as error:
             print(error, file=sys.stderr, flush=True)
             os._exit(2)
         except BaseException as error:
@@ -205,16 +203,15 @@ import resource
 import signal
 import sys
 from pathlib import Path
-from typing import Any
-from infnet_rec.data.ingest.build import Progress, build
+from infnet_rec.data.ingest.build import BuildProgress, build_store
 from infnet_rec.errors import Failure
 from shop_data import shop_recipe
-folder, quiet = Path(sys.argv[1]), Progress(lambda *_: None, lambda _: None)
+folder, quiet = Path(sys.argv[1]), BuildProgress(lambda *_: None, lambda _: None)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 for size in map(int, sys.argv[2:]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     try:
-        build(shop_recipe(), folder / "raw", folder / "full", quiet)
+        build_store(shop_recipe(), folder / "raw", folder / "full", quiet)
     except Failure as failure:
         print(str(failure).replace(chr(10), " / "), flush=True)
     else:
@@ -241,7 +238,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["spool.ColumnSpool.append", "build.write_arrow", "build.hash_files", "publish._sync"]
+    "place",
+    ["ingest.staging.ColumnSpool.append", "ingest.build.write_arrow", "ingest.build.hash_files", "publish._sync"],
 )
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_noticed_wherever_it_shows(
