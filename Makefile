@@ -77,11 +77,12 @@ docs: .venv/installed-docs ## make the site of the documentation in build/site, 
 	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 	echo "make docs: build/site/index.html"
 
-check: .venv/installed-dev ## formatting, lint, types, direction of imports
+check: .venv/installed-dev ## formatting, lint, types, direction of imports, dead code
 	@$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m vulture
 	echo "make check: passed"
 
 format: .venv/installed-dev ## format the code and mend what ruff can mend
