@@ -124,7 +124,7 @@ class Remote:
             self.fail(name, error)
 
     def fail(self, name: str, error: Exception) -> NoReturn:
-        """Turns what a driver raised about a file into a Fault."""
+        """Turns what a driver raised about a file into a UserError."""
         if isinstance(error, FileNotFoundError):
             remedy = (
                 "is there a store? 'infnet-rec data build' makes one" if name == MANIFEST else "copy the store again"
