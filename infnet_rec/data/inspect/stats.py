@@ -15,11 +15,11 @@ from infnet_rec.data.inspect.counters import (
     LookUps,
     Periods,
     SplitCounts,
+    count_side,
+    count_split,
     has_time,
     periods_of,
     row_chunks,
-    count_side,
-    count_split,
     ticks_and_offset,
     time_span,
 )
