@@ -43,7 +43,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def not_written(what: str, error: OSError) -> UserError | Failure:
-    """The error in one line: a Failure for a disk that is full or broken, a UserError for a place that cannot be written.
+    """The error in one line: a Failure for a full or broken disk, a UserError for a place that cannot be written.
 
     Args:
         what: the option and the path, such as "--out plan.json".
