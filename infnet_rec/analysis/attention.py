@@ -17,6 +17,7 @@ from infnet_rec.checkpoint.locate import find_checkpoint
 from infnet_rec.checkpoint.store import CheckpointManifest, checkpoint_name
 from infnet_rec.config.load import load_config, validate_run
 from infnet_rec.config.model import InfnetConfig
+from infnet_rec.config.plugins import check_plugin
 from infnet_rec.config.run import RunConfig
 from infnet_rec.console import aligned, amount_bar
 from infnet_rec.data.loader import BatchReader
@@ -239,6 +240,7 @@ def _check_model(config: RunConfig) -> None:
 
 def _check_checkpoint(config: RunConfig, data: RunData, commit: CheckpointManifest, where: str) -> None:
     """Refuses weights of another model, which might fit all the same."""
+    check_plugin(commit.run.get("plugin"), where)
     lines = config_differences(validate_run(commit.run["config"], where), config)
     other = [line for key, line in lines.items() if key.startswith(MUST_AGREE) and not key.startswith(MAY_CHANGE)]
     if other:
