@@ -30,9 +30,9 @@ from benchmarks.plan_check import made_store
 from benchmarks.scaling_simulated import KINDS, SIZES, Latency, Loader, efficiency, simulate
 from infnet_rec.config.load import load_config
 from infnet_rec.distributed.process_group import silence_third_party_warnings
+from infnet_rec.files import write_json
 from infnet_rec.planner.hardware import load_hardware
 from infnet_rec.planner.step_time import BANDWIDTH_EFFICIENCY, LAUNCH_MS, MATMUL_EFFICIENCY
-from infnet_rec.trainer.metric_logger import write_json
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -31,7 +31,6 @@ NUM_ROWS, NUM_KILLS = 40_000, 8
 # Imports once and forks for each build, so that a signal meets the build and not the imports.
 BUILDER = """
 import errno
-import fcntl
 import os
 import sys
 from pathlib import Path

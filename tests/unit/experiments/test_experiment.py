@@ -21,7 +21,7 @@ from infnet_rec.experiments.process import Job, RunEnded, train_in_a_process
 from infnet_rec.experiments.report import write_report
 from infnet_rec.experiments.results import append_cell, read_cells
 from infnet_rec.experiments.runner import ExperimentArgs
-from infnet_rec.trainer.metric_logger import write_json
+from infnet_rec.files import write_json
 
 
 @pytest.fixture
