@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install runtime train test test-engines test-versions faults gpu gpu-pack image docs check format clean
+.PHONY: help install runtime train test test-rest test-all test-engines test-versions faults gpu gpu-pack image docs check format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -22,8 +22,9 @@ IMAGE ?= infnet-rec
 QUICKSTART := runs/quickstart
 # Two ranks, on two GPUs or on none; one where there is one GPU.
 RANKS ?= $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); echo $$((gpus == 1 ? 1 : 2)))
-# Two workers; tests that start ranks share one of them.
-PYTEST_ARGS ?= -q -n 2 --dist loadscope
+# Two workers of one thread each; tests that start ranks share one of them.
+PYTEST_ARGS ?= -q -n 2 --dist loadscope --durations 10
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,9 +39,19 @@ train: .venv/installed $(QUICKSTART)/store/manifest.json ## generate a small log
 	@run=$(QUICKSTART)/run-$$(date +%Y%m%d-%H%M%S)
 	$(BIN)/infnet-rec train configs/quickstart.toml --ranks $(RANKS) --run-dir $$run
 
-test: .venv/installed-dev ## run all tests; PYTEST_ARGS="-q -k metrics" for some
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) || { status=$$?; echo "make test: FAILED"; exit $$status; }
+test: .venv/installed-dev ## run the first lane, in minutes; PYTEST_ARGS="-q -k metrics" for some of it
+	@$(PYTEST) -m "not rest and not engines" $(PYTEST_ARGS) || { status=$$?; echo "make test: FAILED"; exit $$status; }
 	echo "make test: passed"
+
+test-rest: .venv/installed-dev ## run what the first lane leaves out, and its properties with more examples
+	@$(PYTEST) -m "(rest or hypothesis) and not engines" --hypothesis-profile full $(PYTEST_ARGS) || \
+		{ status=$$?; echo "make test-rest: FAILED"; exit $$status; }
+	echo "make test-rest: passed"
+
+test-all: .venv/installed-dev ## run all tests that need no other engine
+	@$(PYTEST) -m "not engines" --hypothesis-profile full $(PYTEST_ARGS) || \
+		{ status=$$?; echo "make test-all: FAILED"; exit $$status; }
+	echo "make test-all: passed"
 
 test-versions: .venv/installed-dev ## run all tests beside the oldest torch, torchrec and fbgemm that are allowed (6 GB); writes benchmarks/results/versions.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.versions

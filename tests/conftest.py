@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # Triton reads it when it is imported first, and TorchRec does that: without a GPU the tests interpret its kernels.
 if shutil.which("nvidia-smi") is None:
@@ -47,23 +48,47 @@ __all__ = [
 ]
 
 
-# Files whose tests start ranks or hosts of their own.
-STARTS_RANKS = {
-    "test_bench_run.py",
-    "test_end_to_end.py",
-    "test_experiment_parts.py",
-    "test_faults.py",
-    "test_first_error.py",
-    "test_gpu_benchmark.py",
-    "test_launch.py",
-    "test_meeting.py",
-    "test_preflight_ranks.py",
-    "test_rank_environment.py",
-    "test_rank_pair.py",
-    "test_slurm.py",
-    "test_two_hosts.py",
-    "test_watch.py",
-}
+TESTS = Path(__file__).parent
+# Markers that every test of a folder has.
+FOLDERS = {"unit", "ranks", "subprocess", "slow", "engines"}
+
+# The first lane tries a tenth of the examples that a test asks for, always the same; `--hypothesis-profile=full` all.
+settings.register_profile("first", max_examples=10, derandomize=True, database=None, deadline=None, print_blob=True)
+settings.register_profile("full", max_examples=100, database=None, deadline=None, print_blob=True)
+settings.load_profile("first")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Gives each test the markers of its folders, and `rest` to those that the first lane leaves out."""
+    named: dict[str, set[str]] = {}
+    for item in items:
+        for folder in FOLDERS.intersection(item.path.relative_to(TESTS).parts[:-1]):
+            item.add_marker(folder)
+        if item.get_closest_marker("real") or any(_is_slow(item, mark) for mark in item.iter_markers("slow")):
+            item.add_marker("rest")
+        for mark in item.iter_markers("slow"):
+            cases = {case for names in mark.kwargs.values() for case in names}
+            named.setdefault(item.nodeid.partition("[")[0], cases).discard(_case(item))
+    # A name that no case has any more would move a test to another lane unnoticed; a lane collects all cases.
+    lost = {test: cases for test, cases in named.items() if cases}
+    if lost and "rest" in config.option.markexpr:
+        raise pytest.UsageError(f"slow() names cases that there are not: {lost}")
+
+
+def _case(item: pytest.Item) -> str | None:
+    """The id of a test's case, as in its brackets."""
+    found = getattr(item, "callspec", None)
+    return None if found is None else found.id
+
+
+def _is_slow(item: pytest.Item, mark: pytest.Mark) -> bool:
+    """Whether a mark means this case: all of them, all but the `smoke`, or `only` those that are named."""
+    if not mark.kwargs:
+        return True
+    known = {"smoke", "only"}
+    assert len(mark.kwargs) == 1 and known.issuperset(mark.kwargs), f"{item.nodeid}: slow() takes one of {known}"
+    return _case(item) not in mark.kwargs["smoke"] if "smoke" in mark.kwargs else _case(item) in mark.kwargs["only"]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -72,9 +97,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class OneWorkerForRanks(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            name, text = Path(file).name, (Path(config.rootpath) / file).read_text(encoding="utf-8")
-            return "ranks" if name in STARTS_RANKS or "rank_pair" in text else file
+            file = Path(nodeid.partition("::")[0])
+            return "ranks" if {"ranks", "engines"}.intersection(file.parts) else str(file)
 
     return OneWorkerForRanks(config, log)
 
