@@ -60,7 +60,7 @@ def main() -> None:
         arguments.ranks, arguments.rows_factor, arguments.rounds, arguments.steps = 1, 1, 1, 2
     results = HERE.parent / "runs" / "quick" if arguments.quick else HERE / "results"
     arguments.out = arguments.out or results / "checkpoint"
-    if "RANK" not in os.environ:
+    if "RANK" not in os.environ and arguments.ranks > 1:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}"]
         environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.ranks)), **os.environ}
         os.execve(sys.executable, [sys.executable, *command, *sys.argv], environment)

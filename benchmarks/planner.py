@@ -159,7 +159,7 @@ def make_tables(num_bags: int, num_events: int) -> tuple[nn.Module, Workload]:
         device=meta,
     )
     # As in a run without tables of that kind.
-    model.managed = None
+    model.register_module("managed", None)
     fuse_sparse(cast(Any, model), "rowwise_adagrad", lr=0.1)
     traffic = {name: TableTraffic(name, "bags", n, WIDTH) for name, n in bags.items()}
     for name, n in events.items():

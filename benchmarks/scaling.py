@@ -10,7 +10,7 @@ Simulated: the planner's estimates for configs/kuairand_27k_h100.toml, see `scal
 none was used.
 
 Writes `benchmarks/results/scaling.json`, `.md` and `.png`, after every run; a second call adds the rounds that are
-missing, and `--again` measures all of them anew. `--quick` measures a few steps of one rank, simulates two sizes, and
+missing, and `--again` measures all of them anew. `--quick` measures a few steps of one rank, simulates one node, and
 writes to `runs/quick`.
 """
 
@@ -44,8 +44,8 @@ LARGE, HARDWARE = ROOT / "configs" / "kuairand_27k_h100.toml", "h100"
 # Of a run: what is kept of what `bench run` says.
 KEPT = ("num_ranks", "global_batch_size", "examples_per_s", "step", "parts", "imbalance", "waited_for_data_ms")
 
-# The node to which the others are compared, and two of it.
-QUICK_SIZES = (BASE_GPUS, 2 * BASE_GPUS)
+# The node to which the others are compared.
+QUICK_SIZES = (BASE_GPUS,)
 
 JSON = dict[str, Any]
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--only", choices=("measured", "simulated"), default=None)
     parser.add_argument("--again", action="store_true", help="forget what was measured")
-    parser.add_argument("--quick", action="store_true", help="one round of one rank, two simulated sizes")
+    parser.add_argument("--quick", action="store_true", help="one round of one rank, one simulated node")
     parser.add_argument("--out", type=Path, default=None, help="of scaling.json, .md and .png")
     arguments = parser.parse_args()
     if arguments.quick:

@@ -237,7 +237,9 @@ def losses_of(data: RunData, rows: np.ndarray, overrides: list[str] | None = Non
         torch.nn.init.normal_(parameter, std=0.3)
     loss, _ = model.train()(BatchReader(data.store, "train", data.schema, 6).read(rows))
     loss.backward()
-    return float(loss.detach()), np.concatenate([p.grad.flatten().numpy() for p in model.parameters() if p.grad is not None])
+    return float(loss.detach()), np.concatenate(
+        [p.grad.flatten().numpy() for p in model.parameters() if p.grad is not None]
+    )
 
 
 def test_a_weight_is_worth_as_many_copies_of_the_example(tmp_path: Path) -> None:
