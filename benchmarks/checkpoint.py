@@ -31,9 +31,10 @@ sys.path.insert(0, str(HERE.parent))
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402, TID251 - ranks are timed from barrier to barrier
 
-from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy  # noqa: E402
+from infnet_rec.checkpoint.saver import CheckpointSaver  # noqa: E402
 from infnet_rec.checkpoint.store import CheckpointStore  # noqa: E402
 from infnet_rec.checkpoint.train_state import TrainState  # noqa: E402
+from infnet_rec.config.checkpoint import CheckpointConfig  # noqa: E402
 from infnet_rec.config.load import load_config  # noqa: E402
 from infnet_rec.config.run import RunConfig  # noqa: E402
 from infnet_rec.data.run_data import RunData, open_data  # noqa: E402
@@ -93,8 +94,7 @@ def measure(config: RunConfig, data: RunData, world: World, arguments: argparse.
             CheckpointStore(arguments.work / mode),
             sharded.model,
             sharded.optimizers,
-            RetentionPolicy(1, 1),
-            mode,
+            CheckpointConfig(keep_last=1, mode=mode),
             run,
             steps.complain,
         )

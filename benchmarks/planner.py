@@ -40,6 +40,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from infnet_rec.benchmark.machine import describe_machine
+from infnet_rec.config.train import SparseConfig
 from infnet_rec.distributed.optimizers import fuse_sparse
 from infnet_rec.distributed.versions import estimator_sharders
 from infnet_rec.planner.hardware import GIB, Cluster, load_hardware, parse_cluster
@@ -160,7 +161,7 @@ def make_tables(num_bags: int, num_events: int) -> tuple[nn.Module, Workload]:
     )
     # As in a run without tables of that kind.
     model.register_module("managed", None)
-    fuse_sparse(cast(Any, model), "rowwise_adagrad", lr=0.1)
+    fuse_sparse(cast(Any, model), SparseConfig(lr=0.1))
     traffic = {name: TableTraffic(name, "bags", n, WIDTH) for name, n in bags.items()}
     for name, n in events.items():
         lookups = (min(dice.uniform(2, 20), n / LOCAL_BATCH_SIZE),)

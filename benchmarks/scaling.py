@@ -45,7 +45,7 @@ LARGE, HARDWARE = ROOT / "configs" / "kuairand_27k_h100.toml", "h100"
 KEPT = ("num_ranks", "global_batch_size", "examples_per_s", "step", "parts", "imbalance", "waited_for_data_ms")
 
 # The node to which the others are compared.
-QUICK_SIZES = (BASE_GPUS,)
+QUICK_SIZES, QUICK_BATCH_SIZE = (BASE_GPUS,), 32
 
 JSON = dict[str, Any]
 
@@ -134,7 +134,7 @@ def add_measured(results: JSON, arguments: argparse.Namespace, keep: Callable[[]
     if store is None and arguments.config == QUICKSTART:
         store = made_store(arguments.work)
     words = [str(arguments.config), *([f"--set=data.store='{store.resolve()}'"] if store else [])]
-    batch = load_config(arguments.config, []).train.global_batch_size
+    batch = QUICK_BATCH_SIZE if arguments.quick else load_config(arguments.config, []).train.global_batch_size
     for number in range(arguments.rounds):
         sizes = wanted(arguments.ranks, batch)
         # There and back, so that whoever comes first gains nothing.

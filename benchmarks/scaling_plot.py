@@ -9,19 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from benchmarks.scaling_page import WORDS, busy
 from benchmarks.scaling_simulated import BASE_GPUS, KINDS, assumptions, efficiency
 from infnet_rec.benchmark.trace import COMMUNICATION
-from infnet_rec.data.inspect.plot import DPI, GREY, HEIGHT_PX, PALE, STYLE, WIDTH_PX
 from infnet_rec.planner.report.plot import STEP_COLOURS
+from infnet_rec.plotting import DPI, GREY, HEIGHT_PX, PALE, WIDTH_PX, new_figure, styled, write_figure
 
 COLOURS = {"weak": "#0072B2", "strong": "#D55E00"}
 SIMULATED_GROUND = "#FFF8E5"
@@ -45,23 +42,15 @@ JSON = dict[str, Any]
 
 def draw(results: JSON, path: Path) -> None:
     """Writes the picture, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        try:
-            figure_of(results).savefig(temporary, format="png", dpi=DPI)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with styled():
+        write_figure(figure_of(results), path)
 
 
 def figure_of(results: JSON) -> Figure:
     """Six panels; one of them is words."""
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.14, wspace=0.03, hspace=0.05)
-    figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), layout=layout)
-    FigureCanvasAgg(figure)
-    figure.suptitle("Scaling: measured on this machine, SIMULATED for 8 to 1,024 GPUs", fontsize=15, x=0.012, ha="left")
+    title = "Scaling: measured on this machine, SIMULATED for 8 to 1,024 GPUs"
+    gaps = {"w_pad": 0.12, "h_pad": 0.14, "wspace": 0.03, "hspace": 0.05}
+    figure = new_figure(WIDTH_PX / DPI, HEIGHT_PX / DPI, title, **gaps)
     top, bottom = figure.subplots(2, 3, width_ratios=(1, 1, 1))
     simulated, measured = results.get("simulated"), results.get("measured")
     efficiencies(top[1], simulated, measured)

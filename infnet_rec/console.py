@@ -1,16 +1,38 @@
-"""Lines and progress bars for people, on stderr: a bar is drawn on a terminal only, and no line tears it."""
+"""Text for people: lines and progress bars on stderr, of which no line tears a bar, and the columns of tables."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tabulate import tabulate
 from tqdm import tqdm
 
 # An evaluation that is done by then needs no bar.
 BAR_AFTER_S = 1.0
 DRAW_EVERY_S = 0.2
+BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 STEPS = "step {n_fmt}/{total_fmt} {percentage:3.0f}%|{bar}| {desc}"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Lines of a table whose columns are two spaces apart.
+
+    Args:
+        rows: cells, as many in each row; a header among them, if there is one.
+        left: the columns that are flush left; all others are flush right.
+    """
+    sides = ["left" if column in left else "right" for column in range(len(rows[0]))]
+    text = tabulate(rows, tablefmt="plain", colalign=sides, disable_numparse=True, preserve_whitespace=True)
+    return [line.rstrip() for line in text.split("\n")]
+
+
+def format_bytes(num_bytes: float) -> str:
+    """A number of bytes in the unit that reads best, three digits of it."""
+    unit = 0
+    while num_bytes >= 1000 and unit < len(BYTE_UNITS) - 1:
+        num_bytes, unit = num_bytes / 1024, unit + 1
+    return f"{num_bytes:.3g} {BYTE_UNITS[unit]}"
 
 
 def log_line(line: str) -> None:

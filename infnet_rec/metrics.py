@@ -9,7 +9,7 @@ Shapes: N examples (of this rank before a gather, of all after it), T tasks, U u
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.float64]
-Metric = Literal["auc", "gauc", "gauc_unweighted"]
 
 _DRAWS_AT_ONCE = 1 << 22
 
@@ -59,15 +58,17 @@ class TaskMetrics:
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
-def mean_over_tasks(metrics: Mapping[str, TaskMetrics], metric: Metric) -> float:
-    """The mean of one metric over the tasks whose labels can answer it.
+def mean_over_tasks(metrics: Mapping[str, TaskMetrics], metric: str) -> float:
+    """The mean of one metric, such as "auc", over the tasks whose labels can answer it.
 
     A task is left out where its labels have one class only, or for gAUC no user has both. These are the same tasks at
     every evaluation of a split, so means of different weights compare. A task that could be answered and is NaN all the
     same (predictions that are not finite) makes the mean NaN; so does having no task left.
     """
     values = [
-        getattr(m, metric) for m in metrics.values() if m.has_both_classes and (metric == "auc" or m.num_users > 0)
+        getattr(m, metric)
+        for m in metrics.values()
+        if m.has_both_classes and (not metric.startswith("gauc") or m.num_users > 0)
     ]
     return sum(values) / len(values) if values else math.nan
 

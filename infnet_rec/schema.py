@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
+from infnet_rec.config.data import Grouping
+from infnet_rec.config.model import Eviction
 from infnet_rec.config.toml import read_fields
 from infnet_rec.errors import UserError, did_you_mean
 
@@ -36,8 +38,6 @@ NAMES_OF_MODULES = frozenset(
     """.split()  # noqa: SIM905 - a hundred lines otherwise
 )
 Side = Literal["user", "item", "context"]
-Eviction = Literal["lfu", "lru", "distance_lfu"]
-Grouping = Literal["behaviour", "sequence", "all"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from benchmarks.gpu.records import RESULTS, Settings, Writer
 from infnet_rec.benchmark.forms.forms import TowerShape, full_lengths, make_forms, make_tokens
 from infnet_rec.benchmark.forms.tower import Precision, passes_of
 from infnet_rec.benchmark.forms.tower_verb import NUM_ATTRIBUTES, NUM_BEHAVIOURS, NUM_FEATURES, NUM_TASKS, device_of
+from infnet_rec.config.model import InfnetConfig
 from infnet_rec.models.infnet.fused_attention import FusedTokens, fuse_sequences
 from infnet_rec.models.infnet.jagged_attention import arrange_sequences
-from infnet_rec.models.infnet.options import InfnetOptions
 
 NUM_WORKERS = 12
 # Widths and precisions of the towers of later parts, all with the options by default.
@@ -108,7 +108,7 @@ def compile_ahead(places: list[int]) -> None:
             tuner.cache.clear()
             tuner.early_config_prune = partial(_only, prunes[id(tuner)], place % count)
         shape = TowerShape(NUM_FEATURES, groups, NUM_TASKS, width, full_lengths(len(groups), 4, 2))
-        form = make_forms(shape, InfnetOptions(), device)[0]["fused"]
+        form = make_forms(shape, InfnetConfig(), device)[0]["fused"]
         passes_of(form, make_tokens(shape, device), precision)["forward_backward"]()
 
 

@@ -8,7 +8,7 @@ from benchmarks.gpu.small_runs import free_memory, guarded
 from infnet_rec.benchmark.forms.forms import TowerShape, full_lengths, ragged_lengths
 from infnet_rec.benchmark.forms.tower import Precision, measure_tower
 from infnet_rec.benchmark.forms.tower_verb import NUM_ATTRIBUTES, NUM_BEHAVIOURS, NUM_FEATURES, NUM_TASKS, device_of
-from infnet_rec.models.infnet.options import InfnetOptions
+from infnet_rec.config.model import InfnetConfig
 
 # What the fused form is meant to reach in bf16: times as fast as the literal form, and a share of the speed at which
 # this machine could copy the bytes that must be moved.
@@ -46,7 +46,7 @@ def _measure(
     """One shape: forward and backward of every form."""
     result = measure_tower(
         shape,
-        InfnetOptions(),
+        InfnetConfig(),
         device,
         limits,
         num_rounds=rounds,

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from infnet_rec.cli import app
-from infnet_rec.config.run import RunConfig
+from infnet_rec.config.run import run_config
 from infnet_rec.data.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def write(name: str, lines: list[str]) -> None:
 def main() -> None:
     """Writes all of them."""
     for name, model, title, text in (
-        ("configuration", RunConfig, "Configuration", "A run is one TOML file with these sections and keys."),
+        ("configuration", run_config(), "Configuration", "A run is one TOML file with these sections and keys."),
         ("recipe", Recipe, "Recipe", "A recipe says what raw files are and mean; `configs/datasets/template.toml` has an example of each key."),
     ):
         lines = [f"# {title}", "", text]

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,19 @@ import torch
 from tqdm import tqdm
 
 from infnet_rec.analysis import files
-from infnet_rec.analysis.examples import Candidates, chosen, example_identity, one_example
-from infnet_rec.analysis.sums import Names, Sums
+from infnet_rec.analysis.sums import Names, Sums, as_arrays, rounded
 from infnet_rec.batch import Batch
 from infnet_rec.checkpoint.loader import load_weights
 from infnet_rec.checkpoint.locate import find_checkpoint
 from infnet_rec.checkpoint.store import CheckpointManifest, checkpoint_name
-from infnet_rec.config.load import load_config
+from infnet_rec.config.load import load_config, validate_run
 from infnet_rec.config.model import InfnetConfig
+from infnet_rec.config.plugins import check_plugin
 from infnet_rec.config.run import RunConfig
-from infnet_rec.config.toml import validate_model
+from infnet_rec.console import aligned
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.run_data import RunData, open_data
+from infnet_rec.data.store import Store
 from infnet_rec.distributed.process_group import (
     check_gpus,
     process_group,
@@ -48,6 +50,71 @@ WITHOUT_TASK_ATTENTION = {
 }
 
 JSON = dict[str, Any]
+
+LONG = 0.9  # of all examples have shorter histories
+
+
+@dataclass(slots=True)
+class Candidates:
+    """What is known of the examples that two are chosen from."""
+
+    row: list[np.ndarray] = field(default_factory=list)
+    user: list[np.ndarray] = field(default_factory=list)
+    num_events: list[np.ndarray] = field(default_factory=list)
+    num_positive: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, recorded: Recorded, scores: Scores, rows_B: np.ndarray) -> None:
+        """The examples of a batch, without its padding."""
+        num_examples = len(rows_B)
+        self.row.append(rows_B)
+        self.user.append(scores.user_B[:num_examples].cpu().numpy())
+        self.num_events.append(recorded.lengths_FB[:, :num_examples].sum(dim=0).cpu().numpy())
+        self.num_positive.append(scores.labels_BT[:num_examples].sum(dim=1).cpu().numpy())
+
+
+def chosen(candidates: Candidates) -> list[int]:
+    """Rows of two examples with long histories: one that is positive for most tasks, and another user's for fewest."""
+    row_N, user_N, num_events_N, num_positive_N = (
+        np.concatenate(parts)
+        for parts in (candidates.row, candidates.user, candidates.num_events, candidates.num_positive)
+    )
+    is_long_N = num_events_N >= np.quantile(num_events_N, LONG)
+    # The last key counts first; of examples that are alike the earliest is taken.
+    first = int(np.lexsort((row_N, -num_events_N, -num_positive_N, ~is_long_N))[0])
+    second = int(np.lexsort((row_N, -num_events_N, num_positive_N, ~is_long_N, user_N == user_N[first]))[0])
+    return [int(row_N[first]), int(row_N[second])] if second != first else [int(row_N[first])]
+
+
+def example_identity(store: Store, split: str, row: int) -> JSON:
+    """Whose example it is, in the dataset's own words."""
+    examples = store.examples(split)
+    user, item = int(examples.user_N[row]), int(examples.item_N[row])
+    return {"row": row, "user": store.user_keys[user].as_py(), "item": store.item_keys[item].as_py()}
+
+
+def one_example(recorded: Recorded, scores: Scores, place: int, names: Names) -> JSON:
+    """Labels, predictions and attention of one example of a batch."""
+    field_BQM, event_BQFS, lengths_BF = as_arrays(recorded, place + 1)
+    field_QM, event_QFS, length_F = field_BQM[place], event_BQFS[place], lengths_BF[place]
+    tasks = names.queries[: names.num_tasks]
+    predicted_T = torch.sigmoid(scores.logits_BT[place].double()).tolist()
+    by_behaviour = groupby(zip(names.sequences, length_F, strict=True), key=lambda pair: pair[0][0])
+    return {
+        "labels": dict(zip(tasks, scores.labels_BT[place].int().tolist(), strict=True)),
+        "predicted": dict(zip(tasks, map(rounded, predicted_T), strict=True)),
+        # All sequences of a behaviour list the same events.
+        "events": {behaviour: int(next(pairs)[1]) for behaviour, pairs in by_behaviour},
+        "num_tokens": int(length_F.sum()),
+        "fields": {query: [rounded(float(share)) for share in field_QM[q]] for q, query in enumerate(names.queries)},
+        # From each sequence's oldest event to its newest.
+        "positions": {
+            query: [
+                [rounded(float(share)) for share in event_QFS[q, f][event_QFS.shape[-1] - length :]]
+                for f, length in enumerate(length_F)
+            ]
+            for q, query in enumerate(names.queries)
+        },
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +242,8 @@ def _check_model(config: RunConfig) -> None:
 
 def _check_checkpoint(config: RunConfig, data: RunData, commit: CheckpointManifest, where: str) -> None:
     """Refuses weights of another model, which might fit all the same."""
-    lines = config_differences(validate_model(RunConfig, commit.run["config"], where), config)
+    check_plugin(commit.run.get("plugin"), where)
+    lines = config_differences(validate_run(commit.run["config"], where), config)
     other = [line for key, line in lines.items() if key.startswith(MUST_AGREE) and not key.startswith(MAY_CHANGE)]
     if other:
         text = "\n".join(f"  {line}" for line in other)
@@ -203,9 +271,9 @@ def attention_lines(result: JSON) -> list[str]:
     of = result["num_examples_of_split"]
     spread = "all" if result["num_examples"] == of else f"{result['num_examples']:,} evenly spread of {of:,}"
     text = [f"{spread} examples of {result['split']}; times its even share that each gets:"]
-    width = max(map(len, result["queries"]))
+    rows = []
     for query in result["queries"]:
         ranked = sorted(result["fields"], key=lambda f: -f["attention"][query]["share"])
         most = ", ".join(f"{f['name']} {f['attention'][query]['times_even']:.2f}" for f in ranked[:3])
-        text.append(f"{query:<{width}}  {most}")
-    return [*text, "", *(f"{result['out']}/{name}" for name in files.names_of(result))]
+        rows.append((query, most))
+    return [*text, *aligned(rows, range(2)), "", *(f"{result['out']}/{name}" for name in files.names_of(result))]

@@ -16,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 
-from infnet_rec.data.inspect.panels import COLOURS, GREY
+from infnet_rec.plotting import COLOURS, GREY
 
 # A little of all cells may be off the scale, lest one of them leave the others pale.
 ON_SCALE = 0.99
@@ -46,7 +46,7 @@ class Scale:
         axes.imshow(_log(times_XQ), cmap=self.cmap, norm=self.norm, aspect="auto", interpolation="nearest")
 
     def bar(self, figure: Figure, panels: Sequence[Axes], **place: Any) -> None:
-        """The scale itself."""
+        """Draws the scale itself beside some panels."""
         bar = figure.colorbar(ScalarMappable(self.norm, self.cmap), ax=list(panels), extend="both", **place)
         ticks = np.linspace(-self.limit, self.limit, 5)
         bar.set_ticks(ticks.tolist(), labels=[f"{2**tick:.2f}" for tick in ticks])

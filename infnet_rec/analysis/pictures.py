@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from infnet_rec.analysis import panels
-from infnet_rec.data.inspect.plot import DPI
-from infnet_rec.experiments.report_plot import styled
+from infnet_rec.plotting import new_figure, styled, write_figure
 
 MAX_FIELDS, ROWS_IN_COLUMN = 135, 45
 MAPS_IN_ROW = 6
@@ -39,16 +36,12 @@ def draw_attention(result: JSON, folder: Path, names: Sequence[str]) -> None:
     with styled():
         for name in names:
             figure = example_picture(result, examples[name]) if name in examples else figures[name](result)
-            # Without the version of matplotlib, so that the same numbers give the same bytes.
-            figure.savefig(folder / name, format="png", dpi=DPI, metadata={"Software": None})
+            write_figure(figure, folder / name, names_software=False)
 
 
 def _figure(width_in: float, height_in: float, title: str) -> Figure:
-    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.02, hspace=0.02)
-    figure = Figure(figsize=(width_in, height_in), layout=layout)
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12.5, x=0.012, ha="left")
-    return figure
+    gaps = {"w_pad": 0.06, "h_pad": 0.06, "wspace": 0.02, "hspace": 0.02}
+    return new_figure(width_in, height_in, title, 12.5, **gaps)
 
 
 def _cell_in(queries: Sequence[str]) -> float:

@@ -77,7 +77,7 @@ class Moments:
     squares: Any = 0.0
 
     def add(self, values_BX: np.ndarray) -> None:
-        """Some more."""
+        """Adds the values of some more examples."""
         self.count += len(values_BX)
         self.total = self.total + values_BX.sum(axis=0)
         self.squares = self.squares + np.square(values_BX).sum(axis=0)
@@ -89,7 +89,7 @@ class Moments:
 
     @property
     def std(self) -> Any:
-        """The population's."""
+        """The standard deviation of the population, not of a sample."""
         return np.sqrt(np.maximum(self.squares / max(self.count, 1) - np.square(self.mean), 0.0))
 
 
@@ -101,7 +101,7 @@ class GateSums:
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(GATE_BINS, np.int64))
 
     def add(self, gate_BD: np.ndarray) -> None:
-        """Some more."""
+        """Adds the gates of some more examples."""
         self.by_dimension.add(gate_BD)
         self.histogram += np.histogram(gate_BD, bins=GATE_BINS, range=(0.0, 1.0))[0]
 

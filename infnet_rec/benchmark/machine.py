@@ -1,15 +1,16 @@
 """The machine: what it is, how fast it copies and how fast it multiplies."""
 
-import os
 import platform
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from infnet_rec.benchmark.samples import timed
+from infnet_rec.distributed.host import num_cores
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "triton", "infnet_rec")
 # Far larger than any cache of the last level.
@@ -29,15 +30,14 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "device": device.type,
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "cores": cores,
+        "cores": num_cores(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load": psutil.getloadavg()[0],
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "versions": versions,
     }
 
@@ -76,11 +76,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that a measurement may take without pushing anything out."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    lines = meminfo.read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return psutil.virtual_memory().available
 
 
 def _best_s(run: Any, device: torch.device) -> float:

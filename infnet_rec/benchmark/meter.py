@@ -42,7 +42,7 @@ CLOSE = 0.02
 
 
 class ReadsBatches(Protocol):
-    """A loader."""
+    """What a loader does for a measurement."""
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """This rank's batches of steps in order."""

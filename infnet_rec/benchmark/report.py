@@ -250,7 +250,7 @@ TITLES: dict[Part, str] = {
 
 
 def bench_run_lines(result: JSON) -> list[str]:
-    """All of it."""
+    """The whole report for people: speed, parts of a step, limits, verdict."""
     return [*_speed(result), "", *_part_lines(result), "", *_limits(result), "", *_verdict(result)]
 
 

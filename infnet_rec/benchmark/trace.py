@@ -87,7 +87,7 @@ class Span:
 
     @property
     def stretch(self) -> tuple[float, float]:
-        """Its time."""
+        """When the span began and ended, in seconds."""
         return self.start_s, self.end_s
 
 

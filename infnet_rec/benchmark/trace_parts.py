@@ -92,7 +92,7 @@ def host_parts(spans: Sequence[Span]) -> StepParts:
 
 
 def each(values: Mapping[Part, float], count: int) -> dict[Part, float]:
-    """Of one step."""
+    """Divides what several steps took by their number."""
     return {part: value / count for part, value in values.items()}
 
 

@@ -27,7 +27,7 @@ def list_checkpoints(source: str) -> dict[str, Any]:
 
 
 def list_lines(result: dict[str, Any]) -> list[str]:
-    """`list_all` for people."""
+    """What `list_checkpoints` found, for people."""
     lines = [f"{'checkpoint':<24}{'step':>10}{'mean AUC':>10}{'MiB':>10}{'files':>7}{'ranks':>7}  written"]
     for c in result["checkpoints"]:
         if c["state"] == "torn":
@@ -60,7 +60,7 @@ def _best_so_far(progress: dict[str, Any]) -> str:
 
 
 def show_lines(result: dict[str, Any]) -> list[str]:
-    """`show` for people."""
+    """What `show_checkpoint` found, for people."""
     progress, run = result["progress"], result["run"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(run["plan"].values()).items()))
     lines = [
@@ -91,7 +91,7 @@ def verify_checkpoints(source: str) -> dict[str, Any]:
 
 
 def verify_lines(result: dict[str, Any]) -> list[str]:
-    """`verify` for people."""
+    """What `verify_checkpoints` found, for people."""
     return [
         f"whole  {c['name']}" if c["whole"] else f"torn   {c['name']}: {'; '.join(c['faults'])}"
         for c in result["checkpoints"]

@@ -46,7 +46,7 @@ class OptimizerState(Protocol):
         ...
 
     def set_kernel_steps(self, count: int) -> None:
-        """Sets that count."""
+        """Sets the count of steps that fused kernels keep."""
 
 
 def newest_whole(shelf: CheckpointStore, say: Callable[[str], None]) -> CheckpointManifest | None:

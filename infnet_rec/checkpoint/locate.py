@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from infnet_rec.checkpoint.store import NAME, CheckpointManifest, CheckpointStore, best_checkpoint
-from infnet_rec.config.run import RunConfig
+from infnet_rec.config.checkpoint import CheckpointConfig
 from infnet_rec.config.toml import read_json, validate_model
 from infnet_rec.errors import UserError
 
 
-def run_checkpoints(config: RunConfig, run_dir: Path) -> CheckpointStore:
+def run_checkpoints(config: CheckpointConfig, run_dir: Path) -> CheckpointStore:
     """Where a run's checkpoints are."""
-    return CheckpointStore(config.checkpoint.folder or run_dir / "checkpoints")
+    return CheckpointStore(config.folder or run_dir / "checkpoints")
 
 
 def open_checkpoints(source: str) -> tuple[CheckpointStore, int | None]:
@@ -22,10 +22,10 @@ def open_checkpoints(source: str) -> tuple[CheckpointStore, int | None]:
     text = source.rstrip("/")
     config_path = Path(text) / "config.json"
     if config_path.is_file():
-        shelf, step = (
-            run_checkpoints(validate_model(RunConfig, read_json(config_path), str(config_path)), Path(text)),
-            None,
-        )
+        # The rest of it may be a model's that is not known here.
+        section = read_json(config_path).get("checkpoint", {})
+        own = validate_model(CheckpointConfig, section, f"{config_path}: checkpoint")
+        shelf, step = run_checkpoints(own, Path(text)), None
     else:
         parent, _, last = text.rpartition("/")
         one = NAME.fullmatch(last)

@@ -7,9 +7,8 @@ all of them, writes the marker; then old checkpoints go.
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,17 +20,10 @@ from infnet_rec.checkpoint.dcp_files import PartsWriter, Snapshot
 from infnet_rec.checkpoint.loader import OptimizerState, load_weights
 from infnet_rec.checkpoint.store import CheckpointManifest, CheckpointStore, checkpoint_name, rank_checkpoints
 from infnet_rec.checkpoint.train_state import TrainState, metrics_from_json
+from infnet_rec.config.checkpoint import CheckpointConfig
 from infnet_rec.errors import UserError
 
 LOST = (CheckpointException, OSError)
-
-
-@dataclass(frozen=True, slots=True)
-class RetentionPolicy:
-    """Which checkpoints stay: the newest `last`, and the `best` by mean AUC on valid besides."""
-
-    last: int
-    best: int
 
 
 class CheckpointSaver:
@@ -42,8 +34,7 @@ class CheckpointSaver:
         shelf: CheckpointStore,
         model: nn.Module,
         optimizers: OptimizerState,
-        keep: RetentionPolicy,
-        mode: Literal["sync", "async"],
+        config: CheckpointConfig,
         run: dict[str, Any],
         say: Callable[[str], None],
     ) -> None:
@@ -53,19 +44,18 @@ class CheckpointSaver:
             shelf: where to.
             model: sharded.
             optimizers: of the model.
-            keep: how many checkpoints stay.
-            mode: "async" writes a copy in a thread while training goes on.
+            config: how many checkpoints stay, and whether a copy is written in a thread while training goes on.
             run: what the marker says about the run.
             say: tells people on the first rank.
         """
         self._shelf, self._model, self._optimizers = shelf, model, optimizers
-        self._keep, self._run, self._say = keep, run, say
+        self._config, self._run, self._say = config, run, say
         # Collective: gloo, also beside nccl, whose collectives must not be called from two threads.
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
         self._is_first = dist.get_rank() == 0
-        self._thread = ThreadPoolExecutor(1, "checkpoint") if mode == "async" else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if config.mode == "async" else None
         self._in_flight: Future[None] | None = None
         self._snapshot = Snapshot()
         self._saved_step = -1
@@ -170,8 +160,8 @@ class CheckpointSaver:
 
     def _remove_old(self) -> None:
         commits = self._shelf.commits()
-        kept = {c.step for c in commits[-self._keep.last :]} | {
-            c.step for c in rank_checkpoints(commits)[: self._keep.best]
+        kept = {c.step for c in commits[-self._config.keep_last :]} | {
+            c.step for c in rank_checkpoints(commits)[: self._config.keep_best]
         }
         for commit in commits:
             if commit.step not in kept:

@@ -1,14 +1,13 @@
-"""The models that INFNet is compared with.
+"""The models that INFNet is compared with: each class holds what the data does not decide about one of them.
 
-Every class has the keys of its model's options, which `infnet_rec.models.baselines` explains, with the same defaults: a
-test compares them, since importing the options would import torch.
+`infnet_rec.models.baselines` has their towers, one file a family, with the equations whose letters are used here.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from infnet_rec.config.model import ModelConfig
+from infnet_rec.config.model import ModelConfig, model_section
 from infnet_rec.config.ranges import Count, Dropout, Hidden, NotNegative
 
 DEEP_HIDDEN: Hidden = (512, 256, 128)
@@ -17,27 +16,47 @@ GATE_HIDDEN: Hidden = (128, 64)
 HEAD_HIDDEN: Hidden = (128, 64)
 
 
+@model_section
 class FmConfig(ModelConfig):
-    """Its tables are wider than `width`; see `infnet_rec.models.baselines.fm`."""
+    """Factorisation machine. Its tables are wider than `width`: they hold linear weights too."""
 
-    name: Literal["fm"]
+    name: Literal["fm"] = "fm"
 
 
+@model_section
 class DinConfig(ModelConfig):
-    """See `infnet_rec.models.baselines.din.DinOptions`."""
+    """DIN.
 
-    name: Literal["din"]
-    attention_hidden: Hidden = (64,)
+    Attributes:
+        attention_hidden: hidden layers of the network that weighs events; at least one.
+        deep_hidden: layers of the body.
+        head_hidden: hidden layers of every task's head; none is one linear layer.
+        batch_norm: in the body.
+        dropout: on the layers of the body, and on hidden layers of heads.
+    """
+
+    name: Literal["din"] = "din"
+    attention_hidden: Annotated[Hidden, Field(min_length=1)] = (64,)
     deep_hidden: Hidden = (512, 128, 64)
     head_hidden: Hidden = ()
     batch_norm: bool = False
     dropout: Dropout = 0.0
 
 
+@model_section
 class DienConfig(ModelConfig):
-    """See `infnet_rec.models.baselines.dien.DienOptions`."""
+    """DIEN.
 
-    name: Literal["dien"]
+    Attributes:
+        auxiliary_weight: of the auxiliary loss; with 0 its networks do not exist.
+        auxiliary_hidden: hidden layers of its networks.
+        deep_hidden: layers of the body.
+        head_hidden: hidden layers of every task's head; none is one linear layer.
+        batch_norm: in the body.
+        dropout: on the layers of the body, and on hidden layers of heads.
+    """
+
+    name: Literal["dien"] = "dien"
     auxiliary_weight: NotNegative = 1.0
     auxiliary_hidden: Hidden = (100, 50)
     deep_hidden: Hidden = (200, 80)
@@ -46,10 +65,22 @@ class DienConfig(ModelConfig):
     dropout: Dropout = 0.0
 
 
+@model_section
 class DcnConfig(ModelConfig):
-    """DCNv2; see `infnet_rec.models.baselines.dcn.DcnOptions`."""
+    """DCNv2.
 
-    name: Literal["dcnv2"]
+    Attributes:
+        cross: "mixture" of low-rank experts, or "full" matrices.
+        num_cross_layers: L.
+        num_experts: E of a mixture.
+        rank: K of a mixture's experts.
+        deep_hidden: layers of the MLP beside the cross layers.
+        head_hidden: hidden layers of every task's head; none is one linear layer.
+        batch_norm: in the MLP.
+        dropout: on the MLP's layers, and on hidden layers of heads.
+    """
+
+    name: Literal["dcnv2"] = "dcnv2"
     cross: Literal["mixture", "full"] = "mixture"
     num_cross_layers: Count = 3
     num_experts: Count = 4
@@ -60,10 +91,20 @@ class DcnConfig(ModelConfig):
     dropout: Dropout = 0.0
 
 
+@model_section
 class GdcnConfig(ModelConfig):
-    """See `infnet_rec.models.baselines.gdcn.GdcnOptions`."""
+    """GDCN.
 
-    name: Literal["gdcn"]
+    Attributes:
+        structure: where the MLP is.
+        num_cross_layers: L.
+        deep_hidden: layers of the MLP.
+        head_hidden: hidden layers of every task's head; none is one linear layer.
+        batch_norm: in the MLP.
+        dropout: on the MLP's layers, and on hidden layers of heads.
+    """
+
+    name: Literal["gdcn"] = "gdcn"
     structure: Literal["stacked", "parallel"] = "stacked"
     num_cross_layers: Count = 3
     deep_hidden: Hidden = DEEP_HIDDEN
@@ -72,10 +113,23 @@ class GdcnConfig(ModelConfig):
     dropout: Dropout = 0.0
 
 
+@model_section
 class WukongConfig(ModelConfig):
-    """See `infnet_rec.models.baselines.wukong.WukongOptions`."""
+    """WuKong.
 
-    name: Literal["wukong"]
+    Attributes:
+        num_layers: how many are stacked.
+        num_products: N_F, vectors that a layer's factorisation machine makes.
+        num_linear: N_L, vectors that a layer's compression makes.
+        rank: K.
+        product_hidden: hidden layers of the MLP in a factorisation machine.
+        deep_hidden: layers of the body.
+        head_hidden: hidden layers of every task's head; none is one linear layer.
+        batch_norm: in the body.
+        dropout: on the layers of the body, and on hidden layers of products and heads.
+    """
+
+    name: Literal["wukong"] = "wukong"
     num_layers: Count = 3
     num_products: Count = 40
     num_linear: Count = 40
@@ -87,10 +141,20 @@ class WukongConfig(ModelConfig):
     dropout: Dropout = 0.0
 
 
+@model_section
 class HstuConfig(ModelConfig):
-    """See `infnet_rec.models.baselines.hstu.HstuOptions`."""
+    """HSTU.
 
-    name: Literal["hstu"]
+    Attributes:
+        num_layers: of attention.
+        num_heads: of each layer; divides the width, or `transducer_width` where that is not 0.
+        max_tokens: Nmax. About as many as an example has at most: context, the events of all behaviours and the target.
+        head_hidden: hidden layers of every task's head.
+        dropout: in the layers, and on hidden layers of heads.
+        transducer_width: of all tokens in the layers, and of what the heads read; 0: that of the tables.
+    """
+
+    name: Literal["hstu"] = "hstu"
     num_layers: Count = 2
     num_heads: Count = 2
     max_tokens: Count = 256
@@ -99,19 +163,35 @@ class HstuConfig(ModelConfig):
     transducer_width: Annotated[int, Field(ge=0)] = 0
 
 
+@model_section
 class SharedBottomConfig(ModelConfig):
-    """See `infnet_rec.models.baselines.shared_bottom.SharedBottomOptions`."""
+    """Shared-Bottom.
 
-    name: Literal["shared_bottom"]
+    Attributes:
+        bottom_hidden: layers of the bottom.
+        head_hidden: hidden layers of each task's tower.
+        dropout: on all of these.
+    """
+
+    name: Literal["shared_bottom"] = "shared_bottom"
     bottom_hidden: Hidden = EXPERT_HIDDEN
     head_hidden: Hidden = HEAD_HIDDEN
     dropout: Dropout = 0.0
 
 
+@model_section
 class MmoeConfig(ModelConfig):
-    """MMoE, and OMoE with its one gate; see `infnet_rec.models.baselines.mmoe.MmoeOptions`."""
+    """MMoE, and OMoE with its one gate for all tasks.
 
-    name: Literal["mmoe", "omoe"]
+    Attributes:
+        num_experts: E.
+        expert_hidden: layers of each expert.
+        gate_hidden: hidden layers of each gate.
+        head_hidden: hidden layers of each task's tower.
+        dropout: on all of these.
+    """
+
+    name: Literal["mmoe", "omoe"] = "mmoe"
     num_experts: Count = 8
     expert_hidden: Hidden = EXPERT_HIDDEN
     gate_hidden: Hidden = GATE_HIDDEN
@@ -119,10 +199,21 @@ class MmoeConfig(ModelConfig):
     dropout: Dropout = 0.0
 
 
+@model_section
 class PleConfig(ModelConfig):
-    """See `infnet_rec.models.baselines.ple.PleOptions`."""
+    """PLE.
 
-    name: Literal["ple"]
+    Attributes:
+        num_layers: of experts.
+        num_shared_experts: of each layer.
+        num_specific_experts: of each task in each layer.
+        expert_hidden: layers of each expert.
+        gate_hidden: hidden layers of each gate.
+        head_hidden: hidden layers of each task's tower.
+        dropout: on all of these.
+    """
+
+    name: Literal["ple"] = "ple"
     num_layers: Count = 1
     num_shared_experts: Count = 8
     num_specific_experts: Count = 1
@@ -132,10 +223,20 @@ class PleConfig(ModelConfig):
     dropout: Dropout = 0.0
 
 
+@model_section
 class StemConfig(ModelConfig):
-    """Its tables are (tasks + 1) * `width` wide; see `infnet_rec.models.baselines.stem.StemOptions`."""
+    """STEM. Its tables are (tasks + 1) * `width` wide.
 
-    name: Literal["stem"]
+    Attributes:
+        num_shared_experts: that read the shared embeddings.
+        num_specific_experts: of each task, that read its own embeddings.
+        expert_hidden: layers of each expert.
+        gate_hidden: hidden layers of each gate.
+        head_hidden: hidden layers of each task's tower.
+        dropout: on all of these.
+    """
+
+    name: Literal["stem"] = "stem"
     num_shared_experts: Count = 8
     num_specific_experts: Count = 1
     expert_hidden: Hidden = EXPERT_HIDDEN

@@ -7,6 +7,8 @@ from pydantic import Field
 from infnet_rec.config.ranges import Count
 from infnet_rec.config.toml import StrictModel
 
+SaveMode = Literal["sync", "async"]
+
 
 class CheckpointConfig(StrictModel):
     """Checkpoints: a run that is stopped goes on from the newest, `eval` and the test at the end use the best.
@@ -25,5 +27,5 @@ class CheckpointConfig(StrictModel):
     every_steps: Annotated[int, Field(ge=0)] = 1000
     keep_last: Count = 2
     keep_best: Count = 1
-    mode: Literal["sync", "async"] = "sync"
+    mode: SaveMode = "sync"
     folder: str = ""

@@ -6,6 +6,8 @@ from typing import Literal
 from infnet_rec.config.ranges import Count
 from infnet_rec.config.toml import StrictModel
 
+Grouping = Literal["behaviour", "sequence", "all"]
+
 
 class DataConfig(StrictModel):
     """Which examples, and how much of each.
@@ -29,7 +31,7 @@ class DataConfig(StrictModel):
     manifest: Path | None = None
     profile: str = "all"
     sequence_length: Count = 50
-    sequence_groups: Literal["behaviour", "sequence", "all"] = "behaviour"
+    sequence_groups: Grouping = "behaviour"
     read_ahead: Count = 4
     loader_threads: Count = 1
     block_examples: Count = 4_096

@@ -17,12 +17,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from infnet_rec.config.load import lay, make_config
+from infnet_rec.config.plugins import plugin_of
 from infnet_rec.config.ranges import Count
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import StrictModel, read_toml, validate_model
 from infnet_rec.errors import UserError
 
 Choice = bool | int | float | str
+Metric = Literal["auc", "gauc", "gauc_unweighted"]
 Space = dict[str, tuple[Choice, ...]]
 # What the cells of one experiment share, and what is the experiment's own to set.
 SHARED = ("data.store", "train.seed", "train.test")
@@ -45,7 +47,7 @@ class SearchConfig(StrictModel):
 
     sampler: Literal["grid", "tpe", "random"] = "grid"
     num_trials: Count
-    metric: Literal["auc", "gauc", "gauc_unweighted"] = "auc"
+    metric: Metric = "auc"
     seed: Annotated[int, Field(ge=0)] = 0
     set: tuple[str, ...] = ()
     prune: bool = False
@@ -250,6 +252,8 @@ def key_of(config: RunConfig) -> str:
         section, name = path.split(".")
         data.get(section, {}).pop(name, None)
     data.pop("checkpoint", None)
+    if (plugin := plugin_of(config.model)) is not None:
+        data["plugin"] = plugin.sha256
     return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

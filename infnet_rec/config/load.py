@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infnet_rec.config.run import RunConfig
+from infnet_rec.config.plugins import load_plugins
+from infnet_rec.config.run import RunConfig, run_config
 from infnet_rec.config.toml import read_toml, validate_model
 from infnet_rec.errors import UserError
 
@@ -39,7 +40,21 @@ def make_config(data: dict[str, Any], overrides: Sequence[str], source: str) -> 
     """
     for override in overrides:
         lay(data, override)
-    return validate_model(RunConfig, data, f"{source}{' with --set ' + ' '.join(overrides) if overrides else ''}")
+    return validate_run(data, f"{source}{' with --set ' + ' '.join(overrides) if overrides else ''}")
+
+
+def validate_run(data: dict[str, Any], source: str) -> RunConfig:
+    """Checks a whole configuration, as a file, a run directory or a checkpoint holds it.
+
+    Args:
+        data: sections and their keys.
+        source: where the data is from, for messages.
+
+    Raises:
+        UserError: every fault at once; a plugin that cannot be read.
+    """
+    load_plugins()
+    return validate_model(run_config(), data, source)
 
 
 def lay(data: dict[str, Any], override: str) -> None:

@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 from infnet_rec.config.ranges import Count
 from infnet_rec.config.toml import StrictModel
 
-Sharding = Literal[
-    "auto",
+ShardingType = Literal[
     "data_parallel",
     "table_wise",
     "row_wise",
@@ -18,7 +17,9 @@ Sharding = Literal[
     "table_column_wise",
     "grid_shard",
 ]
-Kernel = Literal["auto", "fused", "fused_uvm", "fused_uvm_caching"]
+TableKernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
+TablePrecision = Literal["fp32", "fp16"]
+Communication = Literal["fp32", "fp16", "bf16"]
 
 
 class TableRule(StrictModel):
@@ -37,10 +38,10 @@ class TableRule(StrictModel):
     """
 
     match: Annotated[str, Field(min_length=1)]
-    sharding: Sharding | None = None
-    kernel: Kernel | None = None
+    sharding: Literal["auto", ShardingType] | None = None
+    kernel: Literal["auto", TableKernel] | None = None
     cache_load_factor: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    precision: Literal["fp32", "fp16"] | None = None
+    precision: TablePrecision | None = None
     min_columns: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
 
     @model_validator(mode="after")
@@ -78,7 +79,7 @@ class ShardingConfig(StrictModel):
     hardware: str | None = None
     row_wise_min_rows: Count | Literal["auto"] = "auto"
     data_parallel_max_rows: Annotated[int, Field(ge=0)] = 0
-    communication: Literal["fp32", "fp16", "bf16"] = "fp32"
+    communication: Communication = "fp32"
     replica_groups: Count = 1
     tables: tuple[TableRule, ...] = ()
 

@@ -7,6 +7,13 @@ from pydantic import Field
 from infnet_rec.config.ranges import Count, Fraction, NotNegative, Positive
 from infnet_rec.config.toml import StrictModel
 
+ScheduleKind = Literal["constant", "cosine"]
+SparseOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+DenseOptimizer = Literal["adam", "adamw", "adagrad"]
+TaskWeighting = Literal["fixed", "uncertainty"]
+Precision = Literal["fp32", "bf16"]
+OnNonFinite = Literal["stop", "skip"]
+
 
 class ScheduleConfig(StrictModel):
     """How a learning rate moves: up in a line for `warmup_steps`, then level or down a cosine.
@@ -17,7 +24,7 @@ class ScheduleConfig(StrictModel):
         final_fraction: of the full rate, at the end of a cosine.
     """
 
-    kind: Literal["constant", "cosine"] = "constant"
+    kind: ScheduleKind = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     final_fraction: Fraction = 0.0
 
@@ -33,7 +40,7 @@ class SparseConfig(StrictModel):
             part goes on learning. Id tables overfit in their second epoch; this lets the rest have several.
     """
 
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    optimizer: SparseOptimizer = "rowwise_adagrad"
     lr: Positive = 0.02
     schedule: ScheduleConfig = ScheduleConfig()
     each_epoch: Literal["keep", "fresh"] = "keep"
@@ -50,7 +57,7 @@ class DenseConfig(StrictModel):
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
     """
 
-    optimizer: Literal["adam", "adamw", "adagrad"] = "adam"
+    optimizer: DenseOptimizer = "adam"
     lr: Positive = 1e-3
     weight_decay: NotNegative = 0.0
     schedule: ScheduleConfig = ScheduleConfig()
@@ -66,7 +73,7 @@ class LossConfig(StrictModel):
         embedding_l2: strength of the penalty that holds rare ids back, in examples (see `MultiTaskLoss`).
     """
 
-    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    weighting: TaskWeighting = "fixed"
     task_weights: dict[str, Positive] = Field(default_factory=dict)
     embedding_l2: NotNegative = 0.0
 
@@ -108,8 +115,8 @@ class TrainConfig(StrictModel):
     eval_batch_size: Count = 4096
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     num_threads: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    on_nonfinite: Literal["stop", "skip"] = "stop"
+    precision: Precision = "fp32"
+    on_nonfinite: OnNonFinite = "stop"
     max_skipped: Annotated[int, Field(ge=0)] = 10
     collective_timeout_s: Positive = 300.0
     deterministic: bool = False

@@ -25,7 +25,7 @@ class SideRows:
     context_BW: np.ndarray
 
     def of(self, side: Side) -> np.ndarray:
-        """One side's."""
+        """The columns of one side."""
         return {"user": self.user_BW, "item": self.item_BW, "context": self.context_BW}[side]
 
 

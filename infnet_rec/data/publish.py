@@ -1,7 +1,6 @@
 """A store appears whole or not at all: it is made in a hidden folder beside its place and takes the place at once."""
 
 import ctypes
-import fcntl
 import os
 import shutil
 import signal
@@ -10,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from signal import SIGTERM
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from infnet_rec.errors import UserError
 from infnet_rec.files import not_written, parents_of
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
+# Not at once: a lock whose holder has just removed it is opened anew.
+BUSY_AFTER_S = 0.3
 
 
 @contextmanager
@@ -34,8 +36,8 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             stack.enter_context(parents_of(out))
-            stack.enter_context(_locked(lock))
-        except BlockingIOError as error:
+            stack.enter_context(FileLock(lock, timeout=BUSY_AFTER_S))
+        except Timeout as error:
             raise UserError(
                 f"--out {out}: another process is building it; wait for it or name another folder"
             ) from error
@@ -60,24 +62,6 @@ def refuse_what_exists(out: Path, *, replace: bool) -> None:
     if (out.exists() or out.is_symlink()) and not (replace and is_store):
         remedy = "use --replace to build it anew" if is_store else "it is not a store; name another folder"
         raise UserError(f"--out {out}: exists already; {remedy}")
-
-
-def _locked(lock: Path) -> IO[str]:
-    """The lock file, locked.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    while True:
-        file = lock.open("w", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise
-        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-            return file
-        file.close()  # whoever held it has removed it since, so that it keeps nobody out
 
 
 @contextmanager

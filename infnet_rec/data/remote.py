@@ -4,7 +4,6 @@ Stores are read by memory mapping, so they have to lie on a local disk. A store 
 every file checked against the manifest's hash while it streams, and is there for every later run.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,12 +13,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 import fsspec
+from filelock import FileLock
 from tqdm import tqdm
 
 from infnet_rec.data.store import HASH_CHUNK_BYTES, STORE_VERSION, Store
@@ -62,7 +61,7 @@ def local_store(url_or_path: str, cache_folder: Path | None = None, progress: Pr
     try_folder(f"${CACHE_VARIABLE}", folder)
     with named_faults(f"${CACHE_VARIABLE} {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(place.with_name(f".{place.name}.lock")):
+        with FileLock(place.with_name(f".{place.name}.lock")):
             if not place.is_dir():
                 partial = place.with_name(f".{place.name}.partial")
                 _fetch(remote, manifest["files"], partial, progress or (lambda done, total: None))
@@ -160,14 +159,6 @@ def _checked_manifest(remote: Remote, text: bytes) -> dict[str, Any]:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UserError(f"store {remote.url}: its manifest names {name!r}, which is outside of the store")
     return manifest
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the system lets go of when the process ends, however it ends."""
-    with path.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch(remote: Remote, files: dict[str, dict[str, Any]], partial: Path, progress: Progress) -> None:

@@ -84,7 +84,7 @@ def match_rows(there: Store, here: Store, schema: Schema, tables: list[str]) -> 
 
 
 def _rows_there(there: Store, here: Store, feature: str) -> np.ndarray:
-    """int64 [R]."""
+    """For each row of the table here its row there, int64 [R]."""
     was, now = (store.manifest["encodings"].get(feature) for store in (there, here))
     if was != now:
         raise UserError(

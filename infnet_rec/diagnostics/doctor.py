@@ -56,7 +56,7 @@ class Check:
 
     @property
     def state(self) -> Literal["ok", "fault", "warning"]:
-        """In a word."""
+        """What came out of the check, in a word."""
         return self.kind if self.remedy else "ok"
 
     @property
@@ -65,7 +65,7 @@ class Check:
         return self.state != "fault"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """The check as a JSON object."""
         return {"name": self.name, "found": self.found, "remedy": self.remedy, "state": self.state, "sound": self.sound}
 
 

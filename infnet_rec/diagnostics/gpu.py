@@ -50,7 +50,7 @@ class Driver:
 
 
 def installed_gpus() -> Gpus:
-    """Asks torch."""
+    """Asks torch which GPUs there are."""
     import torch
 
     from infnet_rec.diagnostics.probe import has_nccl

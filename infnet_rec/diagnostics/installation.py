@@ -50,7 +50,7 @@ class Requirement:
 
     @property
     def module(self) -> str:
-        """What is imported."""
+        """The module that is imported from the package."""
         return MODULES.get(self.name, self.name.replace("-", "_"))
 
     @property

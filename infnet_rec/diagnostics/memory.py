@@ -55,7 +55,7 @@ def check_memory(spaces: Sequence[Space], *, planned: bool) -> Check:
 
 
 def size_in_words(num_bytes: float) -> str:
-    """For people."""
+    """A number of bytes for people."""
     for unit in ("bytes", "KiB", "MiB"):
         if num_bytes < 1000:
             return (

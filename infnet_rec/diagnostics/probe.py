@@ -13,18 +13,20 @@ from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
 
+if TYPE_CHECKING:  # what is tried here must not hang on the rest of the package
+    from infnet_rec.planner.hardware import Device
+
 Backend = Literal["gloo", "nccl"]
-Device = Literal["cpu", "cuda"]
 # Run by each process with its rank, their number and a place to meet; an exception is the answer no.
 Trial = Callable[[int, int, str], None]
 
 
-def lookup_fault(device: Device, timeout_s: float = 120.0) -> str | None:
+def lookup_fault(device: "Device", timeout_s: float = 120.0) -> str | None:
     """What is wrong with fbgemm's table-batched lookup; None when it gives the right number."""
     return fault_of(partial(_lookup, device), world_size=1, timeout_s=timeout_s)
 
@@ -35,7 +37,7 @@ def has_nccl() -> bool:
 
 
 def optimizer_faults(
-    optimizers: Sequence[str], device: Device = "cuda", timeout_s: float = 180.0
+    optimizers: Sequence[str], device: "Device" = "cuda", timeout_s: float = 180.0
 ) -> dict[str, str | None]:
     """What is wrong with fbgemm's fused backward of each optimizer: none, or a line.
 
@@ -120,7 +122,7 @@ def _run(trial: Trial, rank: int, world_size: int, rendezvous: str, answer: Conn
         answer.send(None)
 
 
-def _lookup(device: Device, rank: int, world_size: int, rendezvous: str) -> None:
+def _lookup(device: "Device", rank: int, world_size: int, rendezvous: str) -> None:
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -146,7 +148,7 @@ def _lookup(device: Device, rank: int, world_size: int, rendezvous: str) -> None
 
 
 def _optimizers(
-    device: Device, optimizers: tuple[str, ...], answers: str, rank: int, world_size: int, rendezvous: str
+    device: "Device", optimizers: tuple[str, ...], answers: str, rank: int, world_size: int, rendezvous: str
 ) -> None:
     found: dict[str, str | None] = {}
     for name in optimizers:
@@ -160,7 +162,7 @@ def _optimizers(
         Path(answers).write_text(json.dumps(found), encoding="utf-8")
 
 
-def _train_a_row(device: Device, name: str) -> None:
+def _train_a_row(device: "Device", name: str) -> None:
     """One step of a fused optimizer, against what its formula makes of the same gradient."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation

@@ -117,7 +117,7 @@ class Exchanged:
 
     @property
     def rate_in_words(self) -> str:
-        """For people."""
+        """The best rate of a rank, for people."""
         gb_per_s = self.sent_bytes / self.best_s / 1e9
         return f"{gb_per_s:.{1 if gb_per_s >= 1 else 2}f} GB/s a rank"
 

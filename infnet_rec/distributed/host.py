@@ -1,18 +1,15 @@
 """What this host leaves to a rank right now: memory, files, shared memory; and its network. No torch here."""
 
-import array
-import fcntl
 import os
 import resource
 import shutil
 import socket
-import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+import psutil
+
 ROOT = Path("/")
-SIOCGIFADDR = 0x8915
 # Of a control group: its limit, what is used of it, and what of that is a cache of files. Version 2, version 1.
 GROUP_V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
@@ -41,9 +38,8 @@ def shared_memory_bytes() -> int | None:
 
 def open_files() -> tuple[int, int | None]:
     """Files and sockets that this process has open, and how many it may; None is without limit."""
-    folder = Path("/proc/self/fd")
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return len(list(folder.iterdir())) if folder.is_dir() else 0, None if limit == resource.RLIM_INFINITY else limit
+    return psutil.Process().num_fds(), None if limit == resource.RLIM_INFINITY else limit
 
 
 def locked_memory_bytes() -> int | None:
@@ -85,12 +81,8 @@ def _interface_of_name(name: str) -> str:
 
 def _addresses() -> Iterator[tuple[str, str]]:
     """The interfaces of this host with their addresses of version 4."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        for _, name in socket.if_nameindex():
-            request = array.array("b", struct.pack("256s", name.encode()[:15]))
-            with suppress(OSError):  # it has no such address
-                fcntl.ioctl(asked.fileno(), SIOCGIFADDR, request)
-                yield name, socket.inet_ntoa(request.tobytes()[20:24])
+    for name, addresses in psutil.net_if_addrs().items():
+        yield from ((name, found.address) for found in addresses if found.family == socket.AF_INET)
 
 
 def _machine_bytes(root: Path) -> int:

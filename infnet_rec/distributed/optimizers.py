@@ -1,8 +1,9 @@
 """Optimizers: fused into the backward pass for tables, ordinary for the dense tower."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 import torchrec.optim
@@ -15,49 +16,72 @@ from torchrec.distributed.shards_wrapper import LocalShardsWrapper
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from infnet_rec.config.train import DenseConfig, DenseOptimizer, SparseConfig, SparseOptimizer
 from infnet_rec.errors import UserError
 from infnet_rec.models.ranking_model import RankingModel
 
-SparseName = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
-DenseName = Literal["adam", "adamw", "adagrad"]
 
-SPARSE: dict[SparseName, type[torch.optim.Optimizer]] = {
-    "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
-    "adagrad": torchrec.optim.Adagrad,
-    "sgd": torchrec.optim.SGD,
-    "adam": torchrec.optim.Adam,
-}
+@dataclass(frozen=True, slots=True)
+class DenseKind:
+    """A dense optimizer.
+
+    Attributes:
+        make: takes parameters, `lr` and `weight_decay`.
+        num_states: tensors of a parameter's size that it keeps for each parameter; the planner counts them.
+    """
+
+    make: Callable[..., torch.optim.Optimizer]
+    num_states: int
+
+
+@dataclass(frozen=True, slots=True)
+class SparseKind:
+    """An optimizer of tables.
+
+    Attributes:
+        fused: what FBGEMM's kernels know it by.
+        copied: the same updates for tables that every rank holds whole, whose gradients DDP averages, with FBGEMM's
+            eps; None where there is none.
+        on_cpu: whether FBGEMM has a kernel for it there.
+    """
+
+    fused: type[torch.optim.Optimizer]
+    copied: Callable[..., torch.optim.Optimizer] | None
+    on_cpu: bool = True
+
+
 # "fused" moves all parameters with one kernel for every few dozen of them; Adagrad's is for CPUs only.
-DENSE: dict[DenseName, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "adagrad": torch.optim.Adagrad,
+DENSE: dict[DenseOptimizer, DenseKind] = {
+    "adam": DenseKind(partial(torch.optim.Adam, fused=True), num_states=2),
+    "adamw": DenseKind(partial(torch.optim.AdamW, fused=True), num_states=2),
+    "adagrad": DenseKind(torch.optim.Adagrad, num_states=1),
 }
-ON_CPU: tuple[SparseName, ...] = ("rowwise_adagrad", "adagrad", "sgd")
-# The same updates for tables that every rank holds whole, whose gradients DDP averages; eps as in fbgemm's kernels.
-# There is none for Adam: fbgemm's moves the rows of a batch only, torch's would move all.
-COPIED: dict[SparseName, Callable[..., torch.optim.Optimizer]] = {
-    "rowwise_adagrad": partial(torchrec.optim.RowWiseAdagrad, eps=1e-8),
-    "adagrad": partial(torch.optim.Adagrad, eps=1e-8),
-    "sgd": torch.optim.SGD,
+SPARSE: dict[SparseOptimizer, SparseKind] = {
+    "rowwise_adagrad": SparseKind(torchrec.optim.RowWiseAdagrad, partial(torchrec.optim.RowWiseAdagrad, eps=1e-8)),
+    "adagrad": SparseKind(torchrec.optim.Adagrad, partial(torch.optim.Adagrad, eps=1e-8)),
+    "sgd": SparseKind(torchrec.optim.SGD, torch.optim.SGD),
+    # FBGEMM's moves the rows of a batch only, torch's would move all.
+    "adam": SparseKind(torchrec.optim.Adam, None, on_cpu=False),
 }
+assert set(DENSE) == set(get_args(DenseOptimizer)) and set(SPARSE) == set(get_args(SparseOptimizer))
 # Parameters of `RankingModel`'s collections, by the first part of their names.
 TABLES = ("bags.", "events.", "managed.")
 
 
-def check_sparse(name: SparseName, device: torch.device) -> None:
+def check_sparse(config: SparseConfig, device: torch.device) -> None:
     """Refuses an optimizer that FBGEMM has no kernel for on this device.
 
     Raises:
         UserError: Adam on a CPU.
     """
-    if device.type == "cpu" and name not in ON_CPU:
+    if device.type == "cpu" and not SPARSE[config.optimizer].on_cpu:
         raise UserError(
-            f"train.sparse.optimizer = {name!r}: has no fused kernel on CPU; use one of {', '.join(ON_CPU)}"
+            f"train.sparse.optimizer = {config.optimizer!r}: has no fused kernel on CPU; use one of "
+            f"{', '.join(name for name, kind in SPARSE.items() if kind.on_cpu)}"
         )
 
 
-def fuse_sparse(model: RankingModel, name: SparseName, *, lr: float) -> None:
+def fuse_sparse(model: RankingModel, config: SparseConfig) -> None:
     """Attaches the optimizer to every table's parameter (meta device), before planning and sharding.
 
     The update then happens inside the backward pass; no gradient of a table is ever stored. There is no weight decay
@@ -65,25 +89,20 @@ def fuse_sparse(model: RankingModel, name: SparseName, *, lr: float) -> None:
     """
     for collection in (model.bags, model.events, model.managed):
         if collection is not None:
-            apply_optimizer_in_backward(SPARSE[name], collection.parameters(), {"lr": lr})
+            apply_optimizer_in_backward(SPARSE[config.optimizer].fused, collection.parameters(), {"lr": config.lr})
 
 
-def dense_optimizer(
-    params: Mapping[str, Tensor], name: DenseName, *, lr: float, weight_decay: float, max_grad_norm: float
-) -> tuple[KeyedOptimizer, "GradientClip"]:
+def dense_optimizer(params: Mapping[str, Tensor], config: DenseConfig) -> tuple[KeyedOptimizer, "GradientClip"]:
     """The optimizer of parameters that every rank has whole, and what clips their gradient before each of its steps.
 
     Args:
         params: by name.
-        name: of the optimizer.
-        lr: its initial learning rate.
-        weight_decay: L2 for Adam and Adagrad, decoupled for AdamW.
-        max_grad_norm: the gradient is scaled down to this norm; 0 leaves it alone.
+        config: of the optimizer; its `lr` is the initial learning rate.
     """
-    clip = GradientClip(max_grad_norm)
+    clip = GradientClip(config.max_grad_norm)
 
     def clipped(values: Any) -> torch.optim.Optimizer:
-        optimizer = DENSE[name](values, lr=lr, weight_decay=weight_decay)
+        optimizer = DENSE[config.optimizer].make(values, lr=config.lr, weight_decay=config.weight_decay)
         optimizer.register_step_pre_hook(clip)
         return optimizer
 
@@ -93,40 +112,26 @@ def dense_optimizer(
 class Optimizers:
     """The fused and the dense optimizer of a sharded model, and their learning rates."""
 
-    def __init__(
-        self,
-        model: DistributedModelParallel,
-        name: DenseName,
-        *,
-        lr: float,
-        weight_decay: float,
-        max_grad_norm: float,
-        sparse: SparseName,
-        sparse_lr: float,
-    ) -> None:
+    def __init__(self, model: DistributedModelParallel, dense: DenseConfig, sparse: SparseConfig) -> None:
         """Wraps both.
 
         Args:
             model: the sharded model.
-            name: the dense optimizer.
-            lr: its initial learning rate.
-            weight_decay: L2 for Adam and Adagrad, decoupled for AdamW.
-            max_grad_norm: the dense gradient is scaled down to this norm; 0 leaves it alone.
-            sparse: the optimizer that is fused into the sharded tables. TorchRec fuses none into data-parallel ones,
-                and would leave them to the dense optimizer: they get the same one here, and neither decay nor clipping.
-            sparse_lr: their initial learning rate.
+            dense: of all but the tables.
+            sparse: what is fused into the sharded tables. TorchRec fuses none into data-parallel ones, and would leave
+                them to the dense optimizer: they get the same one here, and neither decay nor clipping.
         """
         params = dict(in_backward_optimizer_filter(model.named_parameters()))
         copied = {key: params.pop(key) for key in list(params) if key.startswith(TABLES)}
-        self._dense, self._clip = dense_optimizer(
-            params, name, lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm
-        )
+        self._dense, self._clip = dense_optimizer(params, dense)
         self._sparse = model.fused_optimizer
         self._kernels: list[Any] = [module for module in model.modules() if hasattr(module, "set_optimizer_step")]
         self._copied: KeyedOptimizer | None = None
         parts: list[KeyedOptimizer | tuple[str, KeyedOptimizer]] = [("sparse", self._sparse), ("dense", self._dense)]
         if copied:
-            self._copied = KeyedOptimizerWrapper(copied, lambda p: COPIED[sparse](p, lr=sparse_lr))
+            same = SPARSE[sparse.optimizer].copied
+            assert same is not None, "a rule for tables refuses what has none"
+            self._copied = KeyedOptimizerWrapper(copied, lambda p: same(p, lr=sparse.lr))
             parts.append(("copied", self._copied))
         self.combined = CombinedOptimizer(parts)
 
@@ -165,7 +170,7 @@ class Optimizers:
         return max([int(kernel.iter.item()) for kernel in self._kernels], default=0)
 
     def set_kernel_steps(self, count: int) -> None:
-        """Sets that count."""
+        """Sets the count of steps that fused kernels keep."""
         for kernel in self._kernels:
             kernel.set_optimizer_step(count)
             kernel.iter_cpu.fill_(count)

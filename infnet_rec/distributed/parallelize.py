@@ -20,9 +20,10 @@ from torchrec.distributed.model_parallel import DistributedModelParallel, DMPCol
 from torchrec.distributed.shards_wrapper import LocalShardsWrapper
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
+from infnet_rec.config.sharding import Communication
 from infnet_rec.distributed.optimizers import TABLES
 from infnet_rec.distributed.process_group import World
-from infnet_rec.distributed.sharders import Communication, make_sharders
+from infnet_rec.distributed.sharders import make_sharders
 from infnet_rec.models.ranking_model import RankingModel
 from infnet_rec.schema import UNSEEN_ID
 

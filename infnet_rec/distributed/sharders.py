@@ -1,6 +1,6 @@
 """From one rank's plan to every rank's: what the planner and the sharded model must agree on."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -9,7 +9,8 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
 from torchrec.distributed.types import ModuleSharder
 
-Communication = Literal["fp32", "fp16", "bf16"]
+from infnet_rec.config.sharding import Communication
+
 CPU = torch.device("cpu")
 
 

@@ -1,22 +1,17 @@
 """A report's figures: time of a batch against parameters, and AUC along series of variants."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from textwrap import fill
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from infnet_rec.data.inspect.plot import DPI, STYLE
-from infnet_rec.files import whole_file
+from infnet_rec.plotting import new_figure, styled, write_figure
 
 OURS, OTHERS = "#B0503C", "#2F6DA8"
 PANEL_IN = (4.6, 3.4)
@@ -46,7 +41,7 @@ def draw_cost(cells: Sequence[JSON], path: Path) -> bool:
         _points(figure.subplots(), points)
         if not _part_labels(figure):
             return False
-        _write(figure, path)
+        write_figure(figure, path, names_software=False)
     return True
 
 
@@ -100,7 +95,7 @@ def draw_series(cells: Sequence[JSON], path: Path) -> bool:
                 _curve(panels[row][column], [cell for cell in done if cell["series"] == name], task)
                 panels[row][column].set_title(name if row == 0 else "")
             panels[row][0].set_ylabel(f"{task} AUC")
-        _write(figure, path)
+        write_figure(figure, path, names_software=False)
     return True
 
 
@@ -118,22 +113,4 @@ def _curve(axes: Axes, cells: Sequence[JSON], task: str) -> None:
 
 
 def _figure(num_rows: int, num_columns: int, scale: float) -> Figure:
-    size = (PANEL_IN[0] * num_columns * scale, PANEL_IN[1] * num_rows * scale)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-    FigureCanvasAgg(figure)
-    return figure
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """Our style and nobody's file of styles."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
-
-
-def _write(figure: Figure, path: Path) -> None:
-    """Whole or not at all; without the version of matplotlib, so that the same results give the same bytes."""
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+    return new_figure(PANEL_IN[0] * num_columns * scale, PANEL_IN[1] * num_rows * scale, w_pad=0.1, h_pad=0.1)

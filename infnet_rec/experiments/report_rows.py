@@ -56,7 +56,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """Label and setting."""
+        """The label with its setting."""
         return f"{self.label} ({self.setting})" if self.setting else self.label
 
     def values(self, task: str, metric: str, split: str = "test") -> list[float]:
@@ -64,7 +64,7 @@ class Row:
         return [cell["metrics"][split][task][metric] for cell in self.cells_of.get(task, [])]
 
     def mean(self, task: str, metric: str, split: str = "test") -> float | None:
-        """Over seeds."""
+        """The mean over seeds; None where there are no values."""
         values = self.values(task, metric, split)
         return statistics.fmean(values) if values else None
 

@@ -15,12 +15,9 @@ SHOWN = ("auc", "gauc")
 Paper = Mapping[tuple[str, str, str], PaperNumber]
 
 MADE_BY = "Made by `infnet-rec report`"
-
-MADE_BY = "Made by `infnet-rec report`"
-JSON = dict[str, Any]
-
-
 ONE_SEED = "One seed says nothing about another training run"
+
+JSON = dict[str, Any]
 
 
 def report_heading(results: Results, rows: Sequence[Row]) -> list[str]:

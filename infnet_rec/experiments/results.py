@@ -1,6 +1,5 @@
 """A line of cells.jsonl: what it must hold for an experiment to go on from it, and for a report to be made of it."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
 from pydantic import ConfigDict, ValidationError
 
 from infnet_rec.config.experiment import Experiment, key_of
@@ -146,8 +146,7 @@ def opened(out: Path, experiment: Experiment) -> Iterator[JSON]:
     with named_faults(f"--out {out}"):
         try_folder("--out", out)
         out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(out / ".lock"):
         is_ours = (out / EXPERIMENT).is_file()
         now = experiment_identity(experiment, dataset)
         was = read_json(out / EXPERIMENT) if is_ours else now

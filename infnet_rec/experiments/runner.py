@@ -1,5 +1,6 @@
 """`experiment`: every cell of a grid in a process of its own, each once."""
 
+import json
 import os
 import sys
 import threading
@@ -15,17 +16,99 @@ from infnet_rec.config.experiment import Experiment, Variant, key_of, load_exper
 from infnet_rec.config.load import make_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import read_json, read_toml
+from infnet_rec.config.train import hasty_patience
+from infnet_rec.data.remote import fetched
+from infnet_rec.data.run_schema import check_managed, one_class_tasks, run_schema, unjudgeable
+from infnet_rec.data.sampler import check_divides, check_fits
+from infnet_rec.data.store import Store
+from infnet_rec.distributed.host import num_cores
 from infnet_rec.errors import Failure, Interrupted, UserError
-from infnet_rec.experiments.check import check_against_store
-from infnet_rec.experiments.gpus import gpus_here, gpus_of_jobs, shortage
-from infnet_rec.experiments.process import Job, RunEnded, train_in_a_process
+from infnet_rec.experiments.process import Job, RunEnded, gpus_here, gpus_of_jobs, shortage, train_in_a_process
 from infnet_rec.experiments.results import all_cells, append_cell, cells_files, newest_of_each, opened
 from infnet_rec.experiments.shards import WHOLE, ExperimentShard, cells_of_shard, held
 from infnet_rec.launcher.rank_environment import is_rank
+from infnet_rec.planner.table_rules import precisions_of
+from infnet_rec.schema import Schema
 from infnet_rec.trainer.metric_logger import format_duration, format_number
 from infnet_rec.trainer.signals import GracefulStop
 
 JSON = dict[str, Any]
+
+# A choice of any other key changes nothing that a store knows of.
+ASKED_OF_STORE = ("data", "train", "model.tables", "sharding")
+
+
+def check_against_store(experiment: Experiment, path: Path, num_ranks: int) -> list[str]:
+    """Checks every variant, and every choice of its search, against the store that all read.
+
+    Args:
+        experiment: whose runs these are.
+        path: its file, for messages.
+        num_ranks: of a cell.
+
+    Returns:
+        What is doubtful, a line each.
+
+    Raises:
+        UserError: no such store, or no cell of a variant could start.
+    """
+    store = Store(fetched(experiment.variants[0].config.data.store))
+    doubts: dict[str, str] = {}
+    for variant in experiment.variants:
+        for config in _configs(experiment, variant):
+            try:
+                schema = _check(config, store, num_ranks)
+                _check_search(experiment, variant, store, schema)
+            except UserError as fault:
+                raise UserError(f"{path}: variant {variant.name!r}: {fault}") from fault
+            hasty = hasty_patience(config.train, store.num_examples("train"))
+            for doubt in (hasty, unjudgeable(store, schema), _unreportable(store, schema)):
+                if doubt is not None:
+                    doubts.setdefault(doubt, f"warning: {variant.name}: {doubt}")
+    return list(doubts.values())
+
+
+def _configs(experiment: Experiment, variant: Variant) -> Iterator[RunConfig]:
+    """The variant as it stands, as its trials are, and with every choice that a store may refuse."""
+    yield variant.config
+    base, search = read_toml(experiment.config.base), experiment.config.search
+    if search is None:
+        return
+
+    def trial(*more: str) -> RunConfig:
+        # Overrides change what they are laid on.
+        return make_config(json.loads(json.dumps(base)), [*variant.overrides, *search.set, *more], variant.name)
+
+    yield trial()
+    for key, choices in variant.space.items():
+        if key.startswith(ASKED_OF_STORE):
+            yield from (trial(override_of(key, choice)) for choice in choices)
+
+
+def _check_search(experiment: Experiment, variant: Variant, store: Store, schema: Schema) -> None:
+    if experiment.config.search is None or not variant.space:
+        return
+    if len(one_class_tasks(store, schema, "valid")) == len(schema.tasks):
+        raise UserError(
+            "search: valid has one class only in every task, so no trial could be judged; leave the search out, or "
+            "build a store with other [splits]"
+        )
+
+
+def _unreportable(store: Store, schema: Schema) -> str | None:
+    if not (one_class := one_class_tasks(store, schema, "test")):
+        return None
+    which = ", ".join(f"{name} ({what})" for name, what in one_class.items())
+    return f"test has one class only in {which}: the report will refuse that; leave it out of train.tasks"
+
+
+def _check(config: RunConfig, store: Store, num_ranks: int) -> Schema:
+    check_divides("train.global_batch_size", config.train.global_batch_size, num_ranks)
+    check_fits(config.train.global_batch_size, store.num_examples("train"))
+    schema = run_schema(config, store)
+    check_managed(config, schema)
+    precisions_of(config, schema)
+    return schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +291,7 @@ def _deal_gpus(work: Work) -> None:
 def _job(work: Work) -> Job:
     """What all runs of an experiment have in common."""
     asked, here = work.asked, work.out
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_threads = max(1, cores // (asked.num_jobs * asked.num_ranks)) if asked.num_jobs > 1 else 0
+    num_threads = max(1, num_cores() // (asked.num_jobs * asked.num_ranks)) if asked.num_jobs > 1 else 0
     return Job(work.experiment.config.base, (), here, here, asked.num_ranks, num_threads)
 
 

@@ -6,21 +6,23 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
-from infnet_rec.config.experiment import SearchConfig, Variant, grid_size, override_of
+from infnet_rec.config.experiment import Metric, SearchConfig, Variant, grid_size, override_of
 from infnet_rec.config.toml import read_json
 from infnet_rec.errors import Failure, Interrupted
 from infnet_rec.experiments.process import Job, RunEnded, train_in_a_process
+from infnet_rec.metrics import TaskMetrics
 from infnet_rec.trainer.metric_logger import write_json
 
 JSON = dict[str, Any]
+assert set(get_args(Metric)) <= {field.name for field in fields(TaskMetrics)}
 
 
 def choose(variant: Variant, search: SearchConfig, out: Path, job: Job, wants_stop: Callable[[], bool]) -> JSON:
@@ -163,7 +165,7 @@ def mean_over_tasks(metrics: Mapping[str, Mapping[str, Any]], metric: str) -> fl
 
 def _is_answerable(task: Mapping[str, Any], metric: str) -> bool:
     has_both_classes = 0 < task.get("num_positives", 0) < task.get("num_examples", 0)
-    return has_both_classes and (metric == "auc" or task.get("num_users", 0) > 0)
+    return has_both_classes and (not metric.startswith("gauc") or task.get("num_users", 0) > 0)
 
 
 def _said(study: optuna.Study, trial: Trial) -> str:

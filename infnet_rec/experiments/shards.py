@@ -5,12 +5,13 @@ found. It writes a file of cells of its own; all are read together, so that the 
 fewer. What is being made is locked, variant by variant.
 """
 
-import fcntl
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from infnet_rec.config.experiment import Experiment, Variant, key_of
 from infnet_rec.errors import UserError
@@ -82,10 +83,9 @@ def held(out: Path, experiment: Experiment, part: ExperimentShard) -> Iterator[N
     with ExitStack() as stack:
         # Where there are more parts or fewer, a variant is in another part, and still has this lock.
         for name in (part.cells_file, *(f"variant.{variant.folder}" for variant in experiment.variants)):
-            file = stack.enter_context((out / LOCKS / name).open("w", encoding="utf-8"))
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                stack.enter_context(FileLock(out / LOCKS / name, blocking=False))
+            except Timeout as error:
                 raise UserError(
                     f"--out {out}: another process works on it ({name}); wait for it, make another --part of the same "
                     "number of parts, or name another folder"

@@ -19,7 +19,8 @@ from torchrec.modules.mc_modules import (
 )
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from infnet_rec.schema import Eviction, Schema
+from infnet_rec.config.model import Eviction
+from infnet_rec.schema import Schema
 
 EVICTION: Mapping[Eviction, Callable[[], MCHEvictionPolicy]] = {
     "lfu": LFU_EvictionPolicy,

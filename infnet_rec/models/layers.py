@@ -5,15 +5,14 @@ Shapes: B examples, T tasks, P proxies, X whatever an MLP takes, Y what it makes
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from infnet_rec.config.model import AblationHead
 from infnet_rec.models.batched import linear_alike, stack_alike
 from infnet_rec.models.tokens import Tokens
-
-AblationHead = Literal["pool", "late"]
 
 
 class Linear(nn.Linear):

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Precision = Literal["fp32", "bf16"]
+from infnet_rec.config.train import Precision
 
 
 def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

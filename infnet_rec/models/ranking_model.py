@@ -3,7 +3,8 @@
 Shapes: B examples, T tasks.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,10 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from infnet_rec.batch import Batch
+from infnet_rec.config.train import LossConfig
 from infnet_rec.models.batched import Constant
 from infnet_rec.models.embeddings import TokenAssembly
 from infnet_rec.models.tokens import Tokens
-
-TaskWeighting = Literal["fixed", "uncertainty"]
 
 
 class Scores(NamedTuple):
@@ -52,14 +52,13 @@ class MultiTaskLoss(nn.Module):
     Deep Interest Network, KDD 2018, eq. (4) to (6), for the penalty.
     """
 
-    def __init__(
-        self, task_weights: tuple[float, ...], weighting: TaskWeighting = "fixed", *, embedding_l2: float = 0.0
-    ) -> None:
+    def __init__(self, config: LossConfig, task_names: Sequence[str]) -> None:
         super().__init__()
-        self._embedding_l2 = embedding_l2
+        self._embedding_l2 = config.embedding_l2
+        task_weights = tuple(config.task_weights.get(name, 1.0) for name in task_names)
         self.task_weight_T = Constant(task_weights, torch.get_default_dtype())
         self.log_variance_T: nn.Parameter | None = None
-        if weighting == "uncertainty":
+        if config.weighting == "uncertainty":
             self.log_variance_T = nn.Parameter(torch.zeros(len(task_weights)))
 
     def reset_parameters(self) -> None:

@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from infnet_rec.batch import Batch
-from infnet_rec.distributed.optimizers import DenseName
+from infnet_rec.config.train import DenseOptimizer
+from infnet_rec.distributed.optimizers import DENSE
 from infnet_rec.models.embeddings import TokenAssembly
 from infnet_rec.models.infnet.attention import standing_for_gpu
 from infnet_rec.models.infnet.fused_attention import MAX_WIDTH, dry_run
@@ -221,8 +222,6 @@ PROCESS_BYTES = int(0.8 * GIB)
 # TrainPipelineSparseDist trains on one batch, sends the ids of the next and copies the one after that; prefetching
 # holds one more.
 BATCHES_ON_DEVICE: dict[Pipeline, int] = {"sparse_dist": 3, "prefetch_sparse_dist": 4}
-# State of the dense optimizers, in copies of the parameters. A number of steps a parameter comes on top.
-OPTIMIZER_COPIES: dict[DenseName, int] = {"adam": 2, "adamw": 2, "adagrad": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +272,7 @@ def dense_memory(
     tower: TowerCost,
     *,
     width: int,
-    optimizer: DenseName,
+    optimizer: DenseOptimizer,
     on_gpu: bool,
     pipeline: Pipeline = "sparse_dist",
 ) -> DenseMemory:
@@ -302,7 +301,8 @@ def dense_memory(
     return DenseMemory(
         parameter_bytes=parameter_bytes,
         gradient_bytes=parameter_bytes,
-        optimizer_bytes=OPTIMIZER_COPIES[optimizer] * parameter_bytes + FLOAT_BYTES * len(parameters),
+        # A number of steps a parameter comes on top.
+        optimizer_bytes=DENSE[optimizer].num_states * parameter_bytes + FLOAT_BYTES * len(parameters),
         input_bytes=input_bytes,
         lookup_bytes=lookup_bytes,
         exchange_bytes=exchange_bytes,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from infnet_rec.config.ranges import NotNegative, Positive
 from infnet_rec.config.toml import StrictModel, read_toml, validate_model
 from infnet_rec.errors import UserError, did_you_mean
 from infnet_rec.launcher.job import parse_size
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 CATALOGUE = Path(__file__).parent / "catalogue"
 GIB = 2**30
 
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
+Device = Literal["cuda", "cpu"]
 
 
 class Hardware(StrictModel):
@@ -48,7 +48,7 @@ class Hardware(StrictModel):
     """
 
     name: str
-    device: Literal["cuda", "cpu"]
+    device: Device
     ranks_per_node: Annotated[int, Field(ge=1)]
     hbm_gib: NotNegative
     host_memory_gib: Positive

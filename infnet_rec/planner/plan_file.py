@@ -29,7 +29,7 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 from infnet_rec.config.toml import StrictModel, read_json, validate_model
 from infnet_rec.errors import UserError
 from infnet_rec.files import write_text
-from infnet_rec.planner.hardware import Cluster
+from infnet_rec.planner.hardware import Cluster, Device
 from infnet_rec.planner.plan import Planned, PlannedShard, RankLoad, TablePlan, critical_rank
 from infnet_rec.planner.request import Collection, Kernel, Precision, Sharding
 
@@ -79,7 +79,7 @@ class Fingerprint(StrictModel):
     tables: tuple[TablePrint, ...]
     world: WorldPrint
     hardware: str
-    device: Literal["cuda", "cpu"]
+    device: Device
     versions: dict[str, str]
 
     @property

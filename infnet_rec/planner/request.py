@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from infnet_rec.config.sharding import ShardingType as Sharding
+from infnet_rec.config.sharding import TableKernel
+from infnet_rec.config.sharding import TablePrecision as Precision
+
 Collection = Literal["bags", "events", "managed"]
-Sharding = Literal[
-    "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard", "data_parallel"
-]
 # "dense" is what a data-parallel table runs, and nothing else.
-Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching", "dense"]
-Precision = Literal["fp32", "fp16"]
+Kernel = Literal[TableKernel, "dense"]
 # How the training pipeline holds inputs: two batches ahead, or three with the rows of the next one prefetched.
 Pipeline = Literal["sparse_dist", "prefetch_sparse_dist"]
 

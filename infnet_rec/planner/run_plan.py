@@ -227,14 +227,14 @@ def plan_request(
     """
     schema, on_gpu = data.schema, cluster.hardware.device == "cuda"
     check_divides("train.global_batch_size", config.train.global_batch_size, cluster.world_size)
-    check_sparse(config.train.sparse.optimizer, torch.device(cluster.hardware.device))
+    check_sparse(config.train.sparse, torch.device(cluster.hardware.device))
     check_managed(config, schema)
     width = table_width(config, schema)
     controls = controls_of(config, schema, cluster.hardware.device)
     group = group_cluster(cluster, config.sharding.replica_groups)
     if model is None:
         model = meta_model(config, data)
-        fuse_sparse(model, config.train.sparse.optimizer, lr=config.train.sparse.lr)
+        fuse_sparse(model, config.train.sparse)
     local_batch_size = config.train.global_batch_size // cluster.world_size
     shape = batch_shape(
         data.store.manifest,
@@ -298,7 +298,7 @@ def plan_model(model: RankingModel, config: RunConfig, data: RunData, world: Wor
         UserError: on every rank, what rank 0 found.
         Refusal: likewise: the tables do not fit.
     """
-    fuse_sparse(model, config.train.sparse.optimizer, lr=config.train.sparse.lr)
+    fuse_sparse(model, config.train.sparse)
     text = broadcast_from_rank0(world, lambda: _decide(model, config, data, world).text())
     return validate_model(PlanFile, json.loads(text), "the plan of rank 0")
 
@@ -369,7 +369,7 @@ def check_run(config: RunConfig, data: RunData, world: World) -> None:
     check_gpus(world)
     check_divides("train.global_batch_size", config.train.global_batch_size, world.world_size)
     check_fits(config.train.global_batch_size, data.store.num_examples("train"))
-    check_sparse(config.train.sparse.optimizer, world.device)
+    check_sparse(config.train.sparse, world.device)
     check_managed(config, data.schema)
     check_tower(config, data.schema, world)
     check_tables(meta_model(config, data), config, data, world)

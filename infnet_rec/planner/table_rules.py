@@ -6,15 +6,15 @@ Rules are laid one on the other, key by key, and what comes out is checked again
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.sharding import ShardingConfig, TableRule
+from infnet_rec.distributed.optimizers import SPARSE
 from infnet_rec.errors import UserError, did_you_mean
+from infnet_rec.planner.hardware import Device
 from infnet_rec.planner.request import Precision, Sharding, TableControl
 from infnet_rec.schema import Schema
 
-Device = Literal["cpu", "cuda"]
 COLUMN_WISE = ("column_wise", "table_column_wise", "grid_shard")
 # What only means something with the other key: a later rule that replaces that one drops it.
 DETAILS = {"sharding": "min_columns", "kernel": "cache_load_factor"}
@@ -133,10 +133,10 @@ def _check_device(sharding: ShardingConfig, device: Device) -> None:
 def _check_way(table: _Named, way: Sharding | None, config: RunConfig) -> None:
     """Refuses a sharding that this table cannot have."""
     here = f"sharding.tables: {table.name}: sharding = {way!r}"
-    if way == "data_parallel" and config.train.sparse.optimizer == "adam":
+    if way == "data_parallel" and SPARSE[config.train.sparse.optimizer].copied is None:
         raise UserError(
-            f"{here} with train.sparse.optimizer = 'adam': a copied table would be moved in steps that do not read its "
-            "rows, unlike other tables; use another optimizer or another sharding"
+            f"{here} with train.sparse.optimizer = {config.train.sparse.optimizer!r}: a copied table would be moved in "
+            "steps that do not read its rows, unlike other tables; use another optimizer or another sharding"
         )
 
 

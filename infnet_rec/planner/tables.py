@@ -149,10 +149,9 @@ def _some(names: Iterable[str], most: int = 8) -> str:
 def meta_model(config: RunConfig, data: RunData) -> RankingModel:
     """The whole model on the meta device: nothing is allocated."""
     schema, width = data.schema, table_width(config, data.schema)
-    weights = tuple(config.train.loss.task_weights.get(name, 1.0) for name in data.task_names)
     with torch.device("meta"):
         tower = make_tower(config, schema)
-        criterion = MultiTaskLoss(weights, config.train.loss.weighting, embedding_l2=config.train.loss.embedding_l2)
+        criterion = MultiTaskLoss(config.train.loss, data.task_names)
     half = [name for name, precision in precisions_of(config, schema).items() if precision == "fp16"]
     bags, events = make_bags(schema, width, half), make_events(schema, width, half)
     managed = make_managed(schema, width, config.model.table_std)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import read_json
-from infnet_rec.data.inspect.plot import check_destination
-from infnet_rec.data.inspect.stats_text import aligned
+from infnet_rec.console import aligned
 from infnet_rec.errors import Refusal, UserError
 from infnet_rec.files import try_file
 from infnet_rec.planner.hardware import Cluster, load_hardware, parse_cluster
+from infnet_rec.plotting import check_picture
 
 if TYPE_CHECKING:
     from infnet_rec.planner.plan import DoesNotFit
@@ -109,7 +109,7 @@ def make_plan_report(asked: PlanArgs, *, out: Path | None = None, plot: Path | N
 
     silence_third_party_warnings()
     if plot is not None:
-        check_destination(plot)
+        check_picture(plot)
     if out is not None:
         check_plan_destination(out)
     source, (cluster,) = open_source(asked.config), asked.clusters

@@ -69,7 +69,7 @@ class Facts:
 
 @lru_cache(maxsize=1)
 def kuairand_facts() -> Facts:
-    """KuaiRand-Pure's."""
+    """What was published of KuaiRand-Pure."""
     spec = _packed()
     return Facts(spec["users"], spec["videos"], spec["log"], spec["provenance"], spec["licence"])
 

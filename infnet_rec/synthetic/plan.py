@@ -22,7 +22,8 @@ ROWS_A_CHUNK = 16_384
 USERS_A_CHUNK = 4_096
 VIDEOS_A_CHUNK = 4_096
 
-Chunk = tuple[Literal["users", "videos"], int, int]
+ChunkKind = Literal["users", "videos"]
+Chunk = tuple[ChunkKind, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def chunks(plan: Plan) -> list[Chunk]:
     return [chunk for _, chunk in merge(_evenly("videos", videos), _evenly("users", users))]
 
 
-def _evenly(kind: Literal["users", "videos"], edges: Sequence[int]) -> list[tuple[float, Chunk]]:
+def _evenly(kind: ChunkKind, edges: Sequence[int]) -> list[tuple[float, Chunk]]:
     """Chunks between the edges, each with where its end is among all of its kind, from 0 to 1."""
     return [(high / edges[-1], (kind, low, high)) for low, high in pairwise(edges)]
 

@@ -1,4 +1,4 @@
-"""`infnet-rec data generate`."""
+"""`infnet-rec data generate`: raw files with a progress bar, and what is said of them."""
 
 import sys
 import time

@@ -108,7 +108,7 @@ def shard(
     before_tables: Callable[[PlanFile], None] = lambda plan: None,
 ) -> Sharded:
     """The same for a model that stands on the meta device."""
-    sparse, dense, seed = config.train.sparse, config.train.dense, config.train.seed
+    seed = config.train.seed
     plan = plan_model(model, config, data, world)
     before_tables(plan)
     if config.model.compile:
@@ -123,15 +123,7 @@ def shard(
         communication=config.sharding.communication,
         replica_groups=config.sharding.replica_groups,
     )
-    optimizers = Optimizers(
-        sharded,
-        dense.optimizer,
-        lr=dense.lr,
-        weight_decay=dense.weight_decay,
-        max_grad_norm=dense.max_grad_norm,
-        sparse=sparse.optimizer,
-        sparse_lr=sparse.lr,
-    )
+    optimizers = Optimizers(sharded, config.train.dense, config.train.sparse)
     # Dropout draws differ between ranks, as the examples do.
     torch.manual_seed(seed * 100_003 + world.rank)
     forward = CheckedForward(sharded, config.train.on_nonfinite)

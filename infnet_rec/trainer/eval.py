@@ -7,7 +7,6 @@ from infnet_rec.checkpoint.loader import load_weights
 from infnet_rec.checkpoint.locate import run_checkpoints
 from infnet_rec.checkpoint.store import best_checkpoint
 from infnet_rec.config.run import RunConfig
-from infnet_rec.config.toml import read_json, validate_model
 from infnet_rec.console import log_line
 from infnet_rec.data.run_data import open_data
 from infnet_rec.data.store import Store
@@ -22,6 +21,7 @@ from infnet_rec.errors import UserError, did_you_mean
 from infnet_rec.trainer.build import evaluation, shard_model
 from infnet_rec.trainer.continue_run import moved_lines, rows_that_moved
 from infnet_rec.trainer.evaluator import final_metrics
+from infnet_rec.trainer.resume import read_run_config
 
 
 def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> dict[str, Any] | None:
@@ -39,9 +39,8 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
         UserError: no such run, checkpoint or split, or a store whose ids cannot be matched with those that the run
             learned.
     """
-    path = run_dir / "config.json"
-    config = validate_model(RunConfig, read_json(path), str(path))
-    shelf = run_checkpoints(config, run_dir)
+    config = read_run_config(run_dir)
+    shelf = run_checkpoints(config.checkpoint, run_dir)
     commits = shelf.commits()
     if not commits:
         raise UserError(f"{shelf.where}: holds no whole checkpoint; a run writes one at its first evaluation")

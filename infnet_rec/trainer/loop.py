@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infnet_rec.batch import Batch
 from infnet_rec.checkpoint.train_state import TrainState
+from infnet_rec.config.train import DenseConfig, SparseConfig
 from infnet_rec.data.loader import Loader
 from infnet_rec.errors import Interrupted
 from infnet_rec.metrics import TaskMetrics, mean_over_tasks
@@ -24,22 +25,20 @@ from infnet_rec.trainer.nonfinite import NonFiniteMonitor
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Up in a line to `lr` for `warmup_steps`, then level, or a cosine down to `final_fraction` at `num_steps`."""
+    """Up in a line to the optimizer's rate, then level, or a cosine down to `final_fraction` at `num_steps`."""
 
-    lr: float
-    kind: Literal["constant", "cosine"]
-    warmup_steps: int
+    optimizer: SparseConfig | DenseConfig
     num_steps: int
-    final_fraction: float = 0.0
 
     def at(self, step: int) -> float:
         """The rate at a step, counted from 0."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        if self.kind == "constant":
-            return self.lr
-        share = min(1.0, (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps))
-        return self.lr * (self.final_fraction + (1.0 - self.final_fraction) * (1.0 + math.cos(math.pi * share)) / 2)
+        lr, config = self.optimizer.lr, self.optimizer.schedule
+        if step < config.warmup_steps:
+            return lr * (step + 1) / config.warmup_steps
+        if config.kind == "constant":
+            return lr
+        share = min(1.0, (step - config.warmup_steps) / max(1, self.num_steps - config.warmup_steps))
+        return lr * (config.final_fraction + (1.0 - config.final_fraction) * (1.0 + math.cos(math.pi * share)) / 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from infnet_rec.checkpoint.train_state import TimeSpent
@@ -22,7 +23,7 @@ from infnet_rec.models.ranking_model import Scores
 from infnet_rec.trainer.rank_log import RankLog
 
 GIB = 2**30
-STATM = Path("/proc/self/statm")
+WINDOW_EXAMPLES = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,9 @@ class ProcessMemory:
     """Of one rank.
 
     Attributes:
-        rss_bytes: in the host's memory; 0 where the system does not say.
+        rss_bytes: in the host's memory.
         mapped_bytes: of these, files such as the store's and what is shared with other processes; most of it goes
-            without harm when memory is short.
+            without harm when memory is short. 0 where the system does not say.
         gpu_peak_bytes: the most that tensors held at a time on the GPU; None without one.
     """
 
@@ -53,14 +54,9 @@ def _gib(num_bytes: int) -> str:
 
 def memory_now() -> ProcessMemory:
     """Reads counters that the system and torch's allocator keep anyway; waits for no device."""
-    try:
-        resident, shared = (
-            int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in STATM.read_text(encoding="utf-8").split()[1:3]
-        )
-    except (OSError, ValueError):
-        resident = shared = 0
+    host = psutil.Process().memory_info()
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
-    return ProcessMemory(resident, shared, gpu)
+    return ProcessMemory(host.rss, getattr(host, "shared", 0), gpu)
 
 
 # What of a line in metrics.jsonl depends on the machine, and on where a run was stopped: the rest is the run's own.

@@ -24,7 +24,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from infnet_rec.batch import Batch
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
-from infnet_rec.data.inspect.stats_text import aligned
+from infnet_rec.console import aligned
 from infnet_rec.data.run_data import RunData, open_data
 from infnet_rec.data.run_schema import refuse_managed
 from infnet_rec.distributed.optimizers import TABLES, Optimizers

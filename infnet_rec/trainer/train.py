@@ -14,7 +14,7 @@ from typing import Any
 
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
-from infnet_rec.config.train import DenseConfig, SparseConfig, hasty_patience
+from infnet_rec.config.train import hasty_patience
 from infnet_rec.console import log_line
 from infnet_rec.data.run_data import RunData, open_data
 from infnet_rec.data.run_schema import unjudgeable
@@ -128,7 +128,7 @@ def run_training(
         loader=train_loader(config, data, world),
         valid=evaluation(config, data, world, "valid"),
         task_names=data.task_names,
-        rates=LearningRates(schedule_of(settings.sparse, pace), schedule_of(settings.dense, pace)),
+        rates=LearningRates(Schedule(settings.sparse, pace.num_steps), Schedule(settings.dense, pace.num_steps)),
         pace=pace,
         report=report,
         guard=guard,
@@ -216,12 +216,6 @@ def pace_of(config: RunConfig, data: RunData) -> RunLength:
         fresh_tables=settings.sparse.each_epoch == "fresh",
         save_every_steps=config.checkpoint.every_steps,
     )
-
-
-def schedule_of(optimizer: SparseConfig | DenseConfig, pace: RunLength) -> Schedule:
-    """An optimizer's learning rate over the run."""
-    s = optimizer.schedule
-    return Schedule(optimizer.lr, s.kind, s.warmup_steps, pace.num_steps, s.final_fraction)
 
 
 def metrics_table(result: dict[str, Any]) -> str:

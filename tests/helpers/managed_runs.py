@@ -11,9 +11,10 @@ import numpy as np
 
 from data_fixtures import GENERATED_RECIPE, QUIET
 from infnet_rec.checkpoint.loader import newest_whole, restore
-from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+from infnet_rec.checkpoint.saver import CheckpointSaver
 from infnet_rec.checkpoint.store import CheckpointStore
 from infnet_rec.checkpoint.train_state import TrainState
+from infnet_rec.config.checkpoint import CheckpointConfig
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import validate_model
 from infnet_rec.data.ingest.build import build_store
@@ -114,7 +115,7 @@ def save_managed(
     steps(config, data, world, sharded, 0, at)
     run = {"config": config.model_dump(mode="json"), "store": "", "world_size": world_size, "plan": {}}
     saver = CheckpointSaver(
-        CheckpointStore(folder), sharded.model, sharded.optimizers, RetentionPolicy(1, 1), "sync", run, print
+        CheckpointStore(folder), sharded.model, sharded.optimizers, CheckpointConfig(keep_last=1), run, print
     )
     sharded.pipeline.detach()
     saver.save(TrainState(step=at))

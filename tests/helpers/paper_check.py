@@ -4,19 +4,20 @@ Shapes: B examples, M categorical tokens, F sequences, L sequence tokens, T task
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import literal
+from infnet_rec.config.model import InfnetConfig
+from infnet_rec.config.train import Precision
 from infnet_rec.models.infnet.model import Infnet
-from infnet_rec.models.infnet.options import InfnetOptions
-from infnet_rec.models.precision import Precision
 from infnet_rec.models.tokens import Tokens
 
 NUM_FEATURES, NUM_TASKS, WIDTH = 5, 3, 8
 BY_BEHAVIOUR, BY_SEQUENCE = (0, 0, 1, 1), (0, 1, 2, 3)
-SMALL = InfnetOptions(proxy_hidden=(11,), gate_hidden=(7,), head_hidden=(6, 5))
+SMALL = InfnetConfig(width=WIDTH, proxy_hidden=(11,), gate_hidden=(7,), head_hidden=(6, 5))
 
 # Per example: nothing at all; one event; ragged; one sequence only; long; ragged.
 LENGTHS_FB = torch.tensor([[0, 0, 2, 0, 40, 1], [0, 1, 0, 9, 0, 3], [0, 0, 5, 0, 33, 2], [0, 0, 1, 0, 3, 0]])
@@ -30,14 +31,17 @@ def make_tokens(lengths_FB: Tensor = LENGTHS_FB, dtype: torch.dtype = torch.floa
     )
 
 
-def build(options: InfnetOptions = SMALL, groups: tuple[int, ...] = BY_BEHAVIOUR, width: int = WIDTH) -> Infnet:
-    return Infnet(
-        num_features=NUM_FEATURES, group_of_sequence=groups, num_tasks=NUM_TASKS, width=width, options=options
-    )
+def changed(options: InfnetConfig, **keys: Any) -> InfnetConfig:
+    """The same section with other values, checked."""
+    return InfnetConfig(**(options.model_dump() | keys))
+
+
+def build(options: InfnetConfig = SMALL, groups: tuple[int, ...] = BY_BEHAVIOUR) -> Infnet:
+    return Infnet(num_features=NUM_FEATURES, group_of_sequence=groups, num_tasks=NUM_TASKS, config=options)
 
 
 def make_model(
-    options: InfnetOptions = SMALL, groups: tuple[int, ...] = BY_BEHAVIOUR, dtype: torch.dtype = torch.float64
+    options: InfnetConfig = SMALL, groups: tuple[int, ...] = BY_BEHAVIOUR, dtype: torch.dtype = torch.float64
 ) -> Infnet:
     """A tower in which no weight is at a special value: biases and norms start at 0 and 1."""
     model = build(options, groups)
@@ -47,7 +51,7 @@ def make_model(
     return model.to(dtype)
 
 
-def sizes_of(options: InfnetOptions, groups: tuple[int, ...]) -> literal.Sizes:
+def sizes_of(options: InfnetConfig, groups: tuple[int, ...]) -> literal.Sizes:
     num_proxies = options.num_categorical_proxies + len(set(groups))
     late = {"no_task_tokens": num_proxies, "no_cross_attention": 3}.get(options.ablation, 1)
     num_read = late if options.ablation_head == "late" else 1
@@ -67,7 +71,7 @@ def sizes_of(options: InfnetOptions, groups: tuple[int, ...]) -> literal.Sizes:
     )
 
 
-def variant_of(options: InfnetOptions) -> literal.Variant:
+def variant_of(options: InfnetConfig) -> literal.Variant:
     return literal.Variant(
         options.num_heads,
         options.pooling,
@@ -79,7 +83,7 @@ def variant_of(options: InfnetOptions) -> literal.Variant:
 
 
 def check_against_paper(
-    options: InfnetOptions,
+    options: InfnetConfig,
     groups: tuple[int, ...],
     tolerance: float,
     dtype: torch.dtype,

@@ -17,12 +17,12 @@ from infnet_rec.data.sampler import local_slice
 from infnet_rec.metrics import TaskMetrics
 from infnet_rec.trainer import continue_run, resume
 from infnet_rec.trainer.build import Sharded, evaluation, shard_model, train_loader
-from infnet_rec.trainer.loop import LearningRates, Trainer
+from infnet_rec.trainer.loop import LearningRates, Schedule, Trainer
 from infnet_rec.trainer.metric_logger import OF_THE_MACHINE, MetricLogger
 from infnet_rec.trainer.run_dir import prepare_run_dir
 from infnet_rec.trainer.session import make_nonfinite_monitor
 from infnet_rec.trainer.signals import GracefulStop
-from infnet_rec.trainer.train import pace_of, schedule_of
+from infnet_rec.trainer.train import pace_of
 from sharded_runs import dense_of, small_config, tables_of, world_of
 
 
@@ -79,7 +79,9 @@ def train_run(
         loader=loader,
         valid=valid,
         task_names=data.task_names,
-        rates=LearningRates(schedule_of(config.train.sparse, pace), schedule_of(config.train.dense, pace)),
+        rates=LearningRates(
+            Schedule(config.train.sparse, pace.num_steps), Schedule(config.train.dense, pace.num_steps)
+        ),
         pace=pace,
         report=report,
         guard=make_nonfinite_monitor(config, data, world, run_dir, said.append, GracefulStop(speaks=False)),

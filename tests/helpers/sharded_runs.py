@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+from infnet_rec.checkpoint.saver import CheckpointSaver
 from infnet_rec.checkpoint.store import CheckpointStore
 from infnet_rec.checkpoint.train_state import TrainState
+from infnet_rec.config.checkpoint import CheckpointConfig
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.run_data import RunData, open_data
@@ -88,7 +89,7 @@ def save_small(rank: int, world_size: int, store: str, folder: str, num_steps: i
         "plan": {},
     }
     saver = CheckpointSaver(
-        CheckpointStore(folder), sharded.model, sharded.optimizers, RetentionPolicy(1, 1), "sync", run, print
+        CheckpointStore(folder), sharded.model, sharded.optimizers, CheckpointConfig(keep_last=1), run, print
     )
     saver.save(TrainState(step=num_steps))
     return valid_logits(config, data, world, sharded)

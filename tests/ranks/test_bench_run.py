@@ -81,11 +81,11 @@ def dense_parameters(result: dict[str, Any]) -> int:
     """Counted from the configuration of the result."""
     import torch
 
-    from infnet_rec.config.run import RunConfig
+    from infnet_rec.config.load import validate_run
     from infnet_rec.data.run_data import open_data
     from infnet_rec.planner.tables import meta_model
 
-    config = RunConfig.model_validate_json(json.dumps(result["config"]))
+    config = validate_run(result["config"], "the result")
     with torch.device("meta"):
         tower = meta_model(config, open_data(config)).tower
     return sum(parameter.numel() for parameter in tower.parameters())

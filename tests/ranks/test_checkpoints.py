@@ -16,9 +16,10 @@ from torch import nn
 from infnet_rec.checkpoint import dcp_files
 from infnet_rec.checkpoint import inspect as command
 from infnet_rec.checkpoint.loader import load_weights, newest_whole, restore
-from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+from infnet_rec.checkpoint.saver import CheckpointSaver
 from infnet_rec.checkpoint.store import CheckpointStore, best_checkpoint, checkpoint_name
 from infnet_rec.checkpoint.train_state import TrainState
+from infnet_rec.config.checkpoint import CheckpointConfig
 from infnet_rec.distributed.process_group import process_group
 from infnet_rec.errors import UserError
 from infnet_rec.metrics import TaskMetrics
@@ -59,7 +60,12 @@ class Run:
         self.optimizers.allocate_state()
         about = {"config": {"train": {"seed": 0}}, "store": "", "world_size": dist.get_world_size(), "plan": {}}
         self.saver = CheckpointSaver(
-            self.shelf, self.model, self.optimizers, RetentionPolicy(last, best), mode, about, self.said.append
+            self.shelf,
+            self.model,
+            self.optimizers,
+            CheckpointConfig(keep_last=last, keep_best=best, mode=mode),
+            about,
+            self.said.append,
         )
 
     def save(self, step: int, auc: float | None = None) -> None:

@@ -80,9 +80,10 @@ def load_by_meaning(rank: int, world_size: int, store: str, folder: str) -> dict
 
 def save_tables(rank: int, world_size: int, store: str, folder: str) -> dict[str, Any]:
     """A rank's tables as they were saved."""
-    from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+    from infnet_rec.checkpoint.saver import CheckpointSaver
     from infnet_rec.checkpoint.store import CheckpointStore
     from infnet_rec.checkpoint.train_state import TrainState
+    from infnet_rec.config.checkpoint import CheckpointConfig
     from infnet_rec.trainer.build import shard_model
 
     config = small_config(store, ["sharding.row_wise_min_rows=50"])
@@ -95,7 +96,7 @@ def save_tables(rank: int, world_size: int, store: str, folder: str) -> dict[str
         "plan": {},
     }
     saver = CheckpointSaver(
-        CheckpointStore(folder), sharded.model, sharded.optimizers, RetentionPolicy(1, 1), "sync", run, print
+        CheckpointStore(folder), sharded.model, sharded.optimizers, CheckpointConfig(keep_last=1), run, print
     )
     saver.save(TrainState(step=1))
     return sharded_runs.tables_of(sharded)

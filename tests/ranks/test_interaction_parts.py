@@ -10,17 +10,16 @@ import torch
 from torch import nn
 
 import interaction_loops as loops
+from infnet_rec.config.baselines import DcnConfig, DienConfig, DinConfig, FmConfig, GdcnConfig, HstuConfig, WukongConfig
+from infnet_rec.config.toml import validate_model
 from infnet_rec.errors import UserError
 from infnet_rec.models.auxiliary import carry_loss
 from infnet_rec.models.baselines import dien, hstu
-from infnet_rec.models.baselines.dcn import DcnOptions
-from infnet_rec.models.baselines.dien import Dien, DienOptions
-from infnet_rec.models.baselines.din import Dice, Din, DinOptions
+from infnet_rec.models.baselines.dien import Dien
+from infnet_rec.models.baselines.din import Dice, Din
 from infnet_rec.models.baselines.fields import BatchNorm
-from infnet_rec.models.baselines.fm import Fm, FmOptions
-from infnet_rec.models.baselines.gdcn import GdcnOptions
-from infnet_rec.models.baselines.hstu import Hstu, HstuOptions, what_sees_what
-from infnet_rec.models.baselines.wukong import WukongOptions
+from infnet_rec.models.baselines.fm import Fm
+from infnet_rec.models.baselines.hstu import Hstu, what_sees_what
 from infnet_rec.models.tokens import Tokens
 from infnet_rec.trainer.evaluator import agree_on_statistics
 from rank_pair import RankPair
@@ -33,7 +32,7 @@ def test_fm_has_a_column_for_each_task_and_role_and_no_other_column_matters():
     three_tasks = dataclasses.replace(LAYOUT, num_tasks=3, behaviour_of_sequence=(0, 0, 0, 1, 1))
     assert Fm.table_width(three_tasks, WIDTH) == WIDTH + 12
     torch.manual_seed(0)
-    model, tokens = Fm(three_tasks, WIDTH, FmOptions()).double(), make_tokens(WIDTH + 12)
+    model, tokens = Fm(three_tasks, FmConfig(width=WIDTH)).double(), make_tokens(WIDTH + 12)
     assert sum(p.numel() for p in model.parameters()) == 3 + 3 * WIDTH
 
     logits_BT = model(tokens)
@@ -47,7 +46,7 @@ def test_fm_has_a_column_for_each_task_and_role_and_no_other_column_matters():
 
 
 def test_tasks_of_a_new_fm_agree_but_for_their_linear_weights():
-    model = Fm(dataclasses.replace(LAYOUT, num_tasks=3), WIDTH, FmOptions()).double()
+    model = Fm(dataclasses.replace(LAYOUT, num_tasks=3), FmConfig(width=WIDTH)).double()
     tokens = make_tokens(WIDTH + 12)
     with torch.no_grad():
         for values in (tokens.categorical_BMD, tokens.sequence_LD):
@@ -58,7 +57,7 @@ def test_tasks_of_a_new_fm_agree_but_for_their_linear_weights():
 
 def test_dice_learns_its_statistics_from_the_events_that_exist():
     torch.manual_seed(0)
-    model, tokens = Din(LAYOUT, WIDTH, DinOptions()).double(), make_tokens(WIDTH)
+    model, tokens = Din(LAYOUT, DinConfig(width=WIDTH)).double(), make_tokens(WIDTH)
     name = "attention.1"
     weights = dict(model.named_parameters())
     hidden = []
@@ -139,7 +138,7 @@ def test_a_carried_loss_adds_its_gradient_and_nothing_else():
 def test_diens_auxiliary_loss_is_the_papers(monkeypatch):
     """The random event is a fixed one here: which event goes with which pair is then no matter."""
     torch.manual_seed(0)
-    options = DienOptions(auxiliary_weight=0.7, auxiliary_hidden=(6, 3), batch_norm=False)
+    options = DienConfig(width=WIDTH, auxiliary_weight=0.7, auxiliary_hidden=(6, 3), batch_norm=False)
     model = make_model(dataclasses.replace(CASES["dien"], options=options), 1)
     tokens = make_tokens(WIDTH)
     fixed = {values: torch.randn(values, dtype=torch.float64) for values in (WIDTH, 2 * WIDTH)}
@@ -175,7 +174,7 @@ def test_diens_auxiliary_loss_is_the_papers(monkeypatch):
 
 
 def test_an_auxiliary_network_exists_only_where_it_weighs():
-    names = [name for name, _ in Dien(LAYOUT, WIDTH, DienOptions(auxiliary_weight=0)).named_parameters()]
+    names = [name for name, _ in Dien(LAYOUT, DienConfig(width=WIDTH, auxiliary_weight=0)).named_parameters()]
     assert not [name for name in names if "tells_next" in name]
 
 
@@ -189,7 +188,7 @@ def test_hstus_scores_come_in_portions_that_do_not_show(monkeypatch):
 
 def test_hstus_layers_have_their_own_width_where_one_is_given():
     shapes = {
-        own: {n: tuple(p.shape) for n, p in Hstu(LAYOUT, 4, HstuOptions(transducer_width=own)).named_parameters()}
+        own: {n: tuple(p.shape) for n, p in Hstu(LAYOUT, HstuConfig(width=4, transducer_width=own)).named_parameters()}
         for own in (0, 4, 6)
     }
     assert shapes[0] == shapes[4]
@@ -205,7 +204,7 @@ def test_hstus_layers_have_their_own_width_where_one_is_given():
 def test_hstu_with_its_own_width_and_no_context_has_no_layer_for_it():
     """Its parameters would never get a gradient."""
     layout = dataclasses.replace(LAYOUT, feature_names=("item", "author"), target_of_sequence=(0, 1, None, 1, None))
-    model, tokens = Hstu(layout, WIDTH, HstuOptions(transducer_width=6)).double(), make_tokens(WIDTH)
+    model, tokens = Hstu(layout, HstuConfig(width=WIDTH, transducer_width=6)).double(), make_tokens(WIDTH)
     model(Tokens(tokens.categorical_BMD[:, 1:3], tokens.sequence_LD, LENGTHS_FB)).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
@@ -240,7 +239,7 @@ def test_dropout_acts_while_training_only(name):
     change = {"dropout": 0.5} | ({"batch_norm": False} if hasattr(case.options, "batch_norm") else {})
     if not getattr(case.options, "deep_hidden", (1,)):
         change["deep_hidden"] = (8,)
-    model = make_model(dataclasses.replace(case, options=dataclasses.replace(case.options, **change)), 1)
+    model = make_model(dataclasses.replace(case, options=case.options.model_copy(update=change)), 1)
     for module in model.modules():
         if isinstance(module, Dice):
             module.norm.eval()
@@ -251,29 +250,41 @@ def test_dropout_acts_while_training_only(name):
 
 
 @pytest.mark.parametrize(
+    ("section", "keys", "words"),
+    [
+        (DcnConfig, {"rank": 0, "num_experts": 0}, ["rank = 0: ", "num_experts = 0: ", "greater than or equal to 1"]),
+        (DcnConfig, {"cross": "ful"}, ["cross = 'ful'", "did you mean 'full'?"]),
+        (GdcnConfig, {"structure": "paralel"}, ["did you mean 'parallel'?"]),
+        (GdcnConfig, {"deep_hidden": [4, 0]}, ["deep_hidden.1 = 0"]),
+        (WukongConfig, {"rank": -1}, ["rank = -1"]),
+        (DinConfig, {"attention_hidden": []}, ["attention_hidden = []", "at least 1 item"]),
+        (DienConfig, {"auxiliary_weight": -1.0}, ["auxiliary_weight = -1.0", "greater than or equal to 0"]),
+        (HstuConfig, {"dropout": 1.0, "max_tokens": 0}, ["dropout = 1.0", "max_tokens = 0"]),
+        (HstuConfig, {"transducer_width": -2}, ["transducer_width = -2", "greater than or equal to 0"]),
+    ],
+)
+def test_faults_name_the_key_its_value_and_the_rule(section, keys, words):
+    with pytest.raises(UserError) as caught:
+        validate_model(section, keys, "the section")
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: DcnOptions(rank=0, num_experts=0), ["dcn: rank is 0", "dcn: num_experts is 0", "at least 1"]),
-        (lambda: DcnOptions(cross="ful"), ["cross is 'ful'", "did you mean 'full'?"]),  # type: ignore[arg-type]
-        (lambda: GdcnOptions(structure="paralel"), ["did you mean 'parallel'?"]),  # type: ignore[arg-type]
-        (lambda: GdcnOptions(deep_hidden=(4, 0)), ["gdcn: deep_hidden is (4, 0)"]),
-        (lambda: WukongOptions(rank=-1), ["wukong: rank is -1"]),
-        (lambda: DinOptions(attention_hidden=()), ["din: attention_hidden is ()", "at least one"]),
-        (lambda: DienOptions(auxiliary_weight=-1.0), ["dien: auxiliary_weight is -1.0", "at least 0"]),
-        (lambda: HstuOptions(dropout=1.0, max_tokens=0), ["hstu: dropout is 1.0", "hstu: max_tokens is 0"]),
-        (lambda: Hstu(LAYOUT, 4, HstuOptions(num_heads=3)), ["num_heads is 3", "divide width 4", "[1, 2, 4]"]),
-        (lambda: HstuOptions(transducer_width=-2), ["hstu: transducer_width is -2", "at least 0"]),
+        (lambda: Hstu(LAYOUT, HstuConfig(width=4, num_heads=3)), ["num_heads is 3", "divide width 4", "[1, 2, 4]"]),
         (
-            lambda: Hstu(LAYOUT, 4, HstuOptions(num_heads=4, transducer_width=6)),
+            lambda: Hstu(LAYOUT, HstuConfig(width=4, num_heads=4, transducer_width=6)),
             ["hstu: num_heads is 4", "divide transducer_width 6", "[1, 2, 3, 6]"],
         ),
         (
-            lambda: Hstu(dataclasses.replace(LAYOUT, target_of_sequence=(None,) * 5), 4, HstuOptions()),
+            lambda: Hstu(dataclasses.replace(LAYOUT, target_of_sequence=(None,) * 5), HstuConfig(width=4)),
             ["hstu: no sequence has an attribute"],
         ),
     ],
 )
-def test_faults_name_the_option_its_value_and_the_rule(make, words):
+def test_what_does_not_fit_the_data_is_named(make, words):
     with pytest.raises(UserError) as caught:
         make()
     for word in words:

@@ -3,7 +3,6 @@
 Shapes: B examples, M categorical tokens, F sequences, L sequence tokens, T tasks, D width.
 """
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -13,22 +12,22 @@ import torch
 from torch import Tensor
 
 import sharded_runs
+from infnet_rec.config.model import InfnetConfig
 from infnet_rec.data.run_data import open_data
 from infnet_rec.models.infnet import jagged_attention
 from infnet_rec.models.infnet.model import Infnet
-from infnet_rec.models.infnet.options import InfnetOptions
 from infnet_rec.models.precision import computing_in, narrowed, widened
 from infnet_rec.models.tokens import Tokens
 from infnet_rec.trainer.build import shard_model
-from paper_check import BY_BEHAVIOUR, SMALL, build, make_model, make_tokens
+from paper_check import BY_BEHAVIOUR, SMALL, build, changed, make_model, make_tokens
 from rank_pair import RankPair
 
 
-def twins(options: InfnetOptions, change: dict) -> tuple[Infnet, Infnet]:
+def twins(options: InfnetConfig, change: dict) -> tuple[Infnet, Infnet]:
     """Two towers with the same weights and other options."""
     torch.manual_seed(0)
     model = make_model(options, dtype=torch.float32)
-    other = build(dataclasses.replace(options, **change))
+    other = build(changed(options, **change))
     other.load_state_dict(model.state_dict())
     return model, other
 
@@ -57,7 +56,7 @@ INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reas
 )
 def test_blocks_computed_again_give_the_same_gradients(change: dict) -> None:
     """To the bit, draws of dropout included."""
-    plain, again = twins(dataclasses.replace(SMALL, num_blocks=3, **change), {"checkpoint_blocks": True})
+    plain, again = twins(changed(SMALL, num_blocks=3, **change), {"checkpoint_blocks": True})
     tokens = make_tokens(dtype=torch.float32)
 
     torch.testing.assert_close(gradients(again, tokens), gradients(plain, tokens), rtol=0, atol=0)
@@ -80,7 +79,7 @@ def stored_bytes(model: Infnet, tokens: Tokens) -> int:
 
 
 def test_blocks_computed_again_store_less() -> None:
-    plain, again = twins(dataclasses.replace(SMALL, num_blocks=3), {"checkpoint_blocks": True})
+    plain, again = twins(changed(SMALL, num_blocks=3), {"checkpoint_blocks": True})
     tokens = make_tokens(torch.full((4, 64), 10), dtype=torch.float32)
 
     assert stored_bytes(again, tokens) < 0.5 * stored_bytes(plain, tokens)
@@ -99,9 +98,9 @@ def test_nothing_is_cast_where_nothing_asks_for_it() -> None:
 
 def test_long_histories_do_not_stand_still_in_bfloat16() -> None:
     """257 + 1 is 257 in bfloat16: proxies and means of thousands of events would be far off."""
-    options = dataclasses.replace(SMALL, ablation="no_cross_attention", pooling="mean")
+    options = changed(SMALL, ablation="no_cross_attention", pooling="mean")
     torch.manual_seed(0)
-    model = Infnet(num_features=5, group_of_sequence=BY_BEHAVIOUR, num_tasks=3, width=8, options=options)
+    model = Infnet(num_features=5, group_of_sequence=BY_BEHAVIOUR, num_tasks=3, config=options)
     tokens = make_tokens(torch.full((4, 2), 2000), dtype=torch.float32)
     with torch.no_grad():
         tokens.sequence_LD.abs_()

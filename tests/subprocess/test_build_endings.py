@@ -1,6 +1,7 @@
 """Builds that are killed, stopped, run twice at once or out of disk: no store or a whole one, and nothing else."""
 
 import errno
+import fcntl
 import os
 import random
 import re
@@ -11,8 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from data_fixtures import QUIET, ROOT
 from infnet_rec.data import publish
@@ -28,9 +31,11 @@ NUM_ROWS, NUM_KILLS = 40_000, 8
 # Imports once and forks for each build, so that a signal meets the build and not the imports.
 BUILDER = """
 import errno
+import fcntl
 import os
 import sys
 from pathlib import Path
+from typing import Any
 from infnet_rec.data.ingest.build import Progress, build
 from infnet_rec.errors import Failure, Fault
 from shop_data import shop_recipe
@@ -159,16 +164,15 @@ def test_a_store_that_is_finished_while_the_lock_is_waited_for_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, raw = kiosk(tmp_path)
-    lock = publish._locked
 
     @contextmanager
-    def late(path: Path) -> Iterator[None]:
+    def late(path: Path, **how: Any) -> Iterator[None]:
         (tmp_path / "store").mkdir()
         (tmp_path / "store" / "manifest.json").touch()
-        with lock(path):
+        with FileLock(path, **how):
             yield
 
-    monkeypatch.setattr(publish, "_locked", late)
+    monkeypatch.setattr(publish, "FileLock", late)
     with pytest.raises(UserError, match="store: exists already; use --replace"):
         build_store(recipe, raw, tmp_path / "store", QUIET)
     assert names(tmp_path) == {"raw", "store"} and names(tmp_path / "store") == {"manifest.json"}
@@ -177,16 +181,23 @@ def test_a_store_that_is_finished_while_the_lock_is_waited_for_stays(
 def test_a_lock_that_its_holder_has_removed_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever opened it before and locks it after must not take it for the lock that others will open."""
     lock, removed = tmp_path / ".store.lock", []
-    flock = publish.fcntl.flock
+    flock = fcntl.flock
 
     def slow(file: int, how: int) -> None:
         if not removed:
             removed.append(lock.unlink())
         flock(file, how)
 
-    monkeypatch.setattr(publish.fcntl, "flock", slow)
-    with publish._locked(lock) as held:
-        assert os.path.samestat(os.fstat(held.fileno()), lock.stat())
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with new_store(tmp_path / "store", replace=False) as work:
+        assert removed and lock.exists()
+        with (
+            pytest.raises(UserError, match="another process is building it"),
+            new_store(tmp_path / "store", replace=False),
+        ):
+            pass
+        (work / "store" / "manifest.json").write_text("{}")
+    assert names(tmp_path) == {"store"}
 
 
 FILL_UP = """
@@ -194,6 +205,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 from infnet_rec.data.ingest.build import Progress, build
 from infnet_rec.errors import Failure
 from shop_data import shop_recipe

@@ -4,16 +4,16 @@ Shapes: B examples, M categorical tokens, F sequences, G groups of them, L seque
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from infnet_rec.benchmark.forms.reference_infnet import LiteralInfnet
+from infnet_rec.config.model import Attention, InfnetConfig
 from infnet_rec.errors import Failure
 from infnet_rec.models.infnet.model import Infnet
-from infnet_rec.models.infnet.options import InfnetOptions
 from infnet_rec.models.tokens import Tokens
 
 Form = Literal["literal", "eager", "fused"]
@@ -40,7 +40,7 @@ class TowerShape:
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """The number of examples B."""
         return self.lengths_FB.shape[1]
 
     @property
@@ -68,7 +68,7 @@ class TowerShape:
 
 
 def full_lengths(num_sequences: int, batch_size: int, length: int) -> Tensor:
-    """Every sequence full."""
+    """Lengths of sequences that are all full, [F, B]."""
     return torch.full((num_sequences, batch_size), length)
 
 
@@ -90,38 +90,34 @@ def make_tokens(shape: TowerShape, device: torch.device) -> Tokens:
 
 
 def make_forms(
-    shape: TowerShape, options: InfnetOptions, device: torch.device, *, interpreted: bool = False
+    shape: TowerShape, config: InfnetConfig, device: torch.device, *, interpreted: bool = False
 ) -> tuple[dict[Form, Infnet], dict[Form, str]]:
     """The forms with the same weights, and why a form is missing.
 
     Args:
         shape: of the input.
-        options: of the tower.
+        config: of the tower; the shape says how wide it is.
         device: where it will run.
         interpreted: whether Triton's interpreter may stand in for a GPU; it is thousands of times slower.
     """
-    sizes: dict[str, Any] = {
-        "num_features": shape.num_features,
-        "group_of_sequence": shape.group_of_sequence,
-        "num_tasks": shape.num_tasks,
-        "width": shape.width,
-    }
-    has_fused = "attention" in {field.name for field in fields(InfnetOptions)}
-    eager: Any = {"attention": "eager"} if has_fused else {}
+
+    def form_of(kind: type[Infnet], attention: Attention) -> Infnet:
+        own = config.model_copy(update={"width": shape.width, "attention": attention})
+        return kind(
+            num_features=shape.num_features,
+            group_of_sequence=shape.group_of_sequence,
+            num_tasks=shape.num_tasks,
+            config=own,
+        )
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        forms: dict[Form, Infnet] = {
-            "literal": LiteralInfnet(**sizes, options=replace(options, **eager)),
-            "eager": Infnet(**sizes, options=replace(options, **eager)),
-        }
+        forms: dict[Form, Infnet] = {"literal": form_of(LiteralInfnet, "eager"), "eager": form_of(Infnet, "eager")}
     missing: dict[Form, str] = {}
-    if not has_fused:
-        missing["fused"] = "this version has no fused attention"
-    elif device.type != "cuda" and not interpreted:
+    if device.type != "cuda" and not interpreted:
         missing["fused"] = "its kernel needs a GPU"
     else:
-        fused: Any = {"attention": "fused"}
-        forms["fused"] = Infnet(**sizes, options=replace(options, **fused))
+        forms["fused"] = form_of(Infnet, "fused")
     for form in forms.values():
         form.load_state_dict(forms["literal"].state_dict())
         form.to(device)

@@ -49,7 +49,7 @@ class LiteralInfnet(Infnet):
     """The same parameters and the same logits as `Infnet`, by the paper's equations, token by token."""
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """logits_BT."""
+        """Returns logits_BT, one for each example and task."""
         # Where towers have a precision of their own, the literal one keeps to it.
         if getattr(self, "precision", "fp32") == "bf16":
             with torch.autocast(tokens.sequence_LD.device.type, torch.bfloat16):
@@ -71,10 +71,10 @@ class LiteralInfnet(Infnet):
         }
         for block in self.blocks:
             query_BPD, sets = literal_block(cast(Block, block), query_BPD, sets)
-        options = self.options
-        if options.ablation == "no_cross_attention":
+        config = self.config
+        if config.ablation == "no_cross_attention":
             means = sets["categorical"].mean(), sets["sequence"].mean()
-            return self.heads(read_tokens(query_BPD["task"], *means, options.ablation_head))
+            return self.heads(read_tokens(query_BPD["task"], *means, config.ablation_head))
         return self.heads(self._read_out(query_BPD, {}))
 
 

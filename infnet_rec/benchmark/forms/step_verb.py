@@ -1,17 +1,20 @@
 """`bench step`: whole training steps, with each saving and without."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from infnet_rec.batch import Batch
 from infnet_rec.benchmark.forms.embedding_verb import Dedup, make_model
 from infnet_rec.benchmark.forms.every_token import every_token
 from infnet_rec.benchmark.forms.reference_infnet import LiteralInfnet
-from infnet_rec.benchmark.forms.steps import measure_steps
 from infnet_rec.benchmark.machine import describe_machine
+from infnet_rec.benchmark.samples import alternate_together, middle
 from infnet_rec.config.load import load_config
 from infnet_rec.data.run_data import open_data
 from infnet_rec.distributed.process_group import (
@@ -20,9 +23,9 @@ from infnet_rec.distributed.process_group import (
     use_threads,
     world_from_env,
 )
-from infnet_rec.errors import UserError
-from infnet_rec.models.infnet.model import Infnet
-from infnet_rec.models.registry import infnet_options, make_infnet
+from infnet_rec.errors import Failure, UserError
+from infnet_rec.models.infnet.model import Infnet, infnet_of, infnet_section
+from infnet_rec.models.tokens import TokenLayout
 from infnet_rec.planner.run_plan import check_run
 from infnet_rec.trainer.build import Sharded, shard, train_loader
 
@@ -39,6 +42,56 @@ VARIANTS: dict[str, tuple[type[Infnet], Dedup]] = {
 
 JSON = dict[str, Any]
 
+WARM_UP_STEPS = 2
+TOLERANCE = 1e-4
+
+
+def measure_steps(
+    pipelines: Mapping[str, TrainPipelineSparseDist],
+    batches: Mapping[str, Sequence[Batch]],
+    device: torch.device,
+    *,
+    num_rounds: int,
+    steps_per_round: int,
+) -> dict[str, dict[str, Any]]:
+    """Times `progress`, which is what the training loop calls: lookups, tower, loss, backward and both optimizers.
+
+    Args:
+        pipelines: each with its model, all from the same weights.
+        batches: for each, read already; the same examples in the same order.
+        device: what to wait for.
+        num_rounds: of all pipelines in turn.
+        steps_per_round: of one pipeline.
+
+    Returns:
+        By name: seconds of a step by both clocks, those of each round, and the loss of each task in the first step.
+
+    Raises:
+        Failure: the first losses differ, so the models are not the same function.
+    """
+    steps: dict[str, Callable[[], object]] = {}
+    first_loss: dict[str, list[float]] = {}
+    for name, pipeline in pipelines.items():
+        pending = cycle(batches[name])
+        first_loss[name] = pipeline.progress(pending).loss_T.tolist()
+        for _ in range(WARM_UP_STEPS):
+            pipeline.progress(pending)
+        steps[name] = lambda pipeline=pipeline, pending=pending: pipeline.progress(pending)
+    expected = next(iter(first_loss.values()))
+    for name, loss in first_loss.items():
+        if max(abs(a - b) for a, b in zip(loss, expected, strict=True)) > TOLERANCE:
+            raise Failure(f"the first loss of {name} is {loss}, not {expected}: not the same function")
+    taken = alternate_together(steps, device, num_rounds=num_rounds, repeats=steps_per_round)
+    return {
+        name: {
+            "step_s": middle(taken[name]).wall_s,
+            "samples_s": [one.wall_s for one in taken[name]],
+            "processor_s": middle(taken[name]).processor_s,
+            "first_loss": first_loss[name],
+        }
+        for name in pipelines
+    }
+
 
 def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) -> JSON:
     """Times the steps that `train` would do on one rank, on batches of the store.
@@ -47,7 +100,7 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
         UserError: the configuration or its store is at fault, its model is not INFNet, or there are several ranks.
     """
     config = load_config(config_path, overrides)
-    infnet_options(config)
+    section = infnet_section(config)
     world, data = world_from_env(), open_data(config)
     if world.world_size > 1:
         raise UserError(f"bench step: measures one rank, and torchrun started {world.world_size}; start it alone")
@@ -63,7 +116,8 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
         for name, (tower, dedup) in VARIANTS.items():
             model = make_model(config, data, dedup)
             with torch.device("meta"):
-                model.tower = make_infnet(config, data.schema, tower)
+                model.tower = infnet_of(TokenLayout.of(data.schema), section, tower)
+                model.tower.precision = config.train.precision
             sharded[name] = shard(model, config, data, world)
             sharded[name].model.train()
         facts = measure_steps(

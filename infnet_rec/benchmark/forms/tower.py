@@ -10,21 +10,21 @@ from torch import nn
 from infnet_rec.benchmark.forms.forms import Form, TowerShape, check_logits, make_forms, make_tokens
 from infnet_rec.benchmark.machine import free_bytes
 from infnet_rec.benchmark.samples import Taken, alternate, middle, wait
+from infnet_rec.config.model import InfnetConfig
+from infnet_rec.config.train import Precision
 from infnet_rec.errors import UserError
 from infnet_rec.models.infnet.model import Infnet
-from infnet_rec.models.infnet.options import InfnetOptions
 from infnet_rec.models.tokens import Tokens
 from infnet_rec.planner.op_counter import OpCounter
 
 Pass = Literal["forward", "forward_backward"]
-Precision = Literal["fp32", "bf16"]
 # Peak memory grows in proportion to the batch, so a small one foretells it.
 TRIAL_EXAMPLES = 16
 MAX_BYTES = 8 << 30
 
 
 def passes_of(model: nn.Module, tokens: Tokens, precision: Precision = "fp32") -> dict[Pass, Callable[[], None]]:
-    """What is timed."""
+    """The passes that are timed, by name."""
     device = tokens.sequence_LD.device.type
 
     def forward() -> None:
@@ -41,14 +41,14 @@ def passes_of(model: nn.Module, tokens: Tokens, precision: Precision = "fp32") -
 
 
 def clear(model: nn.Module, tokens: Tokens) -> None:
-    """Forgets all gradients."""
+    """Forgets the gradients of weights and inputs."""
     model.zero_grad(set_to_none=True)
     tokens.categorical_BMD.grad = tokens.sequence_LD.grad = None
 
 
 def measure_tower(
     shape: TowerShape,
-    options: InfnetOptions,
+    config: InfnetConfig,
     device: torch.device,
     limits: Mapping[str, Any],
     *,
@@ -61,7 +61,7 @@ def measure_tower(
 
     Args:
         shape: of the input.
-        options: of the tower.
+        config: of the tower; the shape says how wide it is.
         device: where it runs.
         limits: see `infnet_rec.benchmark.machine.ceilings`.
         num_rounds: of timing.
@@ -75,7 +75,7 @@ def measure_tower(
     Raises:
         Failure: the forms' logits differ.
     """
-    every_form, missing = make_forms(shape, options, device, interpreted=interpreted)
+    every_form, missing = make_forms(shape, config, device, interpreted=interpreted)
     missing |= unfit(shape, every_form, device)
     forms: dict[Form, Infnet] = {name: form for name, form in every_form.items() if name not in missing}
     tokens = make_tokens(shape, device)

@@ -5,36 +5,96 @@ Shapes: F sequences, B examples.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from infnet_rec.benchmark.forms.forms import TowerShape, full_lengths, ragged_lengths
-from infnet_rec.benchmark.forms.sweep import slopes, sweep
-from infnet_rec.benchmark.forms.tower import Precision, measure_tower
+from infnet_rec.benchmark.forms.tower import measure_tower
 from infnet_rec.benchmark.machine import ceilings, describe_machine
 from infnet_rec.config.load import load_config, make_config
+from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.run import RunConfig
-from infnet_rec.data.inspect.plot import DPI, STYLE, check_destination
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.run_data import open_data
 from infnet_rec.data.sampler import ShuffledOrder
 from infnet_rec.distributed.process_group import silence_third_party_warnings, use_threads, world_from_env
 from infnet_rec.errors import UserError, did_you_mean
-from infnet_rec.files import whole_file, write_text
-from infnet_rec.models.registry import infnet_options
+from infnet_rec.files import write_text
+from infnet_rec.models.infnet.model import infnet_section
 from infnet_rec.planner.run_plan import check_run
+from infnet_rec.plotting import check_picture, new_figure, styled, write_figure
 
 COLOURS = {"literal": "#B0503C", "eager": "#2F6DA8", "fused": "#3C8C5A"}
 PANEL_WIDTH_IN, HEIGHT_IN = 5.6, 7.2
+
+LENGTHS = (5, 10, 20, 40)
+WIDTHS = (16, 64)
+# A smaller batch than in training: the longest history in the literal form is to fit.
+MAX_EXAMPLES = 256
+
+
+def sweep(
+    shape: TowerShape,
+    config: InfnetConfig,
+    device: torch.device,
+    limits: Mapping[str, Any],
+    *,
+    num_rounds: int,
+    say: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """Measures every length at every width; yields as `measure_tower` returns, one point at a time."""
+    num_sequences, batch_size = len(shape.group_of_sequence), min(MAX_EXAMPLES, shape.batch_size)
+    for width in sorted({*WIDTHS, shape.width}):
+        for length in LENGTHS:
+            say(f"width {width}, {num_sequences} sequences of {length} events")
+            lengths_FB = full_lengths(num_sequences, batch_size, length)
+            point = replace(shape, width=width, lengths_FB=lengths_FB)
+            yield measure_tower(point, config, device, limits, num_rounds=num_rounds, passes=("forward_backward",))
+
+
+def slopes(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Straight lines through cost against events, for each width and form.
+
+    Returns:
+        Microseconds an example and event, microseconds an example whatever its events, and R squared: near 1 where the
+        cost is linear.
+    """
+    lines = []
+    for width in sorted({point["shape"]["width"] for point in points}):
+        of_width = [point for point in points if point["shape"]["width"] == width]
+        for form in ("literal", "eager", "fused"):
+            found = [
+                (
+                    p["shape"]["events_per_example"],
+                    1e6 / p["passes"]["forward_backward"]["forms"][form]["examples_per_s"],
+                )
+                for p in of_width
+                if form in p["passes"]["forward_backward"]["forms"]
+            ]
+            if len(found) > 2:
+                lines.append({"width": width, "form": form, **fit(found)})
+    return lines
+
+
+def fit(points: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Fits a line by least squares."""
+    xs, ys = zip(*points, strict=True)
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread_x = sum((x - mean_x) ** 2 for x in xs)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread_x
+    rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
+    return {
+        "us_per_event": slope,
+        "us_per_example": mean_y - slope * mean_x,
+        "r_squared": 1 - rest / sum((y - mean_y) ** 2 for y in ys),
+    }
 
 
 def check_sweep_files(picture: Path) -> Path:
@@ -44,9 +104,9 @@ def check_sweep_files(picture: Path) -> Path:
         Where the points go, beside the picture.
 
     Raises:
-        UserError: see `plot.check_destination`; or something else stands where the points would.
+        UserError: see `check_picture`; or something else stands where the points would.
     """
-    check_destination(picture, "--sweep")
+    check_picture(picture, "--sweep")
     points = picture.with_suffix(".jsonl")
     if points.exists() and not (points.is_file() and points.read_bytes().startswith(b'{"bench": "sweep"')):
         raise UserError(f"--sweep {picture}: {points} would hold the points, but exists and is no sweep; name another")
@@ -57,29 +117,22 @@ def draw_sweep(
     points: Sequence[Mapping[str, Any]], slopes: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], path: Path
 ) -> None:
     """Writes the picture, whole or not at all."""
-    with matplotlib.rc_context(), whole_file(path) as temporary:
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        sweep_figure(points, slopes, machine).savefig(temporary, format="png", dpi=DPI)
+    with styled():
+        write_figure(sweep_figure(points, slopes, machine), path)
 
 
 def sweep_figure(
     points: Sequence[Mapping[str, Any]], slopes: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]
 ) -> Figure:
-    """All panels."""
+    """Draws time and memory of each form against the number of events, a column of panels a width."""
     widths = sorted({point["shape"]["width"] for point in points})
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    figure = Figure(figsize=(PANEL_WIDTH_IN * len(widths), HEIGHT_IN), layout=layout)
-    FigureCanvasAgg(figure)
     shape = points[0]["shape"]
     threads = f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if machine["device"] == "cpu" else ""
-    figure.suptitle(
+    title = (
         f"Forward and backward of the tower, batch {shape['batch_size']:,}, {shape['num_features']} features\n"
-        f"{machine['name']}{threads}",
-        fontsize=13,
-        x=0.012,
-        ha="left",
+        f"{machine['name']}{threads}"
     )
+    figure = new_figure(PANEL_WIDTH_IN * len(widths), HEIGHT_IN, title, 13, w_pad=0.12, h_pad=0.12)
     panels = figure.subplots(2, len(widths), squeeze=False)
     for column, width in enumerate(widths):
         of_width = [point for point in points if point["shape"]["width"] == width]
@@ -129,13 +182,12 @@ def bench_tower(
         UserError: no such device, or the configuration is at fault, or its model is not INFNet.
     """
     config, where = _config(config_path, overrides), device_of(device)
-    options = infnet_options(config)
+    section = infnet_section(config)
     shape = _shape(config, config_path, ragged=ragged)
     _prepare(config)
     limits = ceilings(where)
-    # Where a run has no such key, it computes in float32.
-    precision: Precision = getattr(config.train, "precision", "fp32")
-    result = measure_tower(shape, options, where, limits, num_rounds=num_rounds, precision=precision)
+    precision = config.train.precision
+    result = measure_tower(shape, section, where, limits, num_rounds=num_rounds, precision=precision)
     return {
         "bench": "tower",
         "machine": describe_machine(where),
@@ -156,7 +208,7 @@ def bench_sweep(
             INFNet.
     """
     config, where = _config(config_path, overrides), device_of(device)
-    options = infnet_options(config)
+    section = infnet_section(config)
     points_path = check_sweep_files(picture)
     shape = _shape(config, config_path, ragged=False)
     _prepare(config)
@@ -165,7 +217,7 @@ def bench_sweep(
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    points = list(sweep(shape, options, where, limits, num_rounds=num_rounds, say=say))
+    points = list(sweep(shape, section, where, limits, num_rounds=num_rounds, say=say))
     machine = describe_machine(where)
     lines = [json.dumps({"bench": "sweep", "machine": machine, "ceilings": limits, **p}) for p in points]
     write_text(points_path, "\n".join(lines) + "\n")

@@ -6,15 +6,19 @@ whole.
 """
 
 import json
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
+import infnet_rec
 from infnet_rec.data.ingest.bad_rows import Quarantine
 from infnet_rec.data.ingest.build_summary import (
     Join,
@@ -29,24 +33,89 @@ from infnet_rec.data.ingest.entities import SideTables, sorted_keys
 from infnet_rec.data.ingest.interactions import join_numbers, number_keys, read_log, weigh
 from infnet_rec.data.ingest.raw_files import connect, faults_of, release
 from infnet_rec.data.ingest.raw_folder import RawFolder, find_raw
-from infnet_rec.data.ingest.recipe import Recipe
+from infnet_rec.data.ingest.recipe import Recipe, sequence_name, sequence_table
 from infnet_rec.data.ingest.repeats import measure_repeats
 from infnet_rec.data.ingest.sources import SIDES, RawFiles, names_of_files, open_raw
 from infnet_rec.data.ingest.staging import ColumnSpool
 from infnet_rec.data.ingest.timeline import Bucketing, Timeline, count_users, fit_context, run_timeline
 from infnet_rec.data.ingest.vocabulary import Vocabulary, vocabulary_columns
-from infnet_rec.data.manifest import make_manifest
 from infnet_rec.data.publish import NOTES, new_store, refuse_what_exists
 from infnet_rec.data.remote import is_url
-from infnet_rec.data.store import Store, hash_files, to_arrow, write_arrow
+from infnet_rec.data.store import STORE_VERSION, Store, hash_files, to_arrow, write_arrow
 from infnet_rec.errors import UserError
 from infnet_rec.files import try_folder
-from infnet_rec.schema import Side
+from infnet_rec.schema import Feature, Schema, Sequence, Side, Table, Task
 
 # Of the memory given: DuckDB's share, and that of the parts in work (ranges of a side, buckets of users). The rest is
 # Python's own.
 DUCKDB_SHARE, PARTS_SHARE = 0.55, 0.2
 POLL_S = 0.25
+
+
+def schema_of(recipe: Recipe, vocabularies: dict[str, Vocabulary]) -> Schema:
+    """The schema of all the recipe's features; one table a feature, shared with its sequences if the recipe says so."""
+    names: list[tuple[str, Side]] = [(name, f.side) for f in recipe.features for name in f.named_columns]
+    tables = [Table(name, vocabularies[name].num_rows) for name, _ in names]
+    sequences = []
+    if recipe.sequences:
+        for behaviour in recipe.behaviours:
+            for attribute in recipe.sequences.attributes:
+                table = attribute if recipe.sequences.share_tables else sequence_table(attribute)
+                name = sequence_name(behaviour.name, attribute)
+                most = vocabularies[attribute].max_values
+                sequences.append(Sequence(name, behaviour.name, attribute, table, behaviour.name, most))
+        if not recipe.sequences.share_tables:
+            tables += [Table(sequence_table(a), vocabularies[a].num_rows) for a in recipe.sequences.attributes]
+    tasks = tuple(Task(t.name, t.source) for t in recipe.tasks)
+    features = tuple(Feature(n, n, side, vocabularies[n].max_values) for n, side in names)
+    return Schema(tuple(tables), features, tuple(sequences), tasks).with_free_table_names()
+
+
+def make_manifest(
+    recipe: Recipe,
+    vocabularies: dict[str, Vocabulary],
+    timeline: Timeline,
+    counts: dict[Side, int],
+    quarantine: Quarantine,
+) -> dict[str, Any]:
+    """The manifest of a store, but for the hashes of its files."""
+    splits = {}
+    for split, spool in timeline.examples.items():
+        rates = {task: n / spool.num_rows for task, n in timeline.positives[split].items()}
+        splits[split] = {"num_examples": spool.num_rows, "label_rates": rates}
+    weight = {}
+    if recipe.log.weight:
+        mean = timeline.weight / splits["train"]["num_examples"]
+        weight = {"weight": {"column": recipe.log.weight, "train_mean": mean}}
+    columns: dict[str, list[str]] = {"user": [], "item": [], "context": []}
+    for feature in recipe.features:
+        for name in feature.named_columns:
+            columns[feature.side] += [name] * vocabularies[name].max_values
+    return {
+        "store_version": STORE_VERSION,
+        "name": recipe.name,
+        "licence": recipe.licence,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "order": "time" if recipe.log.time else "file",
+        "num_users": counts["user"],
+        "num_items": counts["item"],
+        "splits": splits,
+        **weight,
+        "behaviours": {b.name: {"num_events": timeline.events[b.name].num_rows} for b in recipe.behaviours},
+        "history_lengths": timeline.history_lengths(),
+        "bad_rows": quarantine.counts,
+        "columns": columns,
+        "encodings": {name: vocabulary.encoding for name, vocabulary in vocabularies.items()},
+        "profiles": recipe.profile_choices(),
+        "schema": schema_of(recipe, vocabularies).to_json(),
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": {
+            "infnet_rec": infnet_rec.__version__,
+            "python": platform.python_version(),
+            "duckdb": duckdb.__version__,
+            "pyarrow": pa.__version__,
+        },
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ class RawTable:
 
     @property
     def num_bytes(self) -> int:
-        """On disk."""
+        """What the files take on disk."""
         return sum(path.stat().st_size for path in self.paths)
 
     def scan(

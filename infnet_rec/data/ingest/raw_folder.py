@@ -15,7 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from infnet_rec.data.remote import CACHE_VARIABLE, Remote, default_folder, is_url, locked
+from filelock import FileLock
+
+from infnet_rec.data.remote import CACHE_VARIABLE, Remote, default_folder, is_url
 from infnet_rec.errors import UserError
 
 PARTITION = re.compile(r"([^=]+)=(.*)")
@@ -201,7 +203,7 @@ def _fetched(remote: Remote, names: list[str], stage: Stage, done: Done) -> RawF
         stage(f"fetching {name}", info.get("size") or 0, "B")
         place = places[name]
         place.parent.mkdir(exist_ok=True)
-        with locked(place.parent / ".lock"):
+        with FileLock(place.parent / ".lock"):
             if not place.is_file():
                 _fetch_file(remote, path, info.get("size"), place, done)
     files = {name: tuple(RawFile(places[match], match) for match in matches) for name, matches in of_name.items()}

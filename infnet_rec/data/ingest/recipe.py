@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, NaiveDatetime, model_validator
 
@@ -16,6 +16,7 @@ from infnet_rec.data.ingest.splits import SplitsRecipe
 from infnet_rec.data.parsing.instants import EARLIEST, LATEST, Clock, TimeUnit
 from infnet_rec.data.parsing.text_format import MAX_DELIMITER_BYTES, TextEncoding, TextFormat
 from infnet_rec.errors import UserError, did_you_mean
+from infnet_rec.schema import Side
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Files = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -33,7 +34,9 @@ Delimiter = Annotated[str, Field(min_length=1), AfterValidator(_fits_duckdb)]
 Quote = Literal['"', "'", ""]
 DEFAULT_RANGES, MAX_RANGES = 64, 10_000
 MAX_NAME = 100  # with what is put around it, in bytes of a file's name
-Encoding = Literal["index", "hash", "multi", "quantile", "hour_of_day", "day_of_week"]
+# Of the log's time: `vocabulary.py` says what each makes of it.
+ClockEncoding = Literal["hour_of_day", "day_of_week"]
+Encoding = Literal["index", "hash", "multi", "quantile", ClockEncoding]
 
 
 def _check_columns(columns: tuple[str, ...], *, has_header: bool) -> None:
@@ -182,7 +185,7 @@ class FeatureRecipe(StrictModel):
         null_values: raw strings that mean "missing", besides the empty field.
     """
 
-    side: Literal["user", "item", "context"]
+    side: Side
     encoding: Encoding
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
     name: Name | None = None
@@ -216,7 +219,7 @@ class FeatureRecipe(StrictModel):
     @property
     def is_clock(self) -> bool:
         """Whether it is read from the log's time."""
-        return self.encoding in ("hour_of_day", "day_of_week")
+        return self.encoding in get_args(ClockEncoding)
 
     @property
     def num_ranges(self) -> int:
@@ -411,7 +414,7 @@ class Recipe(StrictModel):
             f"feature {n!r}: encoding {f.encoding!r} reads the log's time, so its column must be "
             f"{' or '.join(map(repr, self.log.time_columns)) or 'log.time, which this recipe leaves out'}"
             for f in self.features
-            if f.encoding in ("hour_of_day", "day_of_week")
+            if f.is_clock
             for n, column in f.named_columns.items()
             if column not in self.log.time_columns
         ]

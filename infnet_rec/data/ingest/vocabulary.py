@@ -7,20 +7,41 @@ Ids: 0 never seen in training, 1 null, then
 - hour_of_day, day_of_week: 2 + hour, 2 + day (Monday 0); nothing is fitted.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
 from infnet_rec.data.ingest.raw_files import first_value
-from infnet_rec.data.ingest.recipe import Encoding, FeatureRecipe
+from infnet_rec.data.ingest.recipe import ClockEncoding, Encoding, FeatureRecipe
 from infnet_rec.data.parsing.values import quoted, value_sql
 from infnet_rec.schema import FIRST_VALUE_ID, NULL_ID, UNSEEN_ID
 
 ZERO_ID = FIRST_VALUE_ID
 FIRST_RANGE_ID = FIRST_VALUE_ID + 1
-CLOCK_VALUES = {"hour_of_day": 24, "day_of_week": 7}
+
+
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """What an encoding makes of the log's time.
+
+    Attributes:
+        num_values: that there are.
+        of_hours: values, from 0, of whole local hours since 1970-01-01, a Thursday; both int64.
+    """
+
+    num_values: int
+    of_hours: Callable[[np.ndarray], np.ndarray]
+
+
+CLOCKS: Mapping[Encoding, ClockReading] = {
+    "hour_of_day": ClockReading(24, lambda hours: hours % 24),
+    "day_of_week": ClockReading(7, lambda hours: (hours // 24 + 3) % 7),
+}
+assert set(CLOCKS) == set(get_args(ClockEncoding))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +130,14 @@ def hashed(feature: str, recipe: FeatureRecipe) -> Vocabulary:
 
 
 def clock_vocabulary(feature: str, encoding: Encoding) -> Vocabulary:
-    """Hour of the day or day of the week."""
-    return Vocabulary(feature, encoding, FIRST_VALUE_ID + CLOCK_VALUES[encoding])
+    """That of an encoding of the log's time."""
+    return Vocabulary(feature, encoding, FIRST_VALUE_ID + CLOCKS[encoding].num_values)
 
 
 def clock_ids(encoding: Encoding, time: np.ndarray, ticks_per_second: int, utc_offset_hours: int) -> np.ndarray:
-    """Ids of the local hour or day of the week of integer instants, int32."""
+    """Ids of integer instants, such as of the local hour, int32."""
     hours = time // (3600 * ticks_per_second) + utc_offset_hours
-    value = hours % 24 if encoding == "hour_of_day" else (hours // 24 + 3) % 7  # 1970-01-01 was a Thursday
-    return (value + FIRST_VALUE_ID).astype(np.int32)
+    return (CLOCKS[encoding].of_hours(hours) + FIRST_VALUE_ID).astype(np.int32)
 
 
 def index_id_sql(value: str, joined: str) -> str:

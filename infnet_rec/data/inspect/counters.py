@@ -174,7 +174,7 @@ def tally_side(
 
 
 def no_look_ups(num_splits: int) -> LookUps:
-    """To add to."""
+    """Counts of zero, to add to."""
     return LookUps(*(np.zeros(num_splits) for _ in range(3)))
 
 
@@ -244,7 +244,7 @@ class Distribution:
 
     @property
     def sum(self) -> int:
-        """Their sum."""
+        """The sum of all numbers."""
         return int(self.values_K @ self.counts_K)
 
     @property

@@ -1,12 +1,12 @@
 """`infnet-rec data stats`: the numbers of a store as text."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from infnet_rec.console import aligned, format_bytes
 from infnet_rec.data.inspect.counters import rows_to_read
 from infnet_rec.data.inspect.stats import store_stats
 from infnet_rec.data.store import SPLITS, Store
@@ -16,7 +16,6 @@ SHOWN_COPY_LENGTHS = ("20", "50")
 SHOWN_TABLES = 5
 SHOWN_WIDTH = "64"
 SHOWN_SAMPLE_LENGTH = 50
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 # A feature is named in the text when one of its shares is at least this.
 REMARKABLE_SHARE = 0.0005
 
@@ -29,11 +28,12 @@ def stats_report(path: Path, plot: Path | None) -> JSON:
     Raises:
         UserError: no store, or the picture cannot be written there; said before anything is counted.
     """
-    from infnet_rec.data.inspect import plot as stats_plot
+    from infnet_rec.data.inspect.plot import draw_stats
+    from infnet_rec.plotting import check_picture
 
     store = Store(path)
     if plot is not None:
-        stats_plot.check_destination(plot)
+        check_picture(plot)
     total = rows_to_read(store)
     with tqdm(total=total, unit=" rows", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
 
@@ -42,7 +42,7 @@ def stats_report(path: Path, plot: Path | None) -> JSON:
 
         report = store_stats(store, progress)
     if plot is not None:
-        stats_plot.draw_stats(report, plot)
+        draw_stats(report, plot)
         report["plot"] = str(plot)
     return report
 
@@ -72,26 +72,6 @@ def stats_lines(report: JSON) -> list[str]:
     return "\n\n".join("\n".join(part) for part in parts if part).split("\n")
 
 
-def aligned(rows: Sequence[Sequence[str]], num_left: int = 1) -> list[str]:
-    """Rows as lines of columns of one width; the first `num_left` columns are flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place < num_left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in the unit that reads best."""
-    unit = 0
-    while num_bytes >= 1000 and unit < len(UNITS) - 1:
-        num_bytes, unit = num_bytes / 1024, unit + 1
-    return f"{num_bytes:.3g} {UNITS[unit]}"
-
-
 def percent(share: float) -> str:
     """A share in percent; one that rounds to nothing, though it is not, says so."""
     if 0 < share < REMARKABLE_SHARE:
@@ -118,7 +98,7 @@ def _split_lines(report: JSON) -> list[str]:
             ]
         )
     return [
-        *aligned(rows, 3),
+        *aligned(rows, range(3)),
         "(new: share of the split's examples whose user or item has no training example; then the label rates)",
         _period_line(report["periods"]),
     ]
@@ -217,7 +197,7 @@ def _feature_lines(features: list[JSON]) -> list[str]:
     for (side, *shares), names in alike.items():
         rows.append([names[0] + (f" and {len(names) - 1} alike" if len(names) > 1 else ""), side, *shares])
     others = [f for f in features if f not in remarkable]
-    result = aligned(rows, 2)
+    result = aligned(rows, range(2))
     if others:
         unseen, null = (max(_worst(f, key) for f in others) for key in ("unseen_share", "null_share"))
         result.append(
@@ -244,30 +224,25 @@ def _table_lines(report: JSON) -> list[str]:
                 " and ".join(readers),
             ]
         )
-    result = [line.rstrip() for line in aligned_last_left(rows)]
+    result = aligned(rows, (0, 3))
     if len(tables) > SHOWN_TABLES:
         rest = sum(table["num_rows"] for table in tables[SHOWN_TABLES:])
         result.append(f"{len(tables) - SHOWN_TABLES} more tables: {rest:,} rows")
     sizes = {width: facts["weights_gib"] * 2**30 for width, facts in memory["by_width"].items()}
-    widths = ", ".join(f"{size(num)} at width {width}" for width, num in sizes.items())
+    widths = ", ".join(f"{format_bytes(num)} at width {width}" for width, num in sizes.items())
     shown = memory["by_width"][SHOWN_WIDTH]
     return [
         *result,
         f"float32 weights of all {memory['num_rows']:,} rows: {widths}",
-        f"at width {SHOWN_WIDTH}: {size(shown['total_gib'] * 2**30)} with row-wise Adagrad's state "
-        f"({size(shown['row_wise_adagrad_gib'] * 2**30)}); the largest table: {tables[0]['table']}",
+        f"at width {SHOWN_WIDTH}: {format_bytes(shown['total_gib'] * 2**30)} with row-wise Adagrad's state "
+        f"({format_bytes(shown['row_wise_adagrad_gib'] * 2**30)}); the largest table: {tables[0]['table']}",
     ]
-
-
-def aligned_last_left(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Like `aligned`, but the last column is flush left."""
-    return [f"{front}  {row[-1]}" for front, row in zip(aligned([row[:-1] for row in rows]), rows, strict=True)]
 
 
 def _disk_lines(disk: JSON, *, has_histories: bool) -> list[str]:
     parts = ", ".join(f"{name} {number:.1f}" for name, number in disk["bytes_per_example"].items())
     per_example = sum(disk["bytes_per_example"].values())
-    result = [f"on disk: {size(disk['bytes'])}, {per_example:.1f} bytes an example: {parts}"]
+    result = [f"on disk: {format_bytes(disk['bytes'])}, {per_example:.1f} bytes an example: {parts}"]
     if has_histories:
         copied = " and ".join(
             f"{disk['copied_history_bytes_per_example'][length]:,.0f} at length {length}"

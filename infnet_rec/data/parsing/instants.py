@@ -70,7 +70,7 @@ class Clock:
 
     @property
     def ticks_per_second(self) -> int:
-        """Of the store."""
+        """How many of the store's ticks a second has."""
         return ticks_per_second(self.unit)
 
     def ticks(self, local: datetime) -> int:

@@ -43,7 +43,8 @@ OPERATORS: dict[type[exp.Expr], Operator] = {
     exp.GT: ">",
     exp.GTE: ">=",
 }
-ARITHMETIC: dict[type[exp.Expr], Literal["+", "-", "*", "/"]] = {
+ArithmeticOperator = Literal["+", "-", "*", "/"]
+ARITHMETIC: dict[type[exp.Expr], ArithmeticOperator] = {
     exp.Add: "+",
     exp.Sub: "-",
     exp.Mul: "*",
@@ -67,7 +68,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text."""
+    """A text in quotes."""
 
     value: str
 
@@ -76,7 +77,7 @@ class Text:
 class Arithmetic:
     """A sum, difference, product or quotient."""
 
-    operator: Literal["+", "-", "*", "/"]
+    operator: ArithmeticOperator
     left: "Operand"
     right: "Operand"
 
@@ -96,7 +97,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """IS NULL."""
+    """Whether an operand is null: IS NULL."""
 
     operand: Operand
 
@@ -118,7 +119,7 @@ class Junction:
 
 @dataclass(frozen=True, slots=True)
 class Negation:
-    """NOT."""
+    """The opposite of a condition: NOT."""
 
     part: "Condition"
 
@@ -274,7 +275,7 @@ def _text(text: str) -> Text:
     return Text(value)
 
 
-def _arithmetic(operator: Literal["+", "-", "*", "/"], left: Operand, right: Operand) -> Arithmetic:
+def _arithmetic(operator: ArithmeticOperator, left: Operand, right: Operand) -> Arithmetic:
     for side in (left, right):
         if isinstance(side, Text):
             raise ValueError(f"{side.value!r} is a text, and {operator} takes numbers; write numbers without quotes")

@@ -66,12 +66,12 @@ TEXTS_IN_JSON = r'\["(VARCHAR|BOOLEAN|NULL)"\]'
 
 
 def quoted(name: str) -> str:
-    """An SQL identifier."""
+    """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(text: str) -> str:
-    """An SQL string."""
+    """A text as an SQL string."""
     return "'" + text.replace("'", "''") + "'"
 
 

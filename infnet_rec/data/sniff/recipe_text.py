@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from infnet_rec.data.parsing.text_format import CSV_FORMAT, toml_text
-from infnet_rec.data.sniff.roles import Feature, Guess, Join, safe_name, small_name
-from infnet_rec.data.sniff.sniffer import Table
+from infnet_rec.data.sniff.roles import Guess, GuessedFeature, GuessedJoin, safe_name, small_name
+from infnet_rec.data.sniff.sniffer import SniffedTable
 
 SHARE = 0.1  # of valid and of test
 MAX_ATTRIBUTES = 4
@@ -60,11 +60,11 @@ def _log(guess: Guess) -> Iterator[str]:
     yield f"id_type = {toml_text(guess.id_type)} # {guess.id_reason}"
 
 
-def _broken(table: Table) -> str:
+def _broken(table: SniffedTable) -> str:
     return f", and {table.num_broken:,} that do not parse" if table.num_broken else ""
 
 
-def _files(table: Table) -> Iterator[str]:
+def _files(table: SniffedTable) -> Iterator[str]:
     """The keys that say how files are read, with those left out that have their default."""
     form = table.raw.form
     yield f"files = [{', '.join(map(toml_text, table.files))}]"
@@ -81,7 +81,7 @@ def _files(table: Table) -> Iterator[str]:
         yield f"encoding = {toml_text(form.encoding)} # the text is not UTF-8"
 
 
-def _join(guess: Guess, join: Join) -> Iterator[str]:
+def _join(guess: Guess, join: GuessedJoin) -> Iterator[str]:
     if join.of_log:
         yield f"# Columns of the log that have one value only for each {join.side}: they say something of it."
     else:
@@ -97,7 +97,7 @@ def _features(guess: Guess) -> Iterator[list[str]]:
     """A block for each feature that needs keys of its own, and one for all that are made alike."""
     names: set[str] = set()
 
-    def kind(feature: Feature) -> tuple[Any, ...]:
+    def kind(feature: GuessedFeature) -> tuple[Any, ...]:
         name = safe_name(feature.column)
         own = name if name != feature.column or name.lower() in names else ""
         if own and name.lower() in names:
@@ -143,7 +143,7 @@ def _behaviours(guess: Guess) -> Iterator[str]:
     yield f"attributes = [{', '.join(map(toml_text, names))}]"
 
 
-def _name_of(guess: Guess, feature: Feature) -> str:
+def _name_of(guess: Guess, feature: GuessedFeature) -> str:
     """The feature's name; see `_features`, which gives names in the same order."""
     names: set[str] = set()
     for other in guess.features:

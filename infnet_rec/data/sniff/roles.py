@@ -15,8 +15,8 @@ from infnet_rec.data.ingest.build import BuildProgress
 from infnet_rec.data.parsing.instants import EARLIEST, LATEST, PER_SECOND, Clock, TimeUnit
 from infnet_rec.data.sniff.sniffer import (
     RECBOLE,
-    Column,
-    Table,
+    SniffedColumn,
+    SniffedTable,
     fixed_by,
     is_unique,
     matched_share,
@@ -76,10 +76,10 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
+class GuessedJoin:
     """A table of users or items; `of_log` says that it is the log itself, read for what a column says of its key."""
 
-    table: Table
+    table: SniffedTable
     side: Side
     key: str
     reason: str
@@ -87,7 +87,7 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
-class Feature:
+class GuessedFeature:
     """A column that becomes a feature, and how."""
 
     column: str
@@ -111,15 +111,15 @@ class Time:
 class Guess:
     """A whole first recipe; `unused` says of tables and columns why they are left out."""
 
-    log: Table
+    log: SniffedTable
     user: Reason
     item: Reason
     id_type: str
     id_reason: str
     time: Time | None
     labels: tuple[Label, ...]
-    joins: tuple[Join, ...]
-    features: tuple[Feature, ...]
+    joins: tuple[GuessedJoin, ...]
+    features: tuple[GuessedFeature, ...]
     splits: Reason
     unused: tuple[str, ...]
 
@@ -136,7 +136,7 @@ def words_of(name: str) -> list[str]:
     return [word for word in re.split(r"[^a-z0-9]+", apart.lower()) if word]
 
 
-def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[Table], progress: BuildProgress) -> Guess:
+def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[SniffedTable], progress: BuildProgress) -> Guess:
     """Guesses what the tables mean.
 
     Args:
@@ -165,7 +165,9 @@ def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[Table], progre
             "what was shown and left, or write a recipe whose task has a where"
         )
     id_type, id_reason = _id_type(log, user[0], item[0], joins)
-    joins += [Join(log, side, key, "", of_log=True) for side, key in _sides(user[0], item[0]) if side in own.values()]
+    joins += [
+        GuessedJoin(log, side, key, "", of_log=True) for side, key in _sides(user[0], item[0]) if side in own.values()
+    ]
     features, more = _features(
         connection, log, joins, own, (user[0], item[0]), {*taken, *(label.column for label in labels)}
     )
@@ -185,17 +187,17 @@ def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[Table], progre
     )
 
 
-def _is_id(log: Table, column: Column) -> bool:
+def _is_id(log: SniffedTable, column: SniffedColumn) -> bool:
     """Whether a column may hold ids: filled, no fractions, several values, and some of them in several rows."""
     if column.is_list or column.is_instant or column.filled < MIN_ID_FILLED * log.num_rows:
         return False
     return 2 < column.distinct <= max(3, 0.98 * log.num_rows) and (column.is_whole or not column.is_number)
 
 
-def _best(columns: Sequence[Column], known: frozenset[str]) -> Column | None:
+def _best(columns: Sequence[SniffedColumn], known: frozenset[str]) -> SniffedColumn | None:
     """The column whose name says most; of equals the first."""
 
-    def score(column: Column) -> int:
+    def score(column: SniffedColumn) -> int:
         words = words_of(column.name)
         hits = [word for word in words if word in known or word.removesuffix("s") in known]
         if not hits or any(w in ("count", "num", "cnt", "name", "type", "age", "time") for w in words):
@@ -207,9 +209,9 @@ def _best(columns: Sequence[Column], known: frozenset[str]) -> Column | None:
     return columns[-best[1]] if best[0] else None
 
 
-def _log_of(tables: Sequence[Table]) -> tuple[Table, Reason, Reason]:
+def _log_of(tables: Sequence[SniffedTable]) -> tuple[SniffedTable, Reason, Reason]:
     """The log, its user and its item."""
-    found: list[tuple[int, Table, Reason, Reason]] = []
+    found: list[tuple[int, SniffedTable, Reason, Reason]] = []
     for table in tables:
         ids = [column for column in table.columns if _is_id(table, column)]
         if table.has_header:
@@ -240,7 +242,7 @@ def _log_of(tables: Sequence[Table]) -> tuple[Table, Reason, Reason]:
     return max(found, key=lambda f: f[0])[1:]
 
 
-def _unit(column: Column) -> TimeUnit | None:
+def _unit(column: SniffedColumn) -> TimeUnit | None:
     """The unit in which every number of a column is an instant that can be true."""
     if not column.is_number or column.low is None or column.high is None or column.padded:
         return None
@@ -252,7 +254,7 @@ def _unit(column: Column) -> TimeUnit | None:
     return None
 
 
-def _time(connection: duckdb.DuckDBPyConnection, log: Table, taken: set[str]) -> Time | None:
+def _time(connection: duckdb.DuckDBPyConnection, log: SniffedTable, taken: set[str]) -> Time | None:
     """The log's time, or None where no column may be one."""
     found: list[tuple[tuple[int, ...], tuple[str, ...], TimeUnit, str]] = []
     clocks = [c for c in log.columns if c.filled and c.clocks == c.filled]
@@ -282,13 +284,13 @@ def _time(connection: duckdb.DuckDBPyConnection, log: Table, taken: set[str]) ->
     return Time(columns, unit, reason, _boundaries(connection, log, columns, unit))
 
 
-def _day(column: Column, unit: str, value: float | None) -> str:
+def _day(column: SniffedColumn, unit: str, value: float | None) -> str:
     seconds = (value or 0.0) / PER_SECOND.get(unit, 1)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
 
 
 def _boundaries(
-    connection: duckdb.DuckDBPyConnection, log: Table, columns: tuple[str, ...], unit: TimeUnit
+    connection: duckdb.DuckDBPyConnection, log: SniffedTable, columns: tuple[str, ...], unit: TimeUnit
 ) -> tuple[datetime, datetime, datetime, datetime] | None:
     """Where splits of eight, one and one tenth of the rows begin: midnights, where the log is long enough."""
     clock = Clock(unit, 0, EARLIEST, LATEST)
@@ -310,8 +312,8 @@ def _boundaries(
 
 
 def _named(
-    log: Table, user: Reason, item: Reason, time: Time | None, own: Collection[str]
-) -> tuple[Table, Reason, Reason, Time | None]:
+    log: SniffedTable, user: Reason, item: Reason, time: Time | None, own: Collection[str]
+) -> tuple[SniffedTable, Reason, Reason, Time | None]:
     """Gives the columns of a log without a header the names of what they are."""
     if log.has_header:
         return log, user, item, time
@@ -330,7 +332,7 @@ def _named(
     return renamed, (names[user[0]], user[1]), (names[item[0]], item[1]), new
 
 
-def _renamed(table: Table, names: dict[str, str]) -> Table:
+def _renamed(table: SniffedTable, names: dict[str, str]) -> SniffedTable:
     """A table without a header, with other names for its columns."""
     columns = tuple(names.get(c.name, c.name) for c in table.columns)
     raw = replace(table.raw, columns=columns, form=replace(table.raw.form, columns=columns))
@@ -338,7 +340,7 @@ def _renamed(table: Table, names: dict[str, str]) -> Table:
     return replace(table, raw=raw, columns=fresh)
 
 
-def _is_rating(column: Column, *, named: bool) -> bool:
+def _is_rating(column: SniffedColumn, *, named: bool) -> bool:
     if column.is_list or not column.is_number or column.low is None or column.high is None:
         return False
     if named:
@@ -346,7 +348,7 @@ def _is_rating(column: Column, *, named: bool) -> bool:
     return 2 < column.distinct <= 11 and column.low >= 0 and column.high <= 10
 
 
-def _is_event(column: Column, *, named: bool) -> bool:
+def _is_event(column: SniffedColumn, *, named: bool) -> bool:
     values = {value.strip().lower() for value in column.few}
     if column.is_list or column.is_number or not 1 < len(values) <= MAX_EVENTS:
         return False
@@ -360,13 +362,13 @@ def _sides(user: str, item: str) -> tuple[tuple[Side, str], tuple[Side, str]]:
 
 
 def _joins(
-    connection: duckdb.DuckDBPyConnection, log: Table, user: str, item: str, others: Sequence[Table]
-) -> tuple[list[Join], list[str]]:
+    connection: duckdb.DuckDBPyConnection, log: SniffedTable, user: str, item: str, others: Sequence[SniffedTable]
+) -> tuple[list[GuessedJoin], list[str]]:
     """The tables of users and items, and why others are none."""
-    joins: list[Join] = []
+    joins: list[GuessedJoin] = []
     unused: list[str] = []
     for table in others:
-        best: tuple[float, Join] | None = None
+        best: tuple[float, GuessedJoin] | None = None
         for column in table.columns:
             if column.is_list or not is_unique(connection, table, column.name):
                 continue
@@ -377,7 +379,7 @@ def _joins(
                 score = both / max(1, of_log + of_table - both) + named
                 reason = f"{both:,} of the log's {of_log:,} {side}s are among its {of_table:,} keys"
                 if both and (best is None or score > best[0]):
-                    best = (score, Join(table, side, column.name, reason))
+                    best = (score, GuessedJoin(table, side, column.name, reason))
         if best is None:
             unused.append(f"{table.title}: no column has one row a value and values of the log's users or items")
             continue
@@ -390,7 +392,7 @@ def _joins(
 
 
 def _fixed(
-    connection: duckdb.DuckDBPyConnection, log: Table, user: str, item: str, rest: Sequence[str]
+    connection: duckdb.DuckDBPyConnection, log: SniffedTable, user: str, item: str, rest: Sequence[str]
 ) -> dict[str, Side]:
     """Columns of the log that say something of the user or the item, and not of the row."""
     found: dict[str, Side] = {}
@@ -402,7 +404,7 @@ def _fixed(
     return found
 
 
-def _labels(log: Table, columns: Sequence[Column]) -> list[Label]:
+def _labels(log: SniffedTable, columns: Sequence[SniffedColumn]) -> list[Label]:
     """Tasks: zeros and ones, else ratings, else kinds of events."""
     flags = [c for c in columns if c.is_flag and not NO_LABEL_WORDS & set(words_of(c.name))]
     if flags:
@@ -449,7 +451,7 @@ def safe_name(column: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", column)
 
 
-def _id_type(log: Table, user: str, item: str, joins: Sequence[Join]) -> Reason:
+def _id_type(log: SniffedTable, user: str, item: str, joins: Sequence[GuessedJoin]) -> Reason:
     columns = [log.column(user), log.column(item), *(join.table.column(join.key) for join in joins)]
     texts = [c for c in columns if not c.is_whole]
     if texts:
@@ -462,16 +464,16 @@ def _id_type(log: Table, user: str, item: str, joins: Sequence[Join]) -> Reason:
 
 def _features(
     connection: duckdb.DuckDBPyConnection,
-    log: Table,
-    joins: Sequence[Join],
+    log: SniffedTable,
+    joins: Sequence[GuessedJoin],
     own: dict[str, Side],
     ids: tuple[str, str],
     taken: set[str],
-) -> tuple[list[Feature], list[str]]:
+) -> tuple[list[GuessedFeature], list[str]]:
     """The ids themselves, columns of side tables, and those of the log that are known before the user answers."""
     features = [
-        Feature(ids[0], "user", "index", (), "the id itself"),
-        Feature(ids[1], "item", "index", (), "the id itself"),
+        GuessedFeature(ids[0], "user", "index", (), "the id itself"),
+        GuessedFeature(ids[1], "item", "index", (), "the id itself"),
     ]
     unused: list[str] = []
     seen: set[tuple[Side, str]] = {("user", ids[0]), ("item", ids[1])}
@@ -492,7 +494,7 @@ def _features(
                 unused.append(f"{log.title}, {column.name}: a number of the row; give it an encoding by hand")
             else:
                 features.append(
-                    Feature(column.name, "context", "index", (), "known before the user answers, by its name")
+                    GuessedFeature(column.name, "context", "index", (), "known before the user answers, by its name")
                 )
         elif column.filled:
             unused.append(f"{log.title}, {column.name}: may be known only after the user has answered")
@@ -500,12 +502,12 @@ def _features(
 
 
 def _add(
-    features: list[Feature],
+    features: list[GuessedFeature],
     unused: list[str],
-    table: Table,
-    column: Column,
+    table: SniffedTable,
+    column: SniffedColumn,
     side: Side,
-    encoding: Callable[[Column], tuple[str, tuple[tuple[str, str], ...], str]],
+    encoding: Callable[[SniffedColumn], tuple[str, tuple[tuple[str, str], ...], str]],
 ) -> None:
     why = (
         "is empty"
@@ -524,11 +526,11 @@ def _add(
         unused.append(f"{table.title}, {column.name}: {why}")
         return
     kind, options, reason = encoding(column)
-    features.append(Feature(column.name, side, kind, options, reason))
+    features.append(GuessedFeature(column.name, side, kind, options, reason))
 
 
 def _encoding(
-    connection: duckdb.DuckDBPyConnection, table: Table, column: Column
+    connection: duckdb.DuckDBPyConnection, table: SniffedTable, column: SniffedColumn
 ) -> tuple[str, tuple[tuple[str, str], ...], str]:
     """How a column of a side table becomes ids."""
     nulls = (("null_values", "|".join(column.nulls)),) if column.nulls and _means_missing(column) else ()
@@ -554,12 +556,12 @@ def _encoding(
     return "index", nulls, f"{column.distinct:,} texts"
 
 
-def _means_missing(column: Column) -> bool:
+def _means_missing(column: SniffedColumn) -> bool:
     r"""Whether texts such as NA say that a value is missing: in numbers they do, and \N always does."""
     return column.is_number or "\\N" in column.nulls
 
 
-def _splits(connection: duckdb.DuckDBPyConnection, log: Table, user: str, time: Time | None) -> Reason:
+def _splits(connection: duckdb.DuckDBPyConnection, log: SniffedTable, user: str, time: Time | None) -> Reason:
     """How rows are split: "time", "rows_of_each_user" or "random"; and why."""
     if time is not None and time.boundaries is not None:
         return "time", "the last tenth of the rows for test, the tenth before it for validation"

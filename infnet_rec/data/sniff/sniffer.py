@@ -38,7 +38,7 @@ NULLS = sorted({text.lower() for text in (*NOTHING, "nan")})
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class SniffedColumn:
     r"""What all rows of a column hold; numbers count rows.
 
     Attributes:
@@ -96,7 +96,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class SniffedTable:
     """Files with the same columns, which are parts of one table.
 
     Attributes:
@@ -113,10 +113,10 @@ class Table:
     num_rows: int
     num_broken: int
     has_header: bool
-    columns: tuple[Column, ...]
+    columns: tuple[SniffedColumn, ...]
 
-    def column(self, name: str) -> Column:
-        """By name."""
+    def column(self, name: str) -> SniffedColumn:
+        """The column of this name."""
         return next(column for column in self.columns if column.name == name)
 
     @property
@@ -143,7 +143,7 @@ def common_folder(paths: Sequence[Path]) -> Path:
 
 def read_tables(
     connection: duckdb.DuckDBPyConnection, paths: Sequence[Path], folder: Path, progress: BuildProgress
-) -> list[Table]:
+) -> list[SniffedTable]:
     """Reads every row of all files.
 
     Args:
@@ -265,7 +265,7 @@ def _profile(
     files: list[RawFile],
     form: TextFormat,
     progress: BuildProgress,
-) -> Table:
+) -> SniffedTable:
     """Counts what every column of a table holds."""
     faults: list[str] = []
     table = open_table(files, faults, form)
@@ -285,18 +285,18 @@ def _profile(
     columns = []
     for place, name in enumerate(table.columns):
         if name not in plain:
-            columns.append(Column(name, place, num_rows, 0, 0, 0, 0, 0, None, None, 0, 0.0, is_list=True))
+            columns.append(SniffedColumn(name, place, num_rows, 0, 0, 0, 0, 0, None, None, 0, 0.0, is_list=True))
             continue
         at = plain.index(name) * width
         columns.append(_column(name, place, found[at : at + width], is_instant=name in table.instants))
     few = _few(connection, table, [c.name for c in columns if not c.is_list and 0 < c.distinct <= 2 * FEW])
     columns = [replace(c, few=few[c.name], distinct=len(few[c.name])) if c.name in few else c for c in columns]
-    return Table(names, table, num_rows, num_broken, form.has_header or table.is_parquet, tuple(columns))
+    return SniffedTable(names, table, num_rows, num_broken, form.has_header or table.is_parquet, tuple(columns))
 
 
-def _column(name: str, place: int, counts: Sequence[Any], *, is_instant: bool) -> Column:
+def _column(name: str, place: int, counts: Sequence[Any], *, is_instant: bool) -> SniffedColumn:
     filled, integers, numbers, padded, dates, clocks, low, high, distinct, mean_length, nulls = counts
-    return Column(
+    return SniffedColumn(
         name,
         place,
         filled,
@@ -319,7 +319,7 @@ def _is_nested(table: RawTable, column: str) -> bool:
 
 
 def _counts_sql(text: str) -> str:
-    """SQL of what `Column` counts, in its order."""
+    """SQL of what `SniffedColumn` counts, in its order."""
     nulls = ", ".join(literal(value) for value in NULLS)
     is_null = f"lower(trim({text})) IN ({nulls})"
     is_value = f"{text} IS NOT NULL AND trim({text}) != '' AND NOT {is_null}"
@@ -356,7 +356,7 @@ def _broken(connection: duckdb.DuckDBPyConnection, rejects: str) -> int:
 
 
 def matched_share(
-    connection: duckdb.DuckDBPyConnection, log: Table, column: str, other: Table, key: str
+    connection: duckdb.DuckDBPyConnection, log: SniffedTable, column: str, other: SniffedTable, key: str
 ) -> tuple[int, int, int]:
     """Distinct values of a column of the log, of another table's, and those that both have; as numbers if both are."""
     whole = log.column(column).is_whole and other.column(key).is_whole
@@ -369,7 +369,7 @@ def matched_share(
     return connection.execute(query).fetchall()[0]
 
 
-def is_unique(connection: duckdb.DuckDBPyConnection, table: Table, column: str) -> bool:
+def is_unique(connection: duckdb.DuckDBPyConnection, table: SniffedTable, column: str) -> bool:
     """Whether a column is never empty and no value of it stands in two rows."""
     if table.column(column).filled < table.num_rows:
         return False
@@ -378,7 +378,7 @@ def is_unique(connection: duckdb.DuckDBPyConnection, table: Table, column: str) 
     return first_value(connection, f"SELECT count(DISTINCT {text}) = count(*) FROM {scan}")
 
 
-def fixed_by(connection: duckdb.DuckDBPyConnection, table: Table, key: str, columns: Sequence[str]) -> list[str]:
+def fixed_by(connection: duckdb.DuckDBPyConnection, table: SniffedTable, key: str, columns: Sequence[str]) -> list[str]:
     """The columns that have one value only for each value of `key`: they say something of it, not of the row."""
     if not columns:
         return []
@@ -392,7 +392,9 @@ def fixed_by(connection: duckdb.DuckDBPyConnection, table: Table, key: str, colu
     return [name for name, differs in zip(columns, row, strict=True) if not differs]
 
 
-def quantiles_of(connection: duckdb.DuckDBPyConnection, table: Table, ticks: str, shares: Sequence[float]) -> list[int]:
+def quantiles_of(
+    connection: duckdb.DuckDBPyConnection, table: SniffedTable, ticks: str, shares: Sequence[float]
+) -> list[int]:
     """Values of an SQL expression that occur, below which these shares of the rows lie; then the first and the last."""
     listed = ", ".join(str(share) for share in shares)
     row = connection.execute(
@@ -402,7 +404,9 @@ def quantiles_of(connection: duckdb.DuckDBPyConnection, table: Table, ticks: str
     return [*(row[0] or []), row[1], row[2]]
 
 
-def parts_of(connection: duckdb.DuckDBPyConnection, table: Table, column: str, separator: str) -> tuple[int, int, int]:
+def parts_of(
+    connection: duckdb.DuckDBPyConnection, table: SniffedTable, column: str, separator: str
+) -> tuple[int, int, int]:
     """Rows with the separator, distinct values between separators, and the most values of a row."""
     text = table.raw.column(column).raw
     split = f"string_split({text}, {literal(separator)})"

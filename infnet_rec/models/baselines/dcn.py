@@ -14,50 +14,15 @@ Reference: Wang et al., DCN V2, WWW 2021; G for all layers, and tanh, as in the 
 Shapes: B examples, N fields, X = N * D values of all fields, E experts, K their rank, T tasks, D width.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from infnet_rec.errors import UserError
+from infnet_rec.config.baselines import DcnConfig
 from infnet_rec.models.baselines.fields import DeepMlp, fields_BND, for_every_task
 from infnet_rec.models.layers import Linear, TaskHeads
-from infnet_rec.models.options import option_faults
 from infnet_rec.models.precision import in_its_precision
+from infnet_rec.models.registry import register
 from infnet_rec.models.tokens import TokenLayout, Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class DcnOptions:
-    """What the layout does not decide.
-
-    Attributes:
-        cross: "mixture" of low-rank experts, or "full" matrices.
-        num_cross_layers: L.
-        num_experts: E of a mixture.
-        rank: K of a mixture's experts.
-        deep_hidden: layers of the MLP beside the cross layers.
-        head_hidden: hidden layers of every task's head; none is one linear layer.
-        batch_norm: in the MLP.
-        dropout: on the MLP's layers, and on hidden layers of heads.
-    """
-
-    cross: Literal["mixture", "full"] = "mixture"
-    num_cross_layers: int = 3
-    num_experts: int = 4
-    rank: int = 32
-    deep_hidden: tuple[int, ...] = (512, 256, 128)
-    head_hidden: tuple[int, ...] = ()
-    batch_norm: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        faults = option_faults(self)
-        if self.rank < 1:
-            faults.append(f"rank is {self.rank}; it must be at least 1")
-        if faults:
-            raise UserError("\n".join(f"dcn: {fault}" for fault in faults))
 
 
 class MixtureLayer(nn.Module):
@@ -90,11 +55,11 @@ class MixtureLayer(nn.Module):
 class Mixture(nn.Module):
     """All layers of "mixture"."""
 
-    def __init__(self, num_inputs: int, options: DcnOptions) -> None:
+    def __init__(self, num_inputs: int, config: DcnConfig) -> None:
         super().__init__()
-        self.gate = Linear(num_inputs, options.num_experts, bias=False)
+        self.gate = Linear(num_inputs, config.num_experts, bias=False)
         self.layers = nn.ModuleList(
-            MixtureLayer(num_inputs, options.num_experts, options.rank) for _ in range(options.num_cross_layers)
+            MixtureLayer(num_inputs, config.num_experts, config.rank) for _ in range(config.num_cross_layers)
         )
 
     def forward(self, first_BX: Tensor) -> Tensor:
@@ -108,9 +73,9 @@ class Mixture(nn.Module):
 class Full(nn.Module):
     """All layers of "full"."""
 
-    def __init__(self, num_inputs: int, options: DcnOptions) -> None:
+    def __init__(self, num_inputs: int, config: DcnConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Linear(num_inputs, num_inputs) for _ in range(options.num_cross_layers))
+        self.layers = nn.ModuleList(Linear(num_inputs, num_inputs) for _ in range(config.num_cross_layers))
 
     def forward(self, first_BX: Tensor) -> Tensor:
         """x_0 -> x_L."""
@@ -120,18 +85,17 @@ class Full(nn.Module):
         return x_BX
 
 
+@register(DcnConfig)
 class Dcn(nn.Module):
     """See the module."""
 
-    def __init__(self, layout: TokenLayout, width: int, options: DcnOptions) -> None:
+    def __init__(self, layout: TokenLayout, config: DcnConfig) -> None:
         super().__init__()
         self.num_tasks = layout.num_tasks
-        num_inputs = (len(layout.feature_names) + len(layout.sequence_names)) * width
-        self.cross = (Mixture if options.cross == "mixture" else Full)(num_inputs, options)
-        self.deep = DeepMlp(num_inputs, options.deep_hidden, dropout=options.dropout, batch_norm=options.batch_norm)
-        self.heads = TaskHeads(
-            layout.num_tasks, num_inputs + self.deep.num_outputs, options.head_hidden, options.dropout
-        )
+        num_inputs = layout.num_fields * config.width
+        self.cross = (Mixture if config.cross == "mixture" else Full)(num_inputs, config)
+        self.deep = DeepMlp(num_inputs, config.deep_hidden, dropout=config.dropout, batch_norm=config.batch_norm)
+        self.heads = TaskHeads(layout.num_tasks, num_inputs + self.deep.num_outputs, config.head_hidden, config.dropout)
 
     @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:

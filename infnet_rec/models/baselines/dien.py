@@ -24,62 +24,32 @@ Shapes: B examples, M categorical tokens, F sequences, N events of one behaviour
 neighbouring events, X = attributes * D values of an event, A = N + 1, C = B + 1, T tasks, D width.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from infnet_rec.errors import UserError
+from infnet_rec.config.baselines import DienConfig
 from infnet_rec.models.auxiliary import carry_loss
 from infnet_rec.models.baselines.fields import DeepMlp, for_every_task
 from infnet_rec.models.baselines.histories import behaviours_of, histories
 from infnet_rec.models.baselines.packed import Packing, walk
 from infnet_rec.models.layers import Mlp, TaskHeads
-from infnet_rec.models.options import option_faults
 from infnet_rec.models.precision import in_its_precision
+from infnet_rec.models.registry import register
 from infnet_rec.models.tokens import TokenLayout, Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class DienOptions:
-    """What the layout does not decide.
-
-    Attributes:
-        auxiliary_weight: of the auxiliary loss; with 0 its networks do not exist.
-        auxiliary_hidden: hidden layers of its networks.
-        deep_hidden: layers of the body.
-        head_hidden: hidden layers of every task's head; none is one linear layer.
-        batch_norm: in the body.
-        dropout: on the layers of the body, and on hidden layers of heads.
-    """
-
-    auxiliary_weight: float = 1.0
-    auxiliary_hidden: tuple[int, ...] = (100, 50)
-    deep_hidden: tuple[int, ...] = (200, 80)
-    head_hidden: tuple[int, ...] = ()
-    batch_norm: bool = True
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        faults = option_faults(self)
-        if self.auxiliary_weight < 0:
-            faults.append(f"auxiliary_weight is {self.auxiliary_weight}; it must be at least 0")
-        if faults:
-            raise UserError("\n".join(f"dien: {fault}" for fault in faults))
 
 
 class Evolution(nn.Module):
     """One behaviour's histories to what they have become."""
 
-    def __init__(self, num_values: int, options: DienOptions) -> None:
+    def __init__(self, num_values: int, config: DienConfig) -> None:
         super().__init__()
         self.gru = nn.GRUCell(num_values, num_values)
         self.attention_XX = nn.Parameter(torch.empty(num_values, num_values))
         self.augru = nn.GRUCell(num_values, num_values)
         self.tells_next: Mlp | None = None
-        if options.auxiliary_weight:
-            self.tells_next = Mlp(2 * num_values, options.auxiliary_hidden, 1)
+        if config.auxiliary_weight:
+            self.tells_next = Mlp(2 * num_values, config.auxiliary_hidden, 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -121,24 +91,25 @@ def _others(event_NX: Tensor, lengths_B: Tensor, example_P: Tensor) -> tuple[Ten
     return event_NX.index_select(0, drawn_P * has_others_P), has_others_P.to(event_NX.dtype)
 
 
+@register(DienConfig)
 class Dien(nn.Module):
     """See the module."""
 
-    def __init__(self, layout: TokenLayout, width: int, options: DienOptions) -> None:
+    def __init__(self, layout: TokenLayout, config: DienConfig) -> None:
         super().__init__()
-        self.num_tasks, self.auxiliary_weight = layout.num_tasks, options.auxiliary_weight
+        self.num_tasks, self.auxiliary_weight = layout.num_tasks, config.auxiliary_weight
         self.behaviours = behaviours_of(layout)
         # A behaviour that is only pooled has no weights.
         self.evolutions = nn.ModuleDict(
             {
-                str(b): Evolution(len(behaviour.attended) * width, options)
+                str(b): Evolution(len(behaviour.attended) * config.width, config)
                 for b, behaviour in enumerate(self.behaviours)
                 if behaviour.attended
             }
         )
-        num_inputs = (len(layout.feature_names) + len(layout.sequence_names)) * width
-        self.deep = DeepMlp(num_inputs, options.deep_hidden, dropout=options.dropout, batch_norm=options.batch_norm)
-        self.heads = TaskHeads(layout.num_tasks, self.deep.num_outputs, options.head_hidden, options.dropout)
+        num_inputs = layout.num_fields * config.width
+        self.deep = DeepMlp(num_inputs, config.deep_hidden, dropout=config.dropout, batch_norm=config.batch_norm)
+        self.heads = TaskHeads(layout.num_tasks, self.deep.num_outputs, config.head_hidden, config.dropout)
 
     @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:

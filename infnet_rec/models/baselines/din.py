@@ -19,7 +19,6 @@ values of an event, R rows, H hidden units, T tasks, D width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -27,39 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from infnet_rec.errors import UserError
+from infnet_rec.config.baselines import DinConfig
 from infnet_rec.models.baselines.fields import BatchNorm, DeepMlp, for_every_task
 from infnet_rec.models.baselines.histories import History, behaviours_of, histories
 from infnet_rec.models.layers import Linear, TaskHeads
-from infnet_rec.models.options import option_faults
 from infnet_rec.models.precision import in_its_precision
+from infnet_rec.models.registry import register
 from infnet_rec.models.tokens import TokenLayout, Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class DinOptions:
-    """What the layout does not decide.
-
-    Attributes:
-        attention_hidden: hidden layers of the network that weighs events; at least one.
-        deep_hidden: layers of the body.
-        head_hidden: hidden layers of every task's head; none is one linear layer.
-        batch_norm: in the body.
-        dropout: on the layers of the body, and on hidden layers of heads.
-    """
-
-    attention_hidden: tuple[int, ...] = (64,)
-    deep_hidden: tuple[int, ...] = (512, 128, 64)
-    head_hidden: tuple[int, ...] = ()
-    batch_norm: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        faults = option_faults(self)
-        if not self.attention_hidden:
-            faults.append("attention_hidden is (); the network that weighs events has at least one hidden layer")
-        if faults:
-            raise UserError("\n".join(f"din: {fault}" for fault in faults))
 
 
 class Dice(nn.Module):
@@ -102,24 +75,25 @@ class TargetAttention(nn.Module):
         return history.sum_BX(hidden_NH * event_NX)
 
 
+@register(DinConfig)
 class Din(nn.Module):
     """See the module."""
 
-    def __init__(self, layout: TokenLayout, width: int, options: DinOptions) -> None:
+    def __init__(self, layout: TokenLayout, config: DinConfig) -> None:
         super().__init__()
         self.num_tasks = layout.num_tasks
         self.behaviours = behaviours_of(layout)
         # A behaviour that is only pooled has no weights.
         self.attention = nn.ModuleDict(
             {
-                str(b): TargetAttention(len(behaviour.attended) * width, options.attention_hidden)
+                str(b): TargetAttention(len(behaviour.attended) * config.width, config.attention_hidden)
                 for b, behaviour in enumerate(self.behaviours)
                 if behaviour.attended
             }
         )
-        num_inputs = (len(layout.feature_names) + len(layout.sequence_names)) * width
-        self.deep = DeepMlp(num_inputs, options.deep_hidden, dropout=options.dropout, batch_norm=options.batch_norm)
-        self.heads = TaskHeads(layout.num_tasks, self.deep.num_outputs, options.head_hidden, options.dropout)
+        num_inputs = layout.num_fields * config.width
+        self.deep = DeepMlp(num_inputs, config.deep_hidden, dropout=config.dropout, batch_norm=config.batch_norm)
+        self.heads = TaskHeads(layout.num_tasks, self.deep.num_outputs, config.head_hidden, config.dropout)
 
     @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:

@@ -19,33 +19,29 @@ Reference: Rendle, Factorization Machines, ICDM 2010; He and Chua, Neural Factor
 Shapes: B examples, M categorical tokens, F sequences, R roles, T tasks, D width of an embedding, X width of a token.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from infnet_rec.config.baselines import FmConfig
 from infnet_rec.models.baselines.fields import pool_each_sequence
 from infnet_rec.models.precision import in_its_precision
+from infnet_rec.models.registry import register
 from infnet_rec.models.tokens import TokenLayout, Tokens
 
 
-@dataclass(frozen=True, slots=True)
-class FmOptions:
-    """Nothing to choose."""
-
-
+@register(FmConfig)
 class Fm(nn.Module):
     """See the module. All but a few of its parameters are in the tables."""
 
-    def __init__(self, layout: TokenLayout, width: int, options: FmOptions) -> None:
+    def __init__(self, layout: TokenLayout, config: FmConfig) -> None:
         """Builds the model.
 
         Args:
             layout: what the tokens say.
-            width: D; the tokens are `table_width` wide.
-            options: nothing.
+            config: its `width` is D; the tokens are `table_width` wide.
         """
         super().__init__()
+        width = config.width
         self.width, self.num_tasks = width, layout.num_tasks
         self.num_roles = _num_roles(layout)
         self.role_of_sequence = tuple(1 + behaviour for behaviour in layout.behaviour_of_sequence)

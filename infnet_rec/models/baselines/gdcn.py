@@ -11,43 +11,15 @@ Reference: Wang et al., Towards Deeper, Lighter and Interpretable Cross Network 
 Shapes: B examples, N fields, X = N * D values of all fields, T tasks, D width.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from infnet_rec.errors import UserError
+from infnet_rec.config.baselines import GdcnConfig
 from infnet_rec.models.baselines.fields import DeepMlp, fields_BND, for_every_task
 from infnet_rec.models.layers import Linear, TaskHeads
-from infnet_rec.models.options import option_faults
 from infnet_rec.models.precision import in_its_precision
+from infnet_rec.models.registry import register
 from infnet_rec.models.tokens import TokenLayout, Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class GdcnOptions:
-    """What the layout does not decide.
-
-    Attributes:
-        structure: where the MLP is.
-        num_cross_layers: L.
-        deep_hidden: layers of the MLP.
-        head_hidden: hidden layers of every task's head; none is one linear layer.
-        batch_norm: in the MLP.
-        dropout: on the MLP's layers, and on hidden layers of heads.
-    """
-
-    structure: Literal["stacked", "parallel"] = "stacked"
-    num_cross_layers: int = 3
-    deep_hidden: tuple[int, ...] = (512, 256, 128)
-    head_hidden: tuple[int, ...] = ()
-    batch_norm: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if faults := option_faults(self):
-            raise UserError("\n".join(f"gdcn: {fault}" for fault in faults))
 
 
 class GatedCross(nn.Module):
@@ -69,17 +41,18 @@ class GatedCross(nn.Module):
         return x_BX + first_BX * (self.weight(x_BX) + self.bias_X) * torch.sigmoid(self.gate(x_BX))
 
 
+@register(GdcnConfig)
 class Gdcn(nn.Module):
     """See the module."""
 
-    def __init__(self, layout: TokenLayout, width: int, options: GdcnOptions) -> None:
+    def __init__(self, layout: TokenLayout, config: GdcnConfig) -> None:
         super().__init__()
-        self.num_tasks, self.parallel = layout.num_tasks, options.structure == "parallel"
-        num_inputs = (len(layout.feature_names) + len(layout.sequence_names)) * width
-        self.cross = nn.ModuleList(GatedCross(num_inputs) for _ in range(options.num_cross_layers))
-        self.deep = DeepMlp(num_inputs, options.deep_hidden, dropout=options.dropout, batch_norm=options.batch_norm)
+        self.num_tasks, self.parallel = layout.num_tasks, config.structure == "parallel"
+        num_inputs = layout.num_fields * config.width
+        self.cross = nn.ModuleList(GatedCross(num_inputs) for _ in range(config.num_cross_layers))
+        self.deep = DeepMlp(num_inputs, config.deep_hidden, dropout=config.dropout, batch_norm=config.batch_norm)
         num_read = self.deep.num_outputs + (num_inputs if self.parallel else 0)
-        self.heads = TaskHeads(layout.num_tasks, num_read, options.head_hidden, options.dropout)
+        self.heads = TaskHeads(layout.num_tasks, num_read, config.head_hidden, config.dropout)
 
     @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:

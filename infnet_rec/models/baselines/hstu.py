@@ -34,67 +34,35 @@ from the first layer on that of the layers.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from infnet_rec.config.baselines import HstuConfig
 from infnet_rec.errors import UserError
 from infnet_rec.models.baselines.histories import behaviours_of, histories
 from infnet_rec.models.layers import Linear, TaskHeads
-from infnet_rec.models.options import option_faults
 from infnet_rec.models.precision import in_its_precision
+from infnet_rec.models.registry import register
 from infnet_rec.models.tokens import TokenLayout, Tokens
 
 # Scores that are formed at once; the backward pass forms them again. On a CPU they should stay in its cache.
 SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**28}
 
 
-@dataclass(frozen=True, slots=True)
-class HstuOptions:
-    """What the layout does not decide.
-
-    Attributes:
-        num_layers: of attention.
-        num_heads: of each layer; divides the width, or `transducer_width` where that is not 0.
-        max_tokens: Nmax. About as many as an example has at most: context, the events of all behaviours and the target.
-        head_hidden: hidden layers of every task's head.
-        dropout: in the layers, and on hidden layers of heads.
-        transducer_width: of all tokens in the layers, and of what the heads read; 0: that of the tables.
-    """
-
-    num_layers: int = 2
-    num_heads: int = 2
-    max_tokens: int = 256
-    head_hidden: tuple[int, ...] = (64, 32)
-    dropout: float = 0.2
-    transducer_width: int = 0
-
-    def __post_init__(self) -> None:
-        faults = option_faults(self)
-        if self.max_tokens < 1:
-            faults.append(f"max_tokens is {self.max_tokens}; it must be at least 1")
-        if self.transducer_width < 0:
-            faults.append(
-                f"transducer_width is {self.transducer_width}; it must be at least 0, which is the tables' width"
-            )
-        if faults:
-            raise UserError("\n".join(f"hstu: {fault}" for fault in faults))
-
-
 class HstuLayer(nn.Module):
     """One layer."""
 
-    def __init__(self, width: int, options: HstuOptions) -> None:
+    def __init__(self, width: int, config: HstuConfig) -> None:
         super().__init__()
-        self.num_heads, self.max_tokens = options.num_heads, options.max_tokens
+        self.num_heads, self.max_tokens = config.num_heads, config.max_tokens
         self.norm_in = nn.LayerNorm(width)
         self.gate_and_query = Linear(width, 2 * width)
         self.key_and_value = Linear(width, 2 * width)
         self.norm_out = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.out = Linear(width, width, bias=False)
 
     def forward(self, token_BND: Tensor, present_BN: Tensor, sees_QN: Tensor) -> Tensor:
@@ -131,10 +99,11 @@ class HstuLayer(nn.Module):
         return functional.silu(score_BHQN).mul_(sees_QN) @ (value_BHNK / self.max_tokens)
 
 
+@register(HstuConfig)
 class Hstu(nn.Module):
     """See the module."""
 
-    def __init__(self, layout: TokenLayout, width: int, options: HstuOptions) -> None:
+    def __init__(self, layout: TokenLayout, config: HstuConfig) -> None:
         """Builds the model.
 
         Raises:
@@ -143,13 +112,12 @@ class Hstu(nn.Module):
         super().__init__()
         targets = sorted({m for m in layout.target_of_sequence if m is not None})
         faults = []
-        own_width = options.transducer_width or width
-        if own_width % options.num_heads:
-            name = "transducer_width" if options.transducer_width else "width"
+        width = config.width
+        own_width = config.transducer_width or width
+        if own_width % config.num_heads:
+            name = "transducer_width" if config.transducer_width else "width"
             divisors = [heads for heads in range(1, own_width + 1) if own_width % heads == 0]
-            faults.append(
-                f"num_heads is {options.num_heads}; it must divide {name} {own_width}: take one of {divisors}"
-            )
+            faults.append(f"num_heads is {config.num_heads}; it must divide {name} {own_width}: take one of {divisors}")
         if not targets:
             faults.append("no sequence has an attribute that the candidate has too, so there is no target token")
         if faults:
@@ -160,9 +128,9 @@ class Hstu(nn.Module):
         self.behaviours = behaviours_of(layout)
         self.target = Linear(len(targets) * width, own_width)
         self.event = nn.ModuleList(Linear(len(b.sequences) * width, own_width) for b in self.behaviours)
-        self.layers = nn.ModuleList(HstuLayer(own_width, options) for _ in range(options.num_layers))
+        self.layers = nn.ModuleList(HstuLayer(own_width, config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(own_width)
-        self.heads = TaskHeads(layout.num_tasks, own_width, options.head_hidden, options.dropout)
+        self.heads = TaskHeads(layout.num_tasks, own_width, config.head_hidden, config.dropout)
         # Without a context there is nothing that it could learn from.
         self.context_layer = Linear(width, own_width) if self.context and own_width != width else None
 

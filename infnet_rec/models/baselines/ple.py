@@ -21,63 +21,35 @@ Shapes: B examples, N fields, D width, X = N * D, E experts, H outputs of an exp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from infnet_rec.errors import UserError
+from infnet_rec.config.baselines import PleConfig
 from infnet_rec.models.baselines.experts import Experts, Gate
 from infnet_rec.models.baselines.fields import fields_BND
 from infnet_rec.models.layers import TaskHeads
-from infnet_rec.models.options import option_faults
 from infnet_rec.models.precision import in_its_precision
+from infnet_rec.models.registry import register
 from infnet_rec.models.tokens import TokenLayout, Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class PleOptions:
-    """Sizes.
-
-    Attributes:
-        num_layers: of experts.
-        num_shared_experts: of each layer.
-        num_specific_experts: of each task in each layer.
-        expert_hidden: layers of each expert.
-        gate_hidden: hidden layers of each gate.
-        head_hidden: hidden layers of each task's tower.
-        dropout: on all of these.
-    """
-
-    num_layers: int = 1
-    num_shared_experts: int = 8
-    num_specific_experts: int = 1
-    expert_hidden: tuple[int, ...] = (512, 256, 128)
-    gate_hidden: tuple[int, ...] = (128, 64)
-    head_hidden: tuple[int, ...] = (128, 64)
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if faults := option_faults(self):
-            raise UserError("\n".join(f"ple: {fault}" for fault in faults))
 
 
 class CgcLayer(nn.Module):
     """One layer of experts and gates; the last one makes no shared stream."""
 
-    def __init__(self, num_tasks: int, num_inputs: int, options: PleOptions, *, is_last: bool) -> None:
+    def __init__(self, num_tasks: int, num_inputs: int, config: PleConfig, *, is_last: bool) -> None:
         super().__init__()
-        own, shared, dropout = options.num_specific_experts, options.num_shared_experts, options.dropout
-        self.shared_experts = Experts(shared, num_inputs, options.expert_hidden, dropout)
+        own, shared, dropout = config.num_specific_experts, config.num_shared_experts, config.dropout
+        self.shared_experts = Experts(shared, num_inputs, config.expert_hidden, dropout)
         self.task_experts = nn.ModuleList(
-            Experts(own, num_inputs, options.expert_hidden, dropout) for _ in range(num_tasks)
+            Experts(own, num_inputs, config.expert_hidden, dropout) for _ in range(num_tasks)
         )
         self.task_gates = nn.ModuleList(
-            Gate(num_inputs, options.gate_hidden, own + shared, dropout) for _ in range(num_tasks)
+            Gate(num_inputs, config.gate_hidden, own + shared, dropout) for _ in range(num_tasks)
         )
         self.shared_gate = None
         if not is_last:
-            self.shared_gate = Gate(num_inputs, options.gate_hidden, num_tasks * own + shared, dropout)
+            self.shared_gate = Gate(num_inputs, config.gate_hidden, num_tasks * own + shared, dropout)
 
     def forward(self, task_BX: Sequence[Tensor], shared_BX: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """The streams after this layer: T of [B, H], and the shared one of [B, H] unless it is the last.
@@ -97,19 +69,20 @@ class CgcLayer(nn.Module):
         return task_BH, self.shared_gate(shared_BX, torch.cat([*own_BEH, shared_BEH], dim=1))
 
 
+@register(PleConfig)
 class Ple(nn.Module):
     """Tokens in, one logit a task out."""
 
-    def __init__(self, layout: TokenLayout, width: int, options: PleOptions) -> None:
+    def __init__(self, layout: TokenLayout, config: PleConfig) -> None:
         super().__init__()
         self.num_tasks = layout.num_tasks
-        num_inputs, last = layout.num_fields * width, options.num_layers - 1
-        num_outputs = (num_inputs, *options.expert_hidden)[-1]
+        num_inputs, last = layout.num_fields * config.width, config.num_layers - 1
+        num_outputs = (num_inputs, *config.expert_hidden)[-1]
         self.layers = nn.ModuleList(
-            CgcLayer(layout.num_tasks, num_outputs if i else num_inputs, options, is_last=i == last)
-            for i in range(options.num_layers)
+            CgcLayer(layout.num_tasks, num_outputs if i else num_inputs, config, is_last=i == last)
+            for i in range(config.num_layers)
         )
-        self.heads = TaskHeads(layout.num_tasks, num_outputs, options.head_hidden, options.dropout)
+        self.heads = TaskHeads(layout.num_tasks, num_outputs, config.head_hidden, config.dropout)
 
     @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:

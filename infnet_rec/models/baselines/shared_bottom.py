@@ -8,46 +8,26 @@ tower_t(z), whose last layer is linear.
 Shapes: B examples, N fields, D width, X = N * D, H outputs of the bottom, T tasks.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
-from infnet_rec.errors import UserError
+from infnet_rec.config.baselines import SharedBottomConfig
 from infnet_rec.models.baselines.fields import DeepMlp, fields_BND, for_every_task
 from infnet_rec.models.layers import TaskHeads
-from infnet_rec.models.options import option_faults
 from infnet_rec.models.precision import in_its_precision
+from infnet_rec.models.registry import register
 from infnet_rec.models.tokens import TokenLayout, Tokens
 
 
-@dataclass(frozen=True, slots=True)
-class SharedBottomOptions:
-    """Sizes.
-
-    Attributes:
-        bottom_hidden: layers of the bottom.
-        head_hidden: hidden layers of each task's tower.
-        dropout: on all of these.
-    """
-
-    bottom_hidden: tuple[int, ...] = (512, 256, 128)
-    head_hidden: tuple[int, ...] = (128, 64)
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if faults := option_faults(self):
-            raise UserError("\n".join(f"shared_bottom: {fault}" for fault in faults))
-
-
+@register(SharedBottomConfig)
 class SharedBottom(nn.Module):
     """Tokens in, one logit a task out."""
 
-    def __init__(self, layout: TokenLayout, width: int, options: SharedBottomOptions) -> None:
+    def __init__(self, layout: TokenLayout, config: SharedBottomConfig) -> None:
         super().__init__()
-        num_inputs = layout.num_fields * width
+        num_inputs = layout.num_fields * config.width
         self.num_tasks = layout.num_tasks
-        self.bottom = DeepMlp(num_inputs, options.bottom_hidden, dropout=options.dropout)
-        self.heads = TaskHeads(layout.num_tasks, self.bottom.num_outputs, options.head_hidden, options.dropout)
+        self.bottom = DeepMlp(num_inputs, config.bottom_hidden, dropout=config.dropout)
+        self.heads = TaskHeads(layout.num_tasks, self.bottom.num_outputs, config.head_hidden, config.dropout)
 
     @in_its_precision
     def forward(self, tokens: Tokens) -> Tensor:

@@ -18,66 +18,39 @@ Shapes: B examples, N fields, D width of one embedding, X = N * D, S = T + 1 emb
 expert, T tasks.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from infnet_rec.errors import UserError
+from infnet_rec.config.baselines import StemConfig
 from infnet_rec.models.baselines.experts import Experts, Gate
 from infnet_rec.models.baselines.fields import fields_BND
 from infnet_rec.models.layers import TaskHeads
-from infnet_rec.models.options import option_faults
 from infnet_rec.models.precision import in_its_precision
+from infnet_rec.models.registry import register
 from infnet_rec.models.tokens import TokenLayout, Tokens
 
 
-@dataclass(frozen=True, slots=True)
-class StemOptions:
-    """Sizes.
-
-    Attributes:
-        num_shared_experts: that read the shared embeddings.
-        num_specific_experts: of each task, that read its own embeddings.
-        expert_hidden: layers of each expert.
-        gate_hidden: hidden layers of each gate.
-        head_hidden: hidden layers of each task's tower.
-        dropout: on all of these.
-    """
-
-    num_shared_experts: int = 8
-    num_specific_experts: int = 1
-    expert_hidden: tuple[int, ...] = (512, 256, 128)
-    gate_hidden: tuple[int, ...] = (128, 64)
-    head_hidden: tuple[int, ...] = (128, 64)
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if faults := option_faults(self):
-            raise UserError("\n".join(f"stem: {fault}" for fault in faults))
-
-
+@register(StemConfig)
 class Stem(nn.Module):
     """Tokens of width (T + 1) * D in, one logit a task out."""
 
-    def __init__(self, layout: TokenLayout, width: int, options: StemOptions) -> None:
+    def __init__(self, layout: TokenLayout, config: StemConfig) -> None:
         """Builds the network; on the meta device too.
 
         Args:
             layout: of the tokens.
-            width: D, of one embedding; the tokens are `table_width` wide.
-            options: everything else.
+            config: its `width` is D, that of one embedding; the tokens are `table_width` wide.
         """
         super().__init__()
-        self.num_tasks, self.width = layout.num_tasks, width
-        num_inputs, tasks = layout.num_fields * width, range(layout.num_tasks)
-        own, shared, dropout = options.num_specific_experts, options.num_shared_experts, options.dropout
-        self.shared_experts = Experts(shared, num_inputs, options.expert_hidden, dropout)
-        self.task_experts = nn.ModuleList(Experts(own, num_inputs, options.expert_hidden, dropout) for _ in tasks)
+        self.num_tasks, self.width = layout.num_tasks, config.width
+        num_inputs, tasks = layout.num_fields * config.width, range(layout.num_tasks)
+        own, shared, dropout = config.num_specific_experts, config.num_shared_experts, config.dropout
+        self.shared_experts = Experts(shared, num_inputs, config.expert_hidden, dropout)
+        self.task_experts = nn.ModuleList(Experts(own, num_inputs, config.expert_hidden, dropout) for _ in tasks)
         num_experts = layout.num_tasks * own + shared
-        self.gates = nn.ModuleList(Gate(num_inputs, options.gate_hidden, num_experts, dropout) for _ in tasks)
-        num_outputs = (num_inputs, *options.expert_hidden)[-1]
-        self.heads = TaskHeads(layout.num_tasks, num_outputs, options.head_hidden, dropout)
+        self.gates = nn.ModuleList(Gate(num_inputs, config.gate_hidden, num_experts, dropout) for _ in tasks)
+        num_outputs = (num_inputs, *config.expert_hidden)[-1]
+        self.heads = TaskHeads(layout.num_tasks, num_outputs, config.head_hidden, dropout)
 
     @staticmethod
     def table_width(layout: TokenLayout, width: int) -> int:

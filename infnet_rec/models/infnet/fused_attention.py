@@ -17,19 +17,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from infnet_rec.config.model import Attention
 from infnet_rec.errors import UserError
 from infnet_rec.models.infnet.attention import TokenSet, check_lengths, check_query, next_gate, times_gate
 from infnet_rec.models.infnet.jagged_attention import arrange_sequences
 from infnet_rec.models.precision import narrowed, product_dtype
-
-Attention = Literal["auto", "eager", "fused"]
 
 # Wider tokens do not fit into registers next to their queries and gradients.
 MAX_WIDTH = 128

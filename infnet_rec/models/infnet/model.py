@@ -28,15 +28,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from infnet_rec.config.model import Ablation, Attention, InfnetConfig, Readout
+from infnet_rec.config.run import RunConfig
+from infnet_rec.config.train import Precision
 from infnet_rec.errors import UserError
 from infnet_rec.models.batched import stack_alike
 from infnet_rec.models.infnet.attention import DenseTokens, Readings, TokenSet
-from infnet_rec.models.infnet.fused_attention import Attention, lay_out_sequences
-from infnet_rec.models.infnet.options import Ablation, InfnetOptions, Readout
+from infnet_rec.models.infnet.fused_attention import lay_out_sequences
 from infnet_rec.models.infnet.proxies import CategoricalProxies, SequenceProxies
 from infnet_rec.models.layers import Gates, LearnedTokens, TaskHeads, read_everything, read_proxies, read_tokens
-from infnet_rec.models.precision import Precision, computing_in, narrowed, widened
-from infnet_rec.models.tokens import Tokens
+from infnet_rec.models.precision import computing_in, narrowed, widened
+from infnet_rec.models.registry import register
+from infnet_rec.models.tokens import TokenLayout, Tokens
 
 Kind = Literal["categorical", "sequence", "task"]
 Query = Literal["categorical_proxy", "sequence_proxy", "task_proxy", "task"]
@@ -89,20 +92,21 @@ def plan_blocks(
 class Block(nn.Module):
     """One block of the network, as far as its plan goes."""
 
-    def __init__(self, plan: BlockPlan, num_tokens: Mapping[str, int], width: int, options: InfnetOptions) -> None:
+    def __init__(self, plan: BlockPlan, num_tokens: Mapping[str, int], config: InfnetConfig) -> None:
         super().__init__()
-        self.adds_query = options.residual in ("both", "proxy")
-        self.gate_offset = 1.0 if options.residual in ("both", "gate") else 0.0
+        width = config.width
+        self.adds_query = config.residual in ("both", "proxy")
+        self.gate_offset = 1.0 if config.residual in ("both", "gate") else 0.0
         self.readings: Readings | None = None
         if plan.reads:
             readers = {kind: [name for name in READERS[kind] if name in plan.updates] for kind in plan.reads}
             queries = {name: num_tokens[name] for name in TOGETHER if name in plan.updates}
-            self.readings = Readings(readers, queries, width, options.num_heads)
+            self.readings = Readings(readers, queries, width, config.num_heads)
         self.norms = nn.ModuleDict()
         for name in plan.updates:
-            self.norms[name] = nn.LayerNorm(width) if options.proxy_norm == "layer" else nn.Identity()
+            self.norms[name] = nn.LayerNorm(width) if config.proxy_norm == "layer" else nn.Identity()
         num_inputs = {kind: num_tokens[f"{kind}_proxy"] * width for kind in plan.gates}
-        self.gates = Gates(num_inputs, options.gate_hidden, width, options.dropout)
+        self.gates = Gates(num_inputs, config.gate_hidden, width, config.dropout)
 
     def parts(self) -> tuple[Readings | Gates, ...]:
         """What has weights that are stacked; none of the two has to be there."""
@@ -157,9 +161,7 @@ class Infnet(nn.Module):
         num_features: int,
         group_of_sequence: tuple[int, ...],
         num_tasks: int,
-        width: int,
-        options: InfnetOptions,
-        precision: Precision = "fp32",
+        config: InfnetConfig,
     ) -> None:
         """Builds the network; on the meta device too.
 
@@ -167,44 +169,44 @@ class Infnet(nn.Module):
             num_features: M, categorical tokens an example.
             group_of_sequence: for each sequence, the index of the proxy that pools it; 0 .. G - 1, each at least once.
             num_tasks: T, logits an example.
-            width: D, of every token.
-            options: everything else.
-            precision: of the matrix products. Parameters and logits are in float32 with "bf16" too.
+            config: everything else; its `width` is D, of every token.
 
         Raises:
             UserError: there is nothing to read or to predict, a group is empty, or the heads do not divide the width.
         """
         super().__init__()
-        sizes = {"num_features": num_features, "num_tasks": num_tasks, "width": width}
+        width = config.width
+        sizes = {"num_features": num_features, "num_tasks": num_tasks}
         faults = [f"{name} is {value}; it must be at least 1" for name, value in sizes.items() if value < 1]
         if not group_of_sequence or set(group_of_sequence) != set(range(max(group_of_sequence) + 1)):
             faults.append(f"group_of_sequence is {group_of_sequence}; it must name each of 0 .. G - 1 at least once")
-        if width % options.num_heads:
+        if width % config.num_heads:
             divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
-            faults.append(f"num_heads is {options.num_heads}; it must divide width {width}: take one of {divisors}")
+            faults.append(f"num_heads is {config.num_heads}; it must divide width {width}: take one of {divisors}")
         _raise(faults)
-        self.num_tasks, self.options = num_tasks, options
-        self.attention: Attention = options.attention
-        self.precision: Precision = precision
-        queries, plans = plan_blocks(options.ablation, options.readout, options.num_blocks)
+        self.num_tasks, self.config = num_tasks, config
+        self.attention: Attention = config.attention
+        # Of the matrix products. Parameters and logits are in float32 with "bf16" too.
+        self.precision: Precision = "fp32"
+        queries, plans = plan_blocks(config.ablation, config.readout, config.num_blocks)
         num_tokens = {
-            "categorical_proxy": options.num_categorical_proxies,
+            "categorical_proxy": config.num_categorical_proxies,
             "sequence_proxy": max(group_of_sequence) + 1,
-            "task_proxy": options.num_shared_tokens,
+            "task_proxy": config.num_shared_tokens,
             "task": num_tasks,
         }
         start = {
             "categorical_proxy": lambda: CategoricalProxies(
-                num_features, width, options.num_categorical_proxies, options.proxy_hidden, options.dropout
+                num_features, width, config.num_categorical_proxies, config.proxy_hidden, config.dropout
             ),
-            "sequence_proxy": lambda: SequenceProxies(group_of_sequence, width, options.pooling),
-            "task_proxy": lambda: LearnedTokens(options.num_shared_tokens, width),
+            "sequence_proxy": lambda: SequenceProxies(group_of_sequence, width, config.pooling),
+            "task_proxy": lambda: LearnedTokens(config.num_shared_tokens, width),
             "task": lambda: LearnedTokens(num_tasks, width),
         }
         self.start = nn.ModuleDict({name: start[name]() for name in queries})
-        self.blocks = nn.ModuleList(Block(plan, num_tokens, width, options) for plan in plans)
-        num_read = _num_read(options, num_tokens["categorical_proxy"] + num_tokens["sequence_proxy"])
-        self.heads = TaskHeads(num_tasks, num_read * width, options.head_hidden, options.dropout)
+        self.blocks = nn.ModuleList(Block(plan, num_tokens, config) for plan in plans)
+        num_read = _num_read(config, num_tokens["categorical_proxy"] + num_tokens["sequence_proxy"])
+        self.heads = TaskHeads(num_tasks, num_read * width, config.head_hidden, config.dropout)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """logits_BT.
@@ -226,7 +228,7 @@ class Infnet(nn.Module):
                 "sequence": lay_out_sequences(sequence_LD, tokens.lengths_FB, self.attention),
             }
             for block, of_block in zip(blocks, of_blocks, strict=True):
-                if self.options.checkpoint_blocks and torch.is_grad_enabled():
+                if self.config.checkpoint_blocks and torch.is_grad_enabled():
                     query_BPD, sets = checkpoint(block, query_BPD, sets, of_block, use_reentrant=False)
                 else:
                     query_BPD, sets = block(query_BPD, sets, of_block)
@@ -247,8 +249,8 @@ class Infnet(nn.Module):
 
     def _read_out(self, query_BPD: Mapping[str, Tensor], sets: Mapping[str, TokenSet]) -> Tensor:
         """What each task's head reads, [B, T, D] or wider."""
-        head = self.options.ablation_head
-        match self.options.ablation:
+        head = self.config.ablation_head
+        match self.config.ablation:
             case "no_task_tokens":
                 return read_proxies(*_proxies(query_BPD), self.num_tasks, head)
             case "no_cross_attention":
@@ -256,15 +258,15 @@ class Infnet(nn.Module):
                 zero_B1D = torch.zeros_like(query_BPD["task"][:, :1])
                 categorical_B1D, sequence_B1D = (sets[kind].attend(zero_B1D)[0] for kind in ("categorical", "sequence"))
                 return read_tokens(query_BPD["task"], categorical_B1D, sequence_B1D, head)
-            case _ if self.options.readout == "proxies":
+            case _ if self.config.readout == "proxies":
                 return read_everything(query_BPD["task"], *_proxies(query_BPD))
             case _:
                 return query_BPD["task"]
 
 
-def _num_read(options: InfnetOptions, num_proxies: int) -> int:
+def _num_read(config: InfnetConfig, num_proxies: int) -> int:
     """Tokens that a head reads side by side."""
-    match options.ablation, options.ablation_head, options.readout:
+    match config.ablation, config.ablation_head, config.readout:
         case "none", _, "proxies":
             return 1 + num_proxies
         case "no_task_tokens", "late", _:
@@ -283,3 +285,31 @@ def _proxies(query_BPD: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 def _raise(faults: list[str]) -> None:
     if faults:
         raise UserError("\n".join(f"infnet: {fault}" for fault in faults))
+
+
+@register(InfnetConfig)
+def infnet_of(layout: TokenLayout, config: InfnetConfig, form: type[Infnet] = Infnet) -> Infnet:
+    """INFNet in one of its forms, which have the same parameters.
+
+    Args:
+        layout: of the tokens.
+        config: its section.
+        form: the class.
+    """
+    return form(
+        num_features=len(layout.feature_names),
+        group_of_sequence=layout.group_of_sequence,
+        num_tasks=layout.num_tasks,
+        config=config,
+    )
+
+
+def infnet_section(config: RunConfig) -> InfnetConfig:
+    """The run's model, which must be INFNet.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if not isinstance(config.model, InfnetConfig):
+        raise UserError(f'model.name is "{config.model.name}": only "infnet" has several forms to compare; choose it')
+    return config.model

@@ -5,19 +5,19 @@ P proxies, D width.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from infnet_rec.config.model import Pooling
 from infnet_rec.models.batched import Constant, stack_alike
 from infnet_rec.models.infnet.attention import check_lengths, is_gpu, per_token
 from infnet_rec.models.infnet.jagged_attention import chunk_tokens, next_link, outside_graphs
 from infnet_rec.models.layers import Linear, Mlp, alike_layers, run_together
 from infnet_rec.models.tokens import Tokens
 
-Pooling = Literal["sum", "mean"]
 # A GPU adds the gradient of sums to that of all tokens in so many parts, whatever their number: each costs memory for
 # its share of the tokens, and two launches.
 PARTS_ON_GPU = 2

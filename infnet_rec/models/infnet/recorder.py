@@ -40,7 +40,7 @@ class Recorded:
             to 1 over all sequences together, and to 0 for an example without events.
         lengths_FB: number of events of each sequence.
         gates_BD: by block, counted from 0, and kind of token: the sigmoid of every proxy gated unit. What tokens are
-            multiplied by is this, or 1 more: see `InfnetOptions.residual`.
+            multiplied by is this, or 1 more: see `InfnetConfig.residual`.
     """
 
     field_BQM: Tensor
@@ -73,7 +73,7 @@ def recording(tower: Infnet, take: Callable[[Recorded], None]) -> Iterator[None]
     readings = blocks[-1].readings
     if readings is None or any("task" not in readings.readers(kind) for kind in ("categorical", "sequence")):
         raise UserError(
-            f'model.ablation is "{tower.options.ablation}": no task token attends to anything in the last block'
+            f'model.ablation is "{tower.config.ablation}": no task token attends to anything in the last block'
         )
     draft: list[_Draft] = []
 

@@ -3,19 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
-from infnet_rec.data.inspect.plot import DPI, GREY, HEIGHT_PX, STYLE, WIDTH_PX
-from infnet_rec.data.inspect.stats_text import size
-from infnet_rec.files import whole_file
+from infnet_rec.console import format_bytes
 from infnet_rec.planner.report.facts import PARTS, STEP_PARTS
 from infnet_rec.planner.report.text import STEP_WORDS
+from infnet_rec.plotting import DPI, GREY, HEIGHT_PX, WIDTH_PX, new_figure, styled, write_figure
 
 GIB = 2**30
 # Okabe and Ito's colours, as in the picture of a store; what is assumed and not counted is grey.
@@ -54,27 +50,21 @@ def draw_plan(result: JSON, path: Path) -> None:
         result: what `plan` gives.
         path: a PNG file.
     """
-    with matplotlib.rc_context(), whole_file(path) as temporary:
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        plan_figure(result).savefig(temporary, format="png", dpi=DPI)
+    with styled():
+        write_figure(plan_figure(result), path)
 
 
 def plan_figure(result: JSON) -> Figure:
     """All four panels."""
-    layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.16, wspace=0.03, hspace=0.05)
-    figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), layout=layout)
-    FigureCanvasAgg(figure)
     cluster, batch, step = result["cluster"], result["batch"], result["step"]
-    figure.suptitle(
+    title = (
         f"{result['manifest']['name']} on {cluster['name']} {cluster['hardware']['name']}: "
         f"{result['model']['num_tables']} tables, {result['model']['num_rows']:,} rows of width "
         f"{result['model']['width']}\nbatch {batch['global_batch_size']:,}, {batch['local_batch_size']:,} a rank: "
-        f"about {step['total_ms']:.3g} ms a step, {step['examples_per_s']:,.0f} examples/s (estimated)",
-        fontsize=14,
-        x=0.012,
-        ha="left",
+        f"about {step['total_ms']:.3g} ms a step, {step['examples_per_s']:,.0f} examples/s (estimated)"
     )
+    gaps = {"w_pad": 0.14, "h_pad": 0.16, "wspace": 0.03, "hspace": 0.05}
+    figure = new_figure(WIDTH_PX / DPI, HEIGHT_PX / DPI, title, 14, **gaps)
     panels = figure.subplots(2, 2, width_ratios=(3, 2))
     memory(panels[0][0], result)
     step_parts(panels[0][1], result)
@@ -149,7 +139,7 @@ def step_parts(axes: Axes, result: JSON) -> None:
     axes.set_yticks(list(places), list(words.values()))
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.4 * max(*values, 1e-9))
-    axes.set_xlabel(f"ms, estimated; ranks send one another {size(sent['total_bytes'])} a step")
+    axes.set_xlabel(f"ms, estimated; ranks send one another {format_bytes(sent['total_bytes'])} a step")
     axes.set_title(f"A step of rank {step['critical_rank']}: {step['total_ms']:.3g} ms")
     axes.grid(visible=True, axis="x")
 
@@ -164,7 +154,9 @@ def tables_panel(axes: Axes, result: JSON) -> None:
     for place, table, value in zip(places, shown, values, strict=True):
         parts = f"{table['num_shards']} parts" if table["num_shards"] > 1 else f"rank {table['ranks'][0]}"
         host = ", host memory" if table["kernel"].startswith("fused_uvm") else ""
-        axes.text(value, place, f" {size(value * GIB)}, {table['sharding']}, {parts}{host}", va="center", color=GREY)
+        axes.text(
+            value, place, f" {format_bytes(value * GIB)}, {table['sharding']}, {parts}{host}", va="center", color=GREY
+        )
     axes.set_yticks(places, [t["table"] for t in shown])
     axes.tick_params(axis="y", length=0)
     axes.set(xscale="log", xlabel="GiB on all ranks together")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from infnet_rec.data.inspect.stats_text import aligned, size
+from infnet_rec.console import aligned, format_bytes
 from infnet_rec.planner.report.facts import PARTS
 
 # More ranks are summed up.
@@ -42,7 +42,7 @@ def plan_heading(result: JSON) -> list[str]:
     where = manifest["path"] + ("" if manifest["is_store"] else ", which stands in for a store that is not there")
     repeats = (
         f"a rank's batch has {batch['sequence_tokens']:,.0f} of them of {batch['distinct_ids']:,.0f} distinct ids, "
-        f"each looked up once: saves {size(batch['exchange_bytes_saved'])} of embeddings"
+        f"each looked up once: saves {format_bytes(batch['exchange_bytes_saved'])} of embeddings"
     )
     if not batch["repeats_are_measured"]:
         repeats = "how often a batch repeats an id is not known, so none is taken to, up to the rows of its table"
@@ -110,14 +110,7 @@ def _table_lines(result: JSON) -> list[str]:
         span = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         rows.append(_table_row(f"{len(group)} more" if len(group) > 1 else group[0]["table"], span, group[0], group))
     # The first column and the two words in the middle read better from the left.
-    left = {0, 3, 4}
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(r, widths, strict=True))
-        ).rstrip()
-        for r in rows
-    ]
+    return aligned(rows, (0, 3, 4))
 
 
 def _table_row(name: str, rows: str, one: JSON, group: Sequence[JSON]) -> list[str]:
@@ -128,7 +121,7 @@ def _table_row(name: str, rows: str, one: JSON, group: Sequence[JSON]) -> list[s
         one["sharding"],
         one["kernel"],
         f"{sum(t['num_shards'] for t in group):,}",
-        size(sum(t["hbm_bytes"] + t["host_bytes"] for t in group)),
+        format_bytes(sum(t["hbm_bytes"] + t["host_bytes"] for t in group)),
         f"{max(t['slowest_shard_ms'] for t in group):.3f}",
     ]
 
@@ -146,9 +139,9 @@ def _step_lines(result: JSON) -> list[str]:
         f"{step['examples_per_s'] / result['cluster']['world_size']:,.0f} of them",
         f"an epoch of {epoch['num_steps']:,} steps takes {cost(epoch)}",
         f"imbalance of tables: the slowest rank takes {step['imbalance']:.3f} times the mean",
-        f"between ranks: {size(sent['total_bytes'])} a step (ids {size(sent['id_bytes'])}, embeddings "
-        f"{size(sent['embedding_bytes'])}, their gradients {size(sent['gradient_bytes'])}, dense gradients "
-        f"{size(sent['dense_bytes'])})",
+        f"between ranks: {format_bytes(sent['total_bytes'])} a step (ids {format_bytes(sent['id_bytes'])}, "
+        f"embeddings {format_bytes(sent['embedding_bytes'])}, their gradients {format_bytes(sent['gradient_bytes'])}, "
+        f"dense gradients {format_bytes(sent['dense_bytes'])})",
     ]
 
 
@@ -171,4 +164,4 @@ def hint_lines(hints: Sequence[JSON]) -> list[str]:
             else [f"{found['step_ms']:.2f}", f"{found['fullest_gib']:.1f} GiB", f"{found['rank_hours']:,.2f}"]
         )
         rows.append([hint["question"], hint["answer"], *cells])
-    return aligned(rows, 2)
+    return aligned(rows, range(2))

@@ -9,13 +9,12 @@ import numpy as np
 
 from infnet_rec.synthetic.draws import Draws, Floats, Ints
 from infnet_rec.synthetic.facts import kuairand_facts
-from infnet_rec.synthetic.kuairand.exposures import ExposureShelf, random_videos, standard_videos
 from infnet_rec.synthetic.kuairand.labels import Intercepts, Kind, Shown, calibrate, label, leanings, rates_of
 from infnet_rec.synthetic.kuairand.quirks import Quirks, quirks_of
 from infnet_rec.synthetic.kuairand.schedule import Habits, Rows, random_habits, schedule, shown_clock, standard_habits
 from infnet_rec.synthetic.kuairand.tastes import Moods, video_vectors
 from infnet_rec.synthetic.kuairand.videos import Videos, make_videos
-from infnet_rec.synthetic.plan import Plan
+from infnet_rec.synthetic.plan import Dataset, Plan
 
 CALIBRATION_USERS, CALIBRATION_ROWS = 8_192, 8
 
@@ -23,6 +22,69 @@ LOG_HEADER = (
     "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
     "play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab"
 )
+
+CANDIDATES = 3
+TASTE_PULL = 0.4
+REPEAT_KEPT = 0.45
+REPEAT_ROUNDS = 3
+
+
+class ExposureShelf:
+    """The videos in the order of their upload, so that those uploaded by a day are a prefix to draw from."""
+
+    def __init__(self, videos: Videos) -> None:
+        weights = np.where(videos.only_random, 0.0, np.exp(videos.popularity))
+        self.video = np.argsort(videos.upload_day, kind="stable")
+        self.edges = np.cumsum(weights[self.video])
+        by_day = np.searchsorted(videos.upload_day[self.video], np.arange(videos.upload_day.max() + 1), side="right")
+        self.reach = self.edges[by_day - 1]
+
+    def draw(self, uniform: Floats, day: Ints) -> Ints:
+        reach = self.reach[np.minimum(day, len(self.reach) - 1)]
+        return self.video[np.searchsorted(self.edges, uniform * reach, side="right")]
+
+
+def standard_videos(rows: Rows, shelf: ExposureShelf, vectors: Floats, tastes_NK: Floats) -> Ints:
+    every = np.arange(len(rows.user))
+    video = _choice(rows, every, shelf, vectors, tastes_NK, 0)
+    for round_ in range(1, REPEAT_ROUNDS + 1):
+        again = _seen_before(rows.user, video, len(vectors))
+        again = again[~rows.draws.take(again).below(REPEAT_KEPT, "repeat kept")]
+        video[again] = _choice(rows, again, shelf, vectors, tastes_NK, round_)
+    return _quirky(rows, video)
+
+
+def random_videos(rows: Rows, num_videos: int) -> Ints:
+    return _quirky(rows, (rows.draws.uniform("video") * num_videos).astype(np.int64))
+
+
+def _choice(rows: Rows, chosen: Ints, shelf: ExposureShelf, vectors: Floats, tastes_NK: Floats, round_: int) -> Ints:
+    """One of the candidates for each chosen row, with odds of exp(TASTE_PULL x liking)."""
+    draws, day, tastes_NK = rows.draws.take(chosen), rows.day[chosen], tastes_NK[chosen]
+    best = np.zeros(len(chosen), dtype=np.int64)
+    best_score = np.full(len(chosen), -np.inf)
+    for candidate in range(CANDIDATES):
+        lane = round_ * CANDIDATES + candidate
+        video = shelf.draw(draws.uniform("video", lane), day)
+        gumbel = -np.log(-np.log(np.maximum(draws.uniform("choice", lane), 1e-12)))
+        score = TASTE_PULL * np.einsum("nk,nk->n", tastes_NK, vectors[video]) + gumbel
+        better = score > best_score
+        best[better], best_score[better] = video[better], score[better]
+    return best
+
+
+def _seen_before(user: Ints, video: Ints, num_videos: int) -> Ints:
+    """Rows whose user has an earlier row (in drawing order) with the same video."""
+    keys = user * num_videos + video
+    order = np.argsort(keys, kind="stable")
+    return order[1:][keys[order][1:] == keys[order][:-1]]
+
+
+def _quirky(rows: Rows, video: Ints) -> Ints:
+    video = rows.asked.over("video", video)
+    again = np.flatnonzero(rows.asked["repeat"] == 1)
+    video[again] = video[again - 1]
+    return video
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +160,16 @@ def log_columns(world: SmallWorld, low: int, high: int, kind: Kind) -> dict[str,
     shown, video = _shown(world, users, counts, kind, world.quirks[kind].within(low, high))
     rows = shown.rows
     labels = label(shown, leanings(shown, plan.seed), world.intercepts[kind])
-    date, hourmin = shown_clock(rows, plan.dataset)
-    columns = labels | {
+    columns = labels | shown_columns(shown, users, video, kind, plan.dataset)
+    order = rows.source[np.lexsort((rows.time_ms[rows.source], rows.user))]
+    return {name: columns[name][order] for name in LOG_HEADER.split(",")}
+
+
+def shown_columns(shown: Shown, users: Ints, video: Ints, kind: Kind, dataset: Dataset) -> dict[str, Ints]:
+    """The columns of a log that say who was shown which video, when and where; labels are not among them."""
+    rows = shown.rows
+    date, hourmin = shown_clock(rows, dataset)
+    return {
         "user_id": users[rows.user],
         "video_id": video,
         "date": date,
@@ -109,5 +179,3 @@ def log_columns(world: SmallWorld, low: int, high: int, kind: Kind) -> dict[str,
         "is_rand": np.full(len(video), int(kind == "random")),
         "tab": rows.tab,
     }
-    order = rows.source[np.lexsort((rows.time_ms[rows.source], rows.user))]
-    return {name: columns[name][order] for name in LOG_HEADER.split(",")}

@@ -23,10 +23,10 @@ from infnet_rec.synthetic.kuairand.labels import (
     rates_of,
 )
 from infnet_rec.synthetic.kuairand.quirks import QuirkRequest, Quirks, large_quirks, place_quirks, random_quirks
-from infnet_rec.synthetic.kuairand.schedule import Habits, Rows, random_habits, schedule, shown_clock
+from infnet_rec.synthetic.kuairand.schedule import Habits, Rows, random_habits, schedule
 from infnet_rec.synthetic.kuairand.tastes import Moods
 from infnet_rec.synthetic.kuairand.users import NUM_TRAITS, ROWS_SCORE, user_scores
-from infnet_rec.synthetic.kuairand.world import LOG_HEADER
+from infnet_rec.synthetic.kuairand.world import LOG_HEADER, shown_columns
 from infnet_rec.synthetic.large.calendar import Calendar, Paged, UserTabs, paged_rows, tab_scale
 from infnet_rec.synthetic.large.catalogue import Catalogue
 from infnet_rec.synthetic.plan import Plan
@@ -211,17 +211,7 @@ def log_columns(world: LargeWorld, low: int, high: int, kind: Kind) -> tuple[dic
     rows = shown.rows
     columns = label(shown, leanings(shown, plan.seed), world.intercepts[kind])
     columns["play_time_ms"] = _with_minus(rows, columns)
-    date, hourmin = shown_clock(rows, plan.dataset)
-    columns |= {
-        "user_id": users[rows.user],
-        "video_id": video,
-        "date": date,
-        "hourmin": hourmin,
-        "time_ms": rows.time_ms,
-        "duration_ms": shown.duration_ms_N,
-        "is_rand": np.full(len(video), int(kind == "random")),
-        "tab": rows.tab,
-    }
+    columns |= shown_columns(shown, users, video, kind, plan.dataset)
     by_time = np.lexsort((rows.time_ms[rows.source], rows.user))
     order = rows.source[by_time]
     one_part = world.one_part_U[users[rows.user]]

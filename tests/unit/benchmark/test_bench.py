@@ -4,7 +4,6 @@ Shapes: B examples, F sequences, L sequence tokens of the whole batch, D width.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,17 @@ from infnet_rec.benchmark.forms.forms import (
     ragged_lengths,
 )
 from infnet_rec.benchmark.forms.reference_infnet import LiteralInfnet
-from infnet_rec.benchmark.forms.sweep import fit, slopes
 from infnet_rec.benchmark.forms.tower import clear, count, measure_tower, passes_of
+from infnet_rec.benchmark.forms.tower_verb import fit, slopes
 from infnet_rec.benchmark.samples import alternate
+from infnet_rec.config.model import InfnetConfig
 from infnet_rec.errors import Failure
 from infnet_rec.models.infnet.model import Infnet
-from infnet_rec.models.infnet.options import InfnetOptions
 from infnet_rec.planner.op_counter import OpCounter
 
 CPU = torch.device("cpu")
 GROUPS = (0, 1, 1, 2)
-SMALL = InfnetOptions(proxy_hidden=(16,), gate_hidden=(8,), head_hidden=(8,))
+SMALL = InfnetConfig(proxy_hidden=(16,), gate_hidden=(8,), head_hidden=(8,))
 LIMITS = {"copy_bytes_per_s": 1e10, "matmul_flops_per_s": {"float32": 1e11, "bfloat16": 1e11}}
 
 
@@ -62,14 +61,14 @@ def gradients(model: Infnet, shape: TowerShape) -> list[torch.Tensor]:
     "options",
     [
         SMALL,
-        replace(SMALL, num_heads=2, num_blocks=3, proxy_norm="layer"),
-        replace(SMALL, pooling="mean", residual="none"),
-        replace(SMALL, residual="proxy", ablation="no_task_tokens"),
-        replace(SMALL, residual="gate", ablation="no_gates", num_blocks=1),
-        replace(SMALL, ablation="no_cross_attention"),
-        replace(SMALL, ablation="no_task_tokens", ablation_head="late"),
-        replace(SMALL, ablation="no_cross_attention", ablation_head="late"),
-        replace(SMALL, readout="proxies", num_heads=2),
+        SMALL.model_copy(update={"num_heads": 2, "num_blocks": 3, "proxy_norm": "layer"}),
+        SMALL.model_copy(update={"pooling": "mean", "residual": "none"}),
+        SMALL.model_copy(update={"residual": "proxy", "ablation": "no_task_tokens"}),
+        SMALL.model_copy(update={"residual": "gate", "ablation": "no_gates", "num_blocks": 1}),
+        SMALL.model_copy(update={"ablation": "no_cross_attention"}),
+        SMALL.model_copy(update={"ablation": "no_task_tokens", "ablation_head": "late"}),
+        SMALL.model_copy(update={"ablation": "no_cross_attention", "ablation_head": "late"}),
+        SMALL.model_copy(update={"readout": "proxies", "num_heads": 2}),
     ],
     ids=[
         "default",
@@ -83,7 +82,7 @@ def gradients(model: Infnet, shape: TowerShape) -> list[torch.Tensor]:
         "heads read proxies",
     ],
 )
-def test_the_literal_form_is_the_same_function(options: InfnetOptions) -> None:
+def test_the_literal_form_is_the_same_function(options: InfnetConfig) -> None:
     """Logits and every gradient, with full, ragged and missing histories."""
     lengths_FB = ragged_lengths(GROUPS, 6, 5)
     lengths_FB[:, 2] = 0

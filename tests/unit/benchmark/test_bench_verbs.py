@@ -53,8 +53,8 @@ def test_the_tower_verb_with_a_configuration(small_store: Path) -> None:
 
 @pytest.mark.slow
 def test_the_sweep_leaves_a_picture_and_its_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infnet_rec.benchmark.forms.sweep.LENGTHS", (1, 2, 3))
-    monkeypatch.setattr("infnet_rec.benchmark.forms.sweep.WIDTHS", (4,))
+    monkeypatch.setattr("infnet_rec.benchmark.forms.tower_verb.LENGTHS", (1, 2, 3))
+    monkeypatch.setattr("infnet_rec.benchmark.forms.tower_verb.WIDTHS", (4,))
     picture = tmp_path / "sweep.png"
     for _ in range(2):
         answer = invoke("tower", *TINY, "--device=cpu", "--sweep", picture)

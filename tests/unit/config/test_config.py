@@ -1,5 +1,6 @@
 """Run files, overrides and recipes: what is refused, in which words, and that every file of the repository is sound."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -11,8 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from data_fixtures import GENERATED_RECIPE, ROOT, SHOP_RECIPE
-from infnet_rec.config.load import load_config
-from infnet_rec.config.run import RunConfig
+from infnet_rec.config.load import load_config, validate_run
 from infnet_rec.config.toml import read_toml, validate_model
 from infnet_rec.data.ingest.recipe import Recipe, load_recipe
 from infnet_rec.errors import UserError
@@ -44,7 +44,7 @@ def at(config: Any, key: str) -> Any:
 def test_every_run_of_the_repository_loads(path: Path) -> None:
     """And is the same when read back from the copy that a run directory keeps."""
     config = load_config(path)
-    assert validate_model(RunConfig, json.loads(config.model_dump_json()), "config.json") == config
+    assert validate_run(json.loads(config.model_dump_json()), "config.json") == config
     profiles = set().union(*(load_recipe(recipe).profile_choices() for recipe in RECIPES))
     assert config.data.profile in profiles
 
@@ -273,3 +273,22 @@ def test_configuration_imports_no_torch() -> None:
     code = f"{imports}; print({{'torch', 'torchrec'}} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "set()", result.stderr
+
+
+def literal_sets() -> dict[frozenset[object], list[str]]:
+    """Where each set of choices of the package is written out, other than as a single value."""
+    found: dict[frozenset[object], list[str]] = {}
+    for path in sorted((ROOT / "infnet_rec").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "Literal":
+                parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+                choices = frozenset(part.value for part in parts if isinstance(part, ast.Constant))
+                if len(choices) > 1:
+                    found.setdefault(choices, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    return found
+
+
+def test_a_set_of_choices_is_written_once() -> None:
+    sets = literal_sets()
+    assert frozenset({"adam", "adamw", "adagrad"}) in sets
+    assert {" ".join(places) for places in sets.values() if len(places) > 1} == set()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_fixtures import QUIET
-from infnet_rec.data.ingest import line_numbers
+from infnet_rec.data.ingest import bad_rows as line_numbers
 from infnet_rec.data.ingest.build import build_store
 from infnet_rec.data.parsing.text_format import CSV_FORMAT
 from infnet_rec.errors import UserError

@@ -18,6 +18,7 @@ from infnet_rec.data.inspect import plot as stats_plot
 from infnet_rec.data.inspect import stats_text as command
 from infnet_rec.data.inspect.stats import store_stats
 from infnet_rec.files import PNG
+from infnet_rec.plotting import STYLE
 from slow_reference import SPLITS
 
 KEYS = ["store", "name", "order", "num_examples", "num_users", "num_items", "splits"]
@@ -103,7 +104,7 @@ def odd(report: dict[str, Any], kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["as it is", "no behaviours", "no positives", "two years", "an example each"])
 def test_nothing_in_the_picture_overlaps(report: dict[str, Any], kind: str) -> None:
     """Titles, legends and axes of the six panels keep to their own places, whatever the store."""
-    with matplotlib.rc_context(stats_plot.STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = stats_plot.stats_figure(odd(report, kind))
         canvas = figure.canvas
         assert isinstance(canvas, FigureCanvasAgg)

@@ -11,9 +11,8 @@ from infnet_rec.config.experiment import load_experiment
 from infnet_rec.errors import UserError
 from infnet_rec.experiments import runner as command
 from infnet_rec.experiments import search
-from infnet_rec.experiments.check import check_against_store
 from infnet_rec.experiments.process import Job, RunEnded
-from infnet_rec.experiments.runner import ExperimentArgs
+from infnet_rec.experiments.runner import ExperimentArgs, check_against_store
 
 ALONE = """
 [[variants]]

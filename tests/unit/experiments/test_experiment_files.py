@@ -9,16 +9,15 @@ import pytest
 from experiment_files import SEARCH, TWO, written
 from infnet_rec.config.experiment import grid_size, key_of, load_experiment, override_of
 from infnet_rec.config.load import make_config
-from infnet_rec.config.model import InfnetConfig
-from infnet_rec.config.run import RunConfig
+from infnet_rec.config.model import InfnetConfig, model_sections
+from infnet_rec.config.run import RunConfig, run_config
 from infnet_rec.config.toml import read_toml
 from infnet_rec.config.train import hasty_patience
 from infnet_rec.errors import UserError
-from infnet_rec.models.registry import BASELINES
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "benchmarks" / "results"
-MODELS = ("infnet", *BASELINES)
+MODELS = tuple(model_sections())
 SHIPPED = sorted((ROOT / "configs" / "experiments").glob("*.toml"))
 
 
@@ -62,7 +61,7 @@ def test_an_option_that_a_later_version_adds_leaves_a_key_as_it_was(tmp_path: Pa
 
 def test_models_have_keys_of_their_own() -> None:
     """Nothing but the names differs."""
-    configs = [RunConfig.model_validate({"data": {"store": "x"}, "model": {"name": name}}) for name in MODELS]
+    configs = [run_config().model_validate({"data": {"store": "x"}, "model": {"name": name}}) for name in MODELS]
     assert len({key_of(config) for config in configs}) == len(MODELS) == 13
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infnet_rec.experiments.gpus import gpus_here, gpus_of_jobs, shortage
-from infnet_rec.experiments.process import Job, train_in_a_process
+from infnet_rec.experiments.process import Job, gpus_here, gpus_of_jobs, shortage, train_in_a_process
 
 EIGHT = [str(number) for number in range(8)]
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from infnet_rec.config.model import Ablation, InfnetConfig
 from infnet_rec.models.infnet import jagged_attention
 from infnet_rec.models.infnet.attention import DenseTokens, Flow, Readings
 from infnet_rec.models.infnet.jagged_attention import JaggedTokens, arrange_sequences
-from infnet_rec.models.infnet.options import Ablation, InfnetOptions
 from infnet_rec.models.infnet.proxies import pool_sequences
 from literal import cross_attention
 from paper_check import build
@@ -213,7 +213,7 @@ def test_flows_that_read_together_are_the_flows_with_keys_and_values(readers, nu
 def test_every_block_reads_each_set_once(ablation, readout, num_blocks):
     if num_blocks == 1 and (ablation, readout) == ("none", "task"):
         num_blocks = 2
-    model = build(InfnetOptions(ablation=ablation, readout=readout, num_blocks=num_blocks))
+    model = build(InfnetConfig(width=8, ablation=ablation, readout=readout, num_blocks=num_blocks))
     for readings in (module for module in model.modules() if isinstance(module, Readings)):
         assert sorted(run.kind for run in readings.runs) == sorted(readings.kinds)
 

@@ -14,11 +14,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from infnet_rec import cli
-from infnet_rec.benchmark.forms.cost import OTHERS, cost_of
+from infnet_rec.analysis.model_summary import OTHERS, cost_of
 from infnet_rec.benchmark.forms.reference_infnet import LiteralInfnet
-from infnet_rec.models.baselines.mmoe import Mmoe, MmoeOptions
+from infnet_rec.config.baselines import MmoeConfig
+from infnet_rec.config.model import InfnetConfig
+from infnet_rec.models.baselines.mmoe import Mmoe
 from infnet_rec.models.infnet.model import Infnet
-from infnet_rec.models.infnet.options import InfnetOptions
 from infnet_rec.models.tokens import TokenLayout
 
 CONFIG = Path(__file__).parents[2] / "small.toml"
@@ -76,8 +77,7 @@ def flops(form: type[Infnet], sizes: Formula, lengths_FB: torch.Tensor) -> int:
         num_features=sizes.M,
         group_of_sequence=groups,
         num_tasks=sizes.Nt,
-        width=sizes.d,
-        options=InfnetOptions(num_categorical_proxies=sizes.m, num_shared_tokens=sizes.Ns),
+        config=InfnetConfig(width=sizes.d, num_categorical_proxies=sizes.m, num_shared_tokens=sizes.Ns),
     )
     parts = cost_of(tower, sizes.M, sizes.d, lengths_FB)
     assert sum(part.num_parameters for part in parts) == sum(p.numel() for p in tower.parameters())
@@ -107,8 +107,8 @@ def test_infnets_flops_are_those_of_the_formula(M: int, num_sequences: int, leng
 
 def test_parts_add_up_and_lists_of_modules_are_opened() -> None:
     layout = TokenLayout(("a", "b"), ("s",), (0,), (0,), (None,), 2)
-    options = MmoeOptions(num_experts=3, expert_hidden=(7,), gate_hidden=(5,), head_hidden=())
-    parts = {part.name: part for part in cost_of(Mmoe(layout, 4, options), 2, 4, torch.tensor([[0, 3]]))}
+    options = MmoeConfig(width=4, num_experts=3, expert_hidden=(7,), gate_hidden=(5,), head_hidden=())
+    parts = {part.name: part for part in cost_of(Mmoe(layout, options), 2, 4, torch.tensor([[0, 3]]))}
     assert list(parts) == ["experts", "gates.0", "gates.1", "heads"]
     assert parts["experts"].num_parameters == 3 * (12 * 7 + 7)
     assert parts["experts"].flops == 3 * 2 * 12 * 7

@@ -3,7 +3,6 @@
 Shapes: B examples, F sequences, L sequence tokens, R queries, D width.
 """
 
-import dataclasses
 import logging
 import os
 import subprocess
@@ -30,7 +29,7 @@ from infnet_rec.models.infnet.fused_attention import (
 )
 from infnet_rec.models.infnet.jagged_attention import arrange_sequences
 from infnet_rec.trainer.build import shard_model
-from paper_check import BY_BEHAVIOUR, SMALL, check_against_paper
+from paper_check import BY_BEHAVIOUR, SMALL, changed, check_against_paper
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Nothing at first, at last and in between; one token; runs that share a block of 16; one that needs several blocks.
@@ -166,14 +165,14 @@ def test_what_is_stored_for_the_backward_pass_does_not_grow_with_queries_times_t
     ],
 )
 def test_the_network_on_the_kernel_is_the_papers_equations(change: dict) -> None:
-    options = dataclasses.replace(SMALL, attention="fused", **change)
+    options = changed(SMALL, attention="fused", **change)
     check_against_paper(options, BY_BEHAVIOUR, 1e-5, torch.float32, device=DEVICE)
 
 
 @pytest.mark.parametrize("attention", ["eager", "fused"])
 def test_the_network_in_bfloat16_is_near_the_papers_equations(attention: str) -> None:
     """Products have 8 bits; parameters, logits and gradients come in float32."""
-    options = dataclasses.replace(SMALL, attention=attention, num_heads=2)
+    options = changed(SMALL, attention=attention, num_heads=2)
     check_against_paper(options, BY_BEHAVIOUR, 0.03, torch.float32, device=DEVICE, precision="bf16")
 
 

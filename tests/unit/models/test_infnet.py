@@ -3,7 +3,6 @@
 Shapes: B examples, M categorical tokens, F sequences, L sequence tokens, T tasks, D width.
 """
 
-import dataclasses
 from itertools import product
 from typing import get_args
 
@@ -11,10 +10,11 @@ import pytest
 import torch
 
 import literal
+from infnet_rec.config.model import Ablation, InfnetConfig
+from infnet_rec.config.toml import validate_model
 from infnet_rec.errors import UserError
 from infnet_rec.models.infnet import jagged_attention
 from infnet_rec.models.infnet.model import Infnet
-from infnet_rec.models.infnet.options import Ablation, InfnetOptions
 from infnet_rec.models.tokens import Tokens
 from paper_check import (
     BY_BEHAVIOUR,
@@ -22,6 +22,7 @@ from paper_check import (
     LENGTHS_FB,
     SMALL,
     build,
+    changed,
     check_against_paper,
     make_model,
     make_tokens,
@@ -45,7 +46,7 @@ def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_variant_is_the_papers_equations(ablation, residual, proxy_norm):
     groupings = ((BY_BEHAVIOUR, "sum"), (BY_SEQUENCE, "mean"), (BY_SEQUENCE, "sum"), ((1, 0, 1, 0), "mean"))
     for (num_heads, num_blocks), (groups, pooling) in zip(product((1, 2), (2, 3)), groupings, strict=True):
-        options = dataclasses.replace(
+        options = changed(
             SMALL,
             ablation=ablation,
             residual=residual,
@@ -79,13 +80,13 @@ def test_every_variant_is_the_papers_equations(ablation, residual, proxy_norm):
     ],
 )
 def test_other_sizes_are_the_papers_equations(change):
-    check_against_paper(dataclasses.replace(SMALL, **change), BY_BEHAVIOUR, 1e-10, torch.float64)
+    check_against_paper(changed(SMALL, **change), BY_BEHAVIOUR, 1e-10, torch.float64)
 
 
 @pytest.mark.parametrize(("ablation", "readout"), [*((name, "task") for name in ABLATIONS), ("none", "proxies")])
 @pytest.mark.parametrize("num_heads", [1, 2])
 def test_single_precision_agrees_to_1e_5(ablation, readout, num_heads):
-    options = dataclasses.replace(SMALL, ablation=ablation, readout=readout, num_heads=num_heads)
+    options = changed(SMALL, ablation=ablation, readout=readout, num_heads=num_heads)
     check_against_paper(options, BY_BEHAVIOUR, 1e-5, torch.float32)
 
 
@@ -95,7 +96,7 @@ def test_every_parameter_learns(ablation, proxy_norm):
     """DistributedDataParallel waits for ever for a parameter that gets no gradient."""
     for num_blocks in (2, 3):
         torch.manual_seed(0)
-        model = make_model(dataclasses.replace(SMALL, ablation=ablation, proxy_norm=proxy_norm, num_blocks=num_blocks))
+        model = make_model(changed(SMALL, ablation=ablation, proxy_norm=proxy_norm, num_blocks=num_blocks))
         model(make_tokens()).square().sum().backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and parameter.grad.any(), f"{name} gets no gradient"
@@ -104,7 +105,7 @@ def test_every_parameter_learns(ablation, proxy_norm):
 @pytest.mark.parametrize("num_blocks", [1, 2])
 def test_every_parameter_learns_where_heads_read_proxies(num_blocks):
     torch.manual_seed(0)
-    model = make_model(dataclasses.replace(SMALL, readout="proxies", num_blocks=num_blocks))
+    model = make_model(changed(SMALL, readout="proxies", num_blocks=num_blocks))
     model(make_tokens()).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), f"{name} gets no gradient"
@@ -113,7 +114,7 @@ def test_every_parameter_learns_where_heads_read_proxies(num_blocks):
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_a_batch_without_events_is_finite_and_still_reaches_every_parameter(ablation):
     torch.manual_seed(0)
-    model = make_model(dataclasses.replace(SMALL, ablation=ablation))
+    model = make_model(changed(SMALL, ablation=ablation))
     logits_BT = model(make_tokens(torch.zeros(4, 3, dtype=torch.int64)))
     logits_BT.sum().backward()
 
@@ -133,7 +134,7 @@ def example(tokens: Tokens, b: int) -> Tokens:
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_other_examples_never_change_a_logit(ablation):
     torch.manual_seed(0)
-    model, tokens = make_model(dataclasses.replace(SMALL, ablation=ablation, num_blocks=3)), make_tokens()
+    model, tokens = make_model(changed(SMALL, ablation=ablation, num_blocks=3)), make_tokens()
     logits_BT = model(tokens)
     for b in range(LENGTHS_FB.shape[1]):
         torch.testing.assert_close(model(example(tokens, b))[0], logits_BT[b], rtol=1e-12, atol=1e-12)
@@ -142,7 +143,7 @@ def test_other_examples_never_change_a_logit(ablation):
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_the_order_of_events_inside_a_behaviour_does_not_matter(ablation):
     torch.manual_seed(0)
-    model, tokens = make_model(dataclasses.replace(SMALL, ablation=ablation)), make_tokens()
+    model, tokens = make_model(changed(SMALL, ablation=ablation)), make_tokens()
     runs = tokens.sequence_LD.split(LENGTHS_FB.flatten().tolist())
     shuffled_LD = torch.cat([run[torch.randperm(len(run))] for run in runs])
     assert not torch.equal(shuffled_LD, tokens.sequence_LD)
@@ -172,13 +173,13 @@ def test_parameter_count_is_the_papers_minus_what_is_dead(num_groups, literal_co
     assert sum(torch.Size(shape).numel() for shape in literal.shapes(sizes).values()) == whole
     assert literal_count in (None, whole)
     with torch.device("meta"):
-        model = Infnet(num_features=89, group_of_sequence=groups, num_tasks=num_tasks, width=d, options=InfnetOptions())
+        model = Infnet(num_features=89, group_of_sequence=groups, num_tasks=num_tasks, config=InfnetConfig(width=d))
     assert sum(p.numel() for p in model.parameters()) == whole - dead
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_weights_made_on_the_meta_device_are_those_made_at_once(ablation):
-    options = dataclasses.replace(SMALL, ablation=ablation, proxy_norm="layer")
+    options = changed(SMALL, ablation=ablation, proxy_norm="layer")
     torch.manual_seed(7)
     at_once = build(options, (1, 0, 0, 1))
     with torch.device("meta"):
@@ -199,7 +200,7 @@ def test_weights_made_on_the_meta_device_are_those_made_at_once(ablation):
 
 def test_task_tokens_start_small():
     torch.manual_seed(0)
-    model = Infnet(num_features=1, group_of_sequence=(0,), num_tasks=50, width=64, options=InfnetOptions())
+    model = Infnet(num_features=1, group_of_sequence=(0,), num_tasks=50, config=InfnetConfig(width=64))
 
     for kind in ("task", "task_proxy"):
         token_PD = model.get_parameter(f"start.{kind}.token_PD").detach()
@@ -209,7 +210,7 @@ def test_task_tokens_start_small():
 def test_dropout_acts_on_hidden_layers_while_training_only():
     torch.manual_seed(0)
     plain = make_model()
-    dropping = make_model(dataclasses.replace(SMALL, dropout=0.5))
+    dropping = make_model(changed(SMALL, dropout=0.5))
     dropping.load_state_dict(plain.state_dict())
     tokens = make_tokens()
 
@@ -228,26 +229,38 @@ def test_mixed_precision_on_cpu_stays_near():
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("keys", "words"),
     [
-        (lambda: InfnetOptions(num_blocks=1), ["num_blocks is 1", "at least 2", "untrained"]),
-        (lambda: InfnetOptions(num_blocks=0, ablation="no_gates"), ["num_blocks is 0", "at least 1"]),
+        ({"num_blocks": 1}, ["num_blocks is 1", "at least 2", "untrained"]),
+        ({"num_blocks": 0, "ablation": "no_gates"}, ["num_blocks = 0", "greater than or equal to 1"]),
         (
-            lambda: InfnetOptions(readout="proxies", ablation="no_gates"),
+            {"readout": "proxies", "ablation": "no_gates"},
             ["readout is 'proxies'", "'task' with ablation 'no_gates'", "ablation_head"],
         ),
-        (lambda: InfnetOptions(num_heads=0, num_shared_tokens=-1), ["num_heads is 0", "num_shared_tokens is -1"]),
-        (lambda: InfnetOptions(gate_hidden=(64, 0)), ["gate_hidden is (64, 0)"]),
-        (lambda: InfnetOptions(dropout=1.0), ["dropout is 1.0", "below 1"]),
-        (lambda: InfnetOptions(residual="boht"), ["residual is 'boht'", "did you mean 'both'?"]),  # type: ignore[arg-type]
-        (lambda: InfnetOptions(pooling="max"), ["pooling is 'max'", "sum", "mean"]),  # type: ignore[arg-type]
-        (lambda: build(InfnetOptions(num_heads=3)), ["num_heads is 3", "width 8", "[1, 2, 4, 8]"]),
-        (lambda: build(groups=(0, 2)), ["group_of_sequence is (0, 2)", "0 .. G - 1"]),
-        (lambda: build(groups=()), ["group_of_sequence is ()"]),
-        (lambda: build(groups=(1,), width=0), ["group_of_sequence is (1,)", "width is 0"]),
+        ({"num_heads": 0, "num_shared_tokens": -1}, ["2 faults", "num_heads = 0", "num_shared_tokens = -1"]),
+        ({"num_heads": 3, "num_blocks": 1}, ["width = 16 does not divide by num_heads = 3; and num_blocks is 1"]),
+        ({"gate_hidden": [64, 0]}, ["gate_hidden.1 = 0"]),
+        ({"dropout": 1.0}, ["dropout = 1.0", "less than 1"]),
+        ({"residual": "boht"}, ["residual = 'boht'", "did you mean 'both'?"]),
+        ({"pooling": "max"}, ["pooling = 'max'", "sum", "mean"]),
     ],
 )
-def test_faults_name_the_option_its_value_and_the_rule(make, words):
+def test_faults_name_the_key_its_value_and_the_rule(keys, words):
+    with pytest.raises(UserError) as caught:
+        validate_model(InfnetConfig, keys, "the section")
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: build(SMALL.model_copy(update={"num_heads": 3})), ["num_heads is 3", "width 8", "[1, 2, 4, 8]"]),
+        (lambda: build(groups=(0, 2)), ["group_of_sequence is (0, 2)", "0 .. G - 1"]),
+        (lambda: build(groups=()), ["group_of_sequence is ()"]),
+    ],
+)
+def test_what_cannot_be_built_is_named(make, words):
     with pytest.raises(UserError) as caught:
         make()
     for word in words:

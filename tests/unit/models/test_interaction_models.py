@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import interaction_loops as loops
-from infnet_rec.models.baselines.dcn import Dcn, DcnOptions
-from infnet_rec.models.baselines.dien import Dien, DienOptions
-from infnet_rec.models.baselines.din import Din, DinOptions
-from infnet_rec.models.baselines.fm import Fm, FmOptions
-from infnet_rec.models.baselines.gdcn import Gdcn, GdcnOptions
-from infnet_rec.models.baselines.hstu import Hstu, HstuOptions
-from infnet_rec.models.baselines.wukong import Wukong, WukongOptions
+from infnet_rec.config.baselines import DcnConfig, DienConfig, DinConfig, FmConfig, GdcnConfig, HstuConfig, WukongConfig
+from infnet_rec.models.baselines.dcn import Dcn
+from infnet_rec.models.baselines.dien import Dien
+from infnet_rec.models.baselines.din import Din
+from infnet_rec.models.baselines.fm import Fm
+from infnet_rec.models.baselines.gdcn import Gdcn
+from infnet_rec.models.baselines.hstu import Hstu
+from infnet_rec.models.baselines.wukong import Wukong
 from infnet_rec.models.tokens import TokenLayout, Tokens
 
 WIDTH = 4
@@ -53,35 +54,39 @@ class Case:
 
 SIZES = {"deep_hidden": (9, 7), "head_hidden": (5,)}
 CASES = {
-    "fm": Case(Fm, FmOptions(), lambda w, x: loops.fm(w, x, WIDTH)),
-    "dcn": Case(Dcn, DcnOptions(num_experts=3, rank=5, batch_norm=True, **SIZES), loops.dcn_mixture),
-    "dcn_full": Case(Dcn, DcnOptions(cross="full", deep_hidden=(9, 7)), loops.dcn_full),
-    "gdcn": Case(Gdcn, GdcnOptions(**SIZES), lambda w, x: loops.gdcn(w, x, "stacked")),
+    "fm": Case(Fm, FmConfig(width=WIDTH), lambda w, x: loops.fm(w, x, WIDTH)),
+    "dcn": Case(Dcn, DcnConfig(width=WIDTH, num_experts=3, rank=5, batch_norm=True, **SIZES), loops.dcn_mixture),
+    "dcn_full": Case(Dcn, DcnConfig(width=WIDTH, cross="full", deep_hidden=(9, 7)), loops.dcn_full),
+    "gdcn": Case(Gdcn, GdcnConfig(width=WIDTH, **SIZES), lambda w, x: loops.gdcn(w, x, "stacked")),
     "gdcn_p": Case(
         Gdcn,
-        GdcnOptions(structure="parallel", num_cross_layers=2, batch_norm=True, deep_hidden=(6,)),
+        GdcnConfig(width=WIDTH, structure="parallel", num_cross_layers=2, batch_norm=True, deep_hidden=(6,)),
         lambda w, x: loops.gdcn(w, x, "parallel"),
     ),
-    "wukong": Case(Wukong, WukongOptions(num_products=3, num_linear=4, rank=2, product_hidden=(6, 5)), loops.wukong),
-    "wukong_same_size": Case(
-        Wukong, WukongOptions(num_products=6, num_linear=4, batch_norm=False, **SIZES), loops.wukong
+    "wukong": Case(
+        Wukong, WukongConfig(width=WIDTH, num_products=3, num_linear=4, rank=2, product_hidden=(6, 5)), loops.wukong
     ),
-    "din": Case(Din, DinOptions(**SIZES), loops.din),
-    "din_deep": Case(Din, DinOptions(attention_hidden=(6, 3), deep_hidden=(), batch_norm=True), loops.din),
-    "dien": Case(Dien, DienOptions(auxiliary_hidden=(6, 3)), loops.dien),
-    "dien_plain": Case(Dien, DienOptions(auxiliary_weight=0, batch_norm=False, **SIZES), loops.dien),
-    "hstu": Case(Hstu, HstuOptions(dropout=0.1), lambda w, x: loops.hstu(w, x, 2, 256)),
+    "wukong_same_size": Case(
+        Wukong, WukongConfig(width=WIDTH, num_products=6, num_linear=4, batch_norm=False, **SIZES), loops.wukong
+    ),
+    "din": Case(Din, DinConfig(width=WIDTH, **SIZES), loops.din),
+    "din_deep": Case(Din, DinConfig(width=WIDTH, attention_hidden=(6, 3), deep_hidden=(), batch_norm=True), loops.din),
+    "dien": Case(Dien, DienConfig(width=WIDTH, auxiliary_hidden=(6, 3)), loops.dien),
+    "dien_plain": Case(Dien, DienConfig(width=WIDTH, auxiliary_weight=0, batch_norm=False, **SIZES), loops.dien),
+    "hstu": Case(Hstu, HstuConfig(width=WIDTH, dropout=0.1), lambda w, x: loops.hstu(w, x, 2, 256)),
     "hstu_deep": Case(
         Hstu,
-        HstuOptions(num_layers=3, num_heads=4, max_tokens=20, head_hidden=()),
+        HstuConfig(width=WIDTH, num_layers=3, num_heads=4, max_tokens=20, head_hidden=()),
         lambda w, x: loops.hstu(w, x, 4, 20),
     ),
     "hstu_wide": Case(
         Hstu,
-        HstuOptions(num_heads=3, head_hidden=(5,), transducer_width=6),
+        HstuConfig(width=WIDTH, num_heads=3, head_hidden=(5,), transducer_width=6),
         lambda w, x: loops.hstu(w, x, 3, 256),
     ),
-    "hstu_narrow": Case(Hstu, HstuOptions(num_heads=1, transducer_width=3), lambda w, x: loops.hstu(w, x, 1, 256)),
+    "hstu_narrow": Case(
+        Hstu, HstuConfig(width=WIDTH, num_heads=1, transducer_width=3), lambda w, x: loops.hstu(w, x, 1, 256)
+    ),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -97,7 +102,7 @@ def make_tokens(width: int, lengths_FB: Tensor = LENGTHS_FB) -> Tokens:
 
 def make_model(case: Case, num_tasks: int) -> nn.Module:
     """In evaluation mode, with no weight and no statistic at a special value."""
-    model = case.model(case.layout(num_tasks), WIDTH, case.options).double()
+    model = case.model(case.layout(num_tasks), case.options).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
@@ -198,9 +203,9 @@ def reset(model: nn.Module) -> nn.Module:
 @every_case
 def test_a_model_from_the_meta_device_starts_like_any_other(case):
     with torch.device("meta"):
-        models = [case.model(case.layout(3), WIDTH, case.options) for _ in range(2)]
+        models = [case.model(case.layout(3), case.options) for _ in range(2)]
     models = [reset(model) for model in models]
-    at_once = dict(case.model(case.layout(3), WIDTH, case.options).state_dict())
+    at_once = dict(case.model(case.layout(3), case.options).state_dict())
 
     states = [model.state_dict() for model in models]
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
@@ -226,19 +231,19 @@ BODY = {"deep_hidden": (512, 256, 128)}
 @pytest.mark.parametrize(
     ("model", "options", "one_task", "each_more"),
     [
-        (Fm, FmOptions(), 1, None),  # more than one task brings p: see the next test
-        (Din, DinOptions(**BODY), 1_238_789, 128 + 1),
-        (Dien, DienOptions(auxiliary_weight=0, batch_norm=False, **BODY), 1_780_993, 128 + 1),
-        (Dcn, DcnOptions(cross="full"), 11_643_969, 1872 + 128 + 1),
-        (Dcn, DcnOptions(), 2_588_289, 1872 + 128 + 1),
-        (Gdcn, GdcnOptions(), 22_155_249, 128 + 1),
-        (Gdcn, GdcnOptions(structure="parallel"), 22_157_121, 1872 + 128 + 1),
-        (Wukong, WukongOptions(), 207_009, 32 + 1),
+        (Fm, FmConfig(), 1, None),  # more than one task brings p: see the next test
+        (Din, DinConfig(**BODY), 1_238_789, 128 + 1),
+        (Dien, DienConfig(auxiliary_weight=0, batch_norm=False, **BODY), 1_780_993, 128 + 1),
+        (Dcn, DcnConfig(cross="full"), 11_643_969, 1872 + 128 + 1),
+        (Dcn, DcnConfig(), 2_588_289, 1872 + 128 + 1),
+        (Gdcn, GdcnConfig(), 22_155_249, 128 + 1),
+        (Gdcn, GdcnConfig(structure="parallel"), 22_157_121, 1872 + 128 + 1),
+        (Wukong, WukongConfig(), 207_009, 32 + 1),
     ],
 )
 def test_parameter_counts_are_those_of_the_reference_implementations(model, options, one_task, each_more):
     """d = 16, fields of 89 features and 28 pooled sequences; more tasks add a head each."""
     with torch.device("meta"):
-        counts = [sum(p.numel() for p in model(kuairand(t), 16, options).parameters()) for t in (1, 3)]
+        counts = [sum(p.numel() for p in model(kuairand(t), options).parameters()) for t in (1, 3)]
     assert counts[0] == one_task
     assert each_more is None or counts[1] == one_task + 2 * each_more

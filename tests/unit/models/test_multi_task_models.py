@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import expert_loops as loops
+from infnet_rec.config.baselines import MmoeConfig, PleConfig, SharedBottomConfig, StemConfig
+from infnet_rec.config.model import ModelConfig
+from infnet_rec.config.toml import validate_model
 from infnet_rec.errors import UserError
-from infnet_rec.models.baselines.mmoe import Mmoe, MmoeOptions, Omoe
-from infnet_rec.models.baselines.ple import Ple, PleOptions
-from infnet_rec.models.baselines.shared_bottom import SharedBottom, SharedBottomOptions
-from infnet_rec.models.baselines.stem import Stem, StemOptions
+from infnet_rec.models.baselines.mmoe import Mmoe
+from infnet_rec.models.baselines.ple import Ple
+from infnet_rec.models.baselines.shared_bottom import SharedBottom
+from infnet_rec.models.baselines.stem import Stem
 from infnet_rec.models.tokens import TokenLayout, Tokens
 from interaction_loops import Example
 
@@ -54,21 +57,21 @@ SIZES: dict[str, Any] = {"expert_hidden": (7, 6), "gate_hidden": (5, 3), "head_h
 TWO_OWN: dict[str, Any] = {"num_shared_experts": 3, "num_specific_experts": 2, **SIZES}
 CASES = {
     "shared_bottom": Case(
-        SharedBottom, SharedBottomOptions(bottom_hidden=(7, 6), head_hidden=(4,)), loops.shared_bottom
+        SharedBottom, SharedBottomConfig(width=WIDTH, bottom_hidden=(7, 6), head_hidden=(4,)), loops.shared_bottom
     ),
     "shared_bottom_flat": Case(
-        SharedBottom, SharedBottomOptions(bottom_hidden=(), head_hidden=()), loops.shared_bottom
+        SharedBottom, SharedBottomConfig(width=WIDTH, bottom_hidden=(), head_hidden=()), loops.shared_bottom
     ),
-    "mmoe": Case(Mmoe, MmoeOptions(num_experts=3, **SIZES), loops.mmoe),
+    "mmoe": Case(Mmoe, MmoeConfig(width=WIDTH, num_experts=3, **SIZES), loops.mmoe),
     "mmoe_linear_gate": Case(
-        Mmoe, MmoeOptions(num_experts=2, expert_hidden=(5,), gate_hidden=(), head_hidden=()), loops.mmoe
+        Mmoe, MmoeConfig(width=WIDTH, num_experts=2, expert_hidden=(5,), gate_hidden=(), head_hidden=()), loops.mmoe
     ),
-    "omoe": Case(Omoe, MmoeOptions(num_experts=3, **SIZES), loops.omoe),
-    "ple": Case(Ple, PleOptions(**TWO_OWN), loops.ple, (1,)),
-    "ple_two_layers": Case(Ple, PleOptions(num_layers=2, **TWO_OWN), loops.ple, (2,)),
-    "ple_three_layers": Case(Ple, PleOptions(num_layers=3, num_shared_experts=1, **SIZES), loops.ple, (3,)),
-    "stem": Case(Stem, StemOptions(**TWO_OWN), loops.stem),
-    "stem_one_own": Case(Stem, StemOptions(num_shared_experts=2, **SIZES), loops.stem),
+    "omoe": Case(Mmoe, MmoeConfig(name="omoe", width=WIDTH, num_experts=3, **SIZES), loops.omoe),
+    "ple": Case(Ple, PleConfig(width=WIDTH, **TWO_OWN), loops.ple, (1,)),
+    "ple_two_layers": Case(Ple, PleConfig(width=WIDTH, num_layers=2, **TWO_OWN), loops.ple, (2,)),
+    "ple_three_layers": Case(Ple, PleConfig(width=WIDTH, num_layers=3, num_shared_experts=1, **SIZES), loops.ple, (3,)),
+    "stem": Case(Stem, StemConfig(width=WIDTH, **TWO_OWN), loops.stem),
+    "stem_one_own": Case(Stem, StemConfig(width=WIDTH, num_shared_experts=2, **SIZES), loops.stem),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -84,7 +87,7 @@ def make_tokens(width: int, lengths_FB: Tensor = LENGTHS_FB) -> Tokens:
 
 def make_model(case: Case, num_tasks: int = 3) -> nn.Module:
     """No weight is at a special value, and nearly no ReLU is dead."""
-    model = case.model(case.layout(num_tasks), WIDTH, case.options).double()
+    model = case.model(case.layout(num_tasks), case.options).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -154,9 +157,9 @@ def test_other_examples_never_change_a_logit(case: Case) -> None:
 @every_case
 def test_a_model_from_the_meta_device_starts_like_any_other(case: Case) -> None:
     torch.manual_seed(7)
-    at_once = case.model(LAYOUT, WIDTH, case.options)
+    at_once = case.model(LAYOUT, case.options)
     with torch.device("meta"):
-        later = case.model(LAYOUT, WIDTH, case.options)
+        later = case.model(LAYOUT, case.options)
     later.to_empty(device="cpu")
     torch.manual_seed(7)
     for module in later.modules():
@@ -219,15 +222,15 @@ def kuairand() -> TokenLayout:
 @pytest.mark.parametrize(
     ("model", "options", "reference", "difference"),
     [
-        (SharedBottom, SharedBottomOptions(), 1_197_699, 0),
-        (Mmoe, MmoeOptions(), 9_805_659, 0),
-        (Omoe, MmoeOptions(), 9_308_619, 0),
+        (SharedBottom, SharedBottomConfig(), 1_197_699, 0),
+        (Mmoe, MmoeConfig(), 9_805_659, 0),
+        (Mmoe, MmoeConfig(name="omoe"), 9_308_619, 0),
         # The gate of the last layer's shared stream, which nothing reads: 1872 -> 128 -> 64 -> 8 experts.
-        (Ple, PleOptions(), 13_423_974, -248_520),
+        (Ple, PleConfig(), 13_423_974, -248_520),
         # The same of the second layer, 128 -> 128 -> 64 -> 8; the first layer's mixes 8 + 3 experts.
-        (Ple, PleOptions(num_layers=2), 16_058_313, -25_288 + 3 * (64 + 1)),
+        (Ple, PleConfig(num_layers=2), 16_058_313, -25_288 + 3 * (64 + 1)),
         # The same, of 11 experts.
-        (Stem, StemOptions(), 13_424_559, -248_715),
+        (Stem, StemConfig(), 13_424_559, -248_715),
     ],
 )
 def test_parameter_counts_are_those_of_the_reference_implementations(
@@ -235,7 +238,7 @@ def test_parameter_counts_are_those_of_the_reference_implementations(
 ) -> None:
     """d = 16, fields of 89 features and 28 pooled sequences; what is left out is dead there."""
     with torch.device("meta"):
-        tower = model(kuairand(), 16, options)
+        tower = model(kuairand(), options)
     assert sum(p.numel() for p in tower.parameters()) == reference + difference
 
 
@@ -244,16 +247,26 @@ def test_stems_tables_are_wide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("section", "keys", "words"),
     [
-        (lambda: SharedBottomOptions(bottom_hidden=(8, 0)), ["shared_bottom: bottom_hidden is (8, 0)"]),
-        (lambda: MmoeOptions(num_experts=0, dropout=1.0), ["mmoe: num_experts is 0", "mmoe: dropout is 1.0"]),
-        (lambda: PleOptions(num_layers=0), ["ple: num_layers is 0", "at least 1"]),
-        (lambda: StemOptions(num_specific_experts=0), ["stem: num_specific_experts is 0"]),
+        (
+            SharedBottomConfig,
+            {"bottom_hidden": [8, 0]},
+            ["bottom_hidden.1 = 0: ", "than or equal to 1"],
+        ),
+        (
+            MmoeConfig,
+            {"num_experts": 0, "dropout": 1.0},
+            ["num_experts = 0", "dropout = 1.0: ", "less than 1"],
+        ),
+        (PleConfig, {"num_layers": 0}, ["num_layers = 0", "greater than or equal to 1"]),
+        (StemConfig, {"num_specific_experts": 0}, ["num_specific_experts = 0"]),
     ],
 )
-def test_faults_name_the_option_its_value_and_the_rule(make: Callable[[], object], words: list[str]) -> None:
+def test_faults_name_the_key_its_value_and_the_rule(
+    section: type[ModelConfig], keys: dict[str, Any], words: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
-        make()
+        validate_model(section, keys, "the section")
     for word in words:
         assert word in str(caught.value)

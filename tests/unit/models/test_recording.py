@@ -3,19 +3,27 @@
 Shapes: B examples, Q queries, M categorical tokens, F sequences, S slots, D width.
 """
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor
 
 import literal
+from infnet_rec.config.model import InfnetConfig
 from infnet_rec.errors import UserError
 from infnet_rec.models.infnet.model import Infnet, Kind
-from infnet_rec.models.infnet.options import InfnetOptions
 from infnet_rec.models.infnet.recorder import Recorded, recording
 from infnet_rec.models.tokens import Tokens
-from paper_check import BY_BEHAVIOUR, BY_SEQUENCE, LENGTHS_FB, SMALL, make_model, make_tokens, sizes_of, variant_of
+from paper_check import (
+    BY_BEHAVIOUR,
+    BY_SEQUENCE,
+    LENGTHS_FB,
+    SMALL,
+    changed,
+    make_model,
+    make_tokens,
+    sizes_of,
+    variant_of,
+)
 
 KINDS: dict[str, Kind] = {"C": "categorical", "S": "sequence", "T": "task"}
 
@@ -29,7 +37,7 @@ def record(model: Infnet, tokens: Tokens) -> Recorded:
 
 
 def oracle(
-    model: Infnet, tokens: Tokens, options: InfnetOptions, groups: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    model: Infnet, tokens: Tokens, options: InfnetConfig, groups: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The equations' probabilities of each flow, means over heads, and gates; by the paper's names."""
     sizes = sizes_of(options, groups)
@@ -83,7 +91,7 @@ def newest_last(events_BPX: Tensor, lengths_FB: Tensor) -> Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_probabilities_and_gates_are_the_equations(change, groups, dtype, tolerance, monkeypatch) -> None:
     torch.manual_seed(0)
-    options = dataclasses.replace(SMALL, **change)
+    options = changed(SMALL, **change)
     model, tokens = make_model(options, groups, dtype), make_tokens(dtype=dtype)
     with torch.no_grad():
         tokens.sequence_LD.mul_(3)  # attention far from even
@@ -167,7 +175,7 @@ def test_recording_changes_no_logit_and_leaves_no_hook() -> None:
 
 @pytest.mark.parametrize("ablation", ["no_task_tokens", "no_cross_attention"])
 def test_a_tower_whose_tasks_attend_to_nothing_is_refused(ablation) -> None:
-    model = make_model(dataclasses.replace(SMALL, ablation=ablation))
+    model = make_model(changed(SMALL, ablation=ablation))
     with pytest.raises(UserError, match=f'"{ablation}": no task token attends'), recording(model, lambda _: None):
         pass
     assert not num_hooks(model)

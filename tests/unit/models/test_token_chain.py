@@ -3,7 +3,6 @@
 Shapes: B examples, F sequences, G groups, L sequence tokens, R queries, D width.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +15,7 @@ from infnet_rec.models.infnet.model import Infnet
 from infnet_rec.models.infnet.proxies import pool_sequences
 from infnet_rec.models.tokens import Tokens
 from infnet_rec.planner.op_counter import OpCounter
-from paper_check import SMALL
+from paper_check import SMALL, changed
 
 # Nothing at first, at last and in between; several in a chunk of 8, and one that is longer.
 LENGTHS_FB = torch.tensor([[0, 3, 0, 5, 1, 4, 0], [0, 1, 0, 9, 0, 3, 0], [0, 2, 0, 4, 1, 0, 0]])
@@ -185,8 +184,8 @@ def test_under_autocast_only_products_are_narrow() -> None:
 def test_a_step_makes_one_gradient_of_the_tokens(checkpoint_blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jagged_attention, "CHUNK_TOKENS", 500)
     torch.manual_seed(0)
-    options = dataclasses.replace(SMALL, num_blocks=3, checkpoint_blocks=checkpoint_blocks)
-    model = Infnet(num_features=2, group_of_sequence=(0, 0), num_tasks=2, width=32, options=options)
+    options = changed(SMALL, width=32, num_blocks=3, checkpoint_blocks=checkpoint_blocks)
+    model = Infnet(num_features=2, group_of_sequence=(0, 0), num_tasks=2, config=options)
     lengths_FB = torch.full((2, 20), 2000)
     tokens = Tokens(torch.randn(20, 2, 32), torch.randn(int(lengths_FB.sum()), 32).requires_grad_(), lengths_FB)
 

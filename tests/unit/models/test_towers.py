@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 import torch
@@ -10,28 +10,26 @@ from typer.testing import CliRunner
 
 from data_fixtures import ROOT
 from infnet_rec import cli
-from infnet_rec.config.load import load_config
-from infnet_rec.config.model import ModelConfig
+from infnet_rec.config.load import load_config, validate_run
+from infnet_rec.config.model import model_sections
 from infnet_rec.config.run import RunConfig
-from infnet_rec.config.toml import validate_model
 from infnet_rec.data.run_data import open_data
 from infnet_rec.distributed.process_group import World
 from infnet_rec.errors import UserError
-from infnet_rec.models.infnet.options import InfnetOptions
-from infnet_rec.models.registry import BASELINES, table_width
+from infnet_rec.models.registry import _maker, table_width
+from infnet_rec.models.tokens import TokenLayout
 from infnet_rec.planner.run_plan import check_run
 from infnet_rec.planner.tables import meta_model
 
 SMALL = Path(__file__).parents[2] / "small.toml"
 QUICKSTART = ROOT / "configs" / "quickstart.toml"
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
-OPTIONS = {"infnet": InfnetOptions} | {name: options for name, (_, options) in BASELINES.items()}
 NAMES = ["infnet", "fm", "din", "dien", "dcnv2", "gdcn", "wukong", "hstu"]
 NAMES += ["shared_bottom", "mmoe", "omoe", "ple", "stem"]
 
 
 def named(name: str, **keys: Any) -> RunConfig:
-    return validate_model(RunConfig, {"data": {"store": "x"}, "model": {"name": name, **keys}}, "test")
+    return validate_run({"data": {"store": "x"}, "model": {"name": name, **keys}}, "test")
 
 
 def fault_of(path: Path, *overrides: str) -> str:
@@ -41,27 +39,22 @@ def fault_of(path: Path, *overrides: str) -> str:
 
 
 def test_every_model_has_a_name() -> None:
-    assert list(OPTIONS) == NAMES
+    assert list(model_sections()) == NAMES
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_a_section_has_the_keys_and_defaults_of_its_options(name: str) -> None:
-    """The configuration imports no torch and so repeats them."""
-    section, options = named(name).model, OPTIONS[name]()
-    assert section.name == name
-    fields = {field.name: field.type for field in dataclasses.fields(options)}
-    own = set(type(section).model_fields) - set(ModelConfig.model_fields) - {"name"}
-    assert own == set(fields)
-    for key, kind in fields.items():
-        assert getattr(section, key) == getattr(options, key), key
-        if get_origin(kind) is Literal:
-            assert get_args(type(section).model_fields[key].annotation) == get_args(kind), key
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_has_a_tower(name: str) -> None:
+    layout = TokenLayout(("user", "item"), ("click_item",), (0,), (0,), (1,), num_tasks=2)
+    section = named(name).model
+    with torch.device("meta"):
+        tower = _maker(section)(layout, section)
+    assert isinstance(tower, torch.nn.Module)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_section_is_the_same_when_read_back(name: str) -> None:
     config = named(name, width=8)
-    assert validate_model(RunConfig, config.model_dump(mode="json"), "config.json") == config
+    assert validate_run(config.model_dump(mode="json"), "config.json") == config
     assert config.model.width == 8
 
 
@@ -139,7 +132,6 @@ def test_tasks_are_those_that_were_chosen_in_the_stores_order(small_store: Path)
     [
         (['model={name = "hstu", num_heads = 3}'], ["hstu: num_heads is 3", "width 16"]),
         (['model={name = "hstu", num_heads = 3, transducer_width = 64}'], ["num_heads is 3", "transducer_width 64"]),
-        (["model.num_blocks=1"], ["infnet: num_blocks is 1"]),
         (["model.attention=fused"], ['model.attention is "fused"']),
     ],
 )
@@ -160,7 +152,7 @@ def test_benchmarks_of_infnets_forms_refuse_other_models(verb: list[object]) -> 
     assert str(answer.exception).startswith('model.name is "ple": only "infnet" has several forms')
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_model_makes_tables_wider_than_the_kernels_take(name: str, small_store: Path) -> None:
     """Beyond it FBGEMM gives zeros on a GPU: the widest width that is taken, and the next one, which is refused."""
     loaded = load_config(SMALL, [f'data.store="{small_store}"', f'model={{name="{name}"}}'])

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from infnet_rec.config.load import load_config
-from infnet_rec.distributed.optimizers import DenseName, dense_optimizer
+from infnet_rec.config.train import DenseConfig, DenseOptimizer
+from infnet_rec.distributed.optimizers import dense_optimizer
 from infnet_rec.planner.hardware import load_hardware, parse_cluster
 from infnet_rec.planner.op_counter import OpCounter
 from infnet_rec.planner.run_plan import PlanRequest, open_source, plan_request
@@ -23,7 +24,7 @@ def request_of(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> PlanRequest:
     return plan_request(config, open_source(config).data(config), parse_cluster("4x8", load_hardware("h100")))
 
 
-def optimizer_launches(model: nn.Module, name: DenseName, monkeypatch: pytest.MonkeyPatch) -> int:
+def optimizer_launches(model: nn.Module, name: DenseOptimizer, monkeypatch: pytest.MonkeyPatch) -> int:
     """Clipping and a step of the dense optimizer, after a first step has made its state."""
     # On a GPU torch clips with kernels over lists of tensors; here a CPU stands for it.
     monkeypatch.setattr(torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: True)
@@ -31,7 +32,7 @@ def optimizer_launches(model: nn.Module, name: DenseName, monkeypatch: pytest.Mo
         parameters: dict[str, Tensor] = {}
         for key, value in model.named_parameters():
             parameters[key] = nn.Parameter(torch.zeros(value.shape))
-        dense, _ = dense_optimizer(parameters, name, lr=1e-3, weight_decay=0.0, max_grad_norm=10.0)
+        dense, _ = dense_optimizer(parameters, DenseConfig(optimizer=name))
         dense.init_state()
         with OpCounter() as ledger:
             dense.step()

@@ -25,9 +25,8 @@ from infnet_rec.data.store import Store
 from infnet_rec.distributed.process_group import process_group
 from infnet_rec.errors import UserError
 from infnet_rec.experiments import search
-from infnet_rec.experiments.check import check_against_store
 from infnet_rec.experiments.process import Job, RunEnded
-from infnet_rec.experiments.runner import ExperimentArgs, run_experiment
+from infnet_rec.experiments.runner import ExperimentArgs, check_against_store, run_experiment
 from infnet_rec.metrics import TaskMetrics, evaluate_scores, mean_over_tasks
 from infnet_rec.trainer.loop import RunLength
 from kiosk import kiosk

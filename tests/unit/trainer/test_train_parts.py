@@ -11,7 +11,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from infnet_rec.batch import Batch
-from infnet_rec.config.train import SparseConfig, TrainConfig, hasty_patience
+from infnet_rec.config.train import DenseConfig, LossConfig, ScheduleConfig, SparseConfig, TrainConfig, hasty_patience
 from infnet_rec.metrics import TaskMetrics
 from infnet_rec.models.ranking_model import MultiTaskLoss
 from infnet_rec.models.tokens import Tokens
@@ -21,13 +21,14 @@ from infnet_rec.trainer.metric_logger import MetricLogger, format_duration
 
 def test_a_constant_rate_warms_up_and_stays() -> None:
     """Up in a line, the full rate first reached at the last warm-up step."""
-    schedule = Schedule(2.0, "constant", warmup_steps=4, num_steps=10)
+    schedule = Schedule(DenseConfig(lr=2.0, schedule=ScheduleConfig(warmup_steps=4)), num_steps=10)
     assert [schedule.at(step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
 
 
 def test_a_cosine_ends_at_its_final_fraction() -> None:
     """Half-way down in the middle; level after the end; never rising."""
-    schedule = Schedule(1.0, "cosine", warmup_steps=10, num_steps=110, final_fraction=0.1)
+    down = ScheduleConfig(kind="cosine", warmup_steps=10, final_fraction=0.1)
+    schedule = Schedule(SparseConfig(lr=1.0, schedule=down), num_steps=110)
     rates = [schedule.at(step) for step in range(10, 130)]
     assert rates[0] == 1.0 and rates[50] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1) == rates[-1]
     assert all(a >= b for a, b in itertools.pairwise(rates))
@@ -83,19 +84,21 @@ def test_the_loss_is_the_weighted_sum_of_cross_entropies() -> None:
     logits = torch.tensor([[0.3, -1.0], [2.0, 0.5], [9.0, 9.0]])
     labels = [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     given = batch(labels, [1.0, 1.0, 0.0], rarity=0.5)
-    loss, by_task = MultiTaskLoss((2.0, 0.5))(logits, tokens(3), given)
+    weights = {"a": 2.0, "b": 0.5}
+    loss, by_task = MultiTaskLoss(LossConfig(task_weights=weights), ("a", "b"))(logits, tokens(3), given)
     p = 1 / (1 + np.exp(-logits.double().numpy()))
     y = np.array(labels)
     expected = -(y * np.log(p) + (1 - y) * np.log(1 - p))[:2].mean(0)
     np.testing.assert_allclose(by_task.numpy(), expected, atol=1e-6)
     assert loss.item() == pytest.approx(2.0 * expected[0] + 0.5 * expected[1], abs=1e-6)
-    penalised, _ = MultiTaskLoss((2.0, 0.5), embedding_l2=0.1)(logits, tokens(3), given)
+    penalty = LossConfig(task_weights=weights, embedding_l2=0.1)
+    penalised, _ = MultiTaskLoss(penalty, ("a", "b"))(logits, tokens(3), given)
     assert penalised.item() - loss.item() == pytest.approx(0.1 / 2 * 6 * 0.5, abs=1e-6)
 
 
 def test_uncertainty_weights_settle_at_the_losses() -> None:
     """exp(-s) L + s is least where exp(s) = L."""
-    criterion = MultiTaskLoss((1.0, 1.0), "uncertainty")
+    criterion = MultiTaskLoss(LossConfig(weighting="uncertainty"), ("a", "b"))
     logits, given = torch.tensor([[0.0, 3.0]]), batch([[1.0, 0.0]], [1.0])
     optimizer = torch.optim.SGD(criterion.parameters(), lr=0.5)
     for _ in range(300):

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import sharded_runs
-from infnet_rec.checkpoint.saver import CheckpointSaver, RetentionPolicy
+from infnet_rec.checkpoint.saver import CheckpointSaver
 from infnet_rec.checkpoint.store import CheckpointStore
 from infnet_rec.checkpoint.train_state import TrainState
+from infnet_rec.config.checkpoint import CheckpointConfig
+from infnet_rec.config.train import DenseConfig, ScheduleConfig
 from infnet_rec.data.run_data import open_data
 from infnet_rec.data.sampler import TimeOrder
 from infnet_rec.data.store import as_numpy, read_arrow, write_arrow
@@ -27,7 +29,6 @@ from infnet_rec.trainer.build import shard_model, train_loader, train_order
 from infnet_rec.trainer.loop import LearningRates, RunLength, Schedule, Trainer
 from infnet_rec.trainer.metric_logger import MetricLogger
 from infnet_rec.trainer.nonfinite import NonFiniteMonitor
-from infnet_rec.trainer.train import pace_of, schedule_of
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def training(
     data, world = open_data(config), sharded_runs.world_of(0, 1)
     sharded = shard_model(config, data, world)
     renewed: list[int] = []
-    constant = Schedule(lr, "constant", 0, pace.num_steps)
+    constant = Schedule(DenseConfig(lr=lr), pace.num_steps)
     built = Trainer(
         model=sharded.model,
         pipeline=sharded.pipeline,
@@ -78,8 +79,7 @@ def training(
             CheckpointStore(folder),
             sharded.model,
             sharded.optimizers,
-            RetentionPolicy(2, 1),
-            "sync",
+            CheckpointConfig(),
             {"plan": {}, "world_size": 1},
             print,
         ),
@@ -169,9 +169,8 @@ def test_settings_arrive_where_they_act(alone: None, small_store: Path) -> None:
     times = data.store.examples("train").time_N
     first = times[order.global_batch(0)]
     assert first.max() <= np.sort(times)[len(first) - 1]
-    schedule = schedule_of(config.train.dense, pace_of(config, data))
-    assert schedule == Schedule(1e-3, "cosine", 3, pace_of(config, data).num_steps)
-    assert schedule_of(config.train.sparse, pace_of(config, data)).kind == "constant"
+    assert config.train.dense.schedule == ScheduleConfig(kind="cosine", warmup_steps=3)
+    assert config.train.sparse.schedule == ScheduleConfig()
     sharded = shard_model(config, data, world)
     batch = next(iter(train_loader(config, data, world).batches(0, 1)))
     loss, scores = sharded.model.train()(batch)
