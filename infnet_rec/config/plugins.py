@@ -133,6 +133,8 @@ def carried_plugins() -> tuple[list[str], dict[str, str]]:
                 f"--plugin {plugin.name}: has {len(plugin.text.encode()):,} bytes, and a launch carries at most "
                 f"{MAX_BYTES:,}; install it as a package with an entry point of the group {GROUP!r}"
             )
+        if plugin.variable in variables:
+            raise UserError(f"--plugin {plugin.name}: another file would be {plugin.variable} too; rename one")
         words.append(f"--plugin={CARRIED}{plugin.name}")
         variables[plugin.variable] = plugin.text
     return words, variables

@@ -165,8 +165,10 @@ def test_a_changed_file_is_another_cell(known: None, my_model: Path, tmp_path: P
     assert keys[0] != keys[1]
 
 
-def test_launches_carry_the_text(known: None, my_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_carry_the_text(known: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every form hands the text itself to every node; there it is the same plugin."""
+    my_model = tmp_path / "my_model.py"
+    my_model.write_text(EXAMPLE + "# what's a shell's: \"$HOME\", `ls`, \\, ä, {a,b}\n")
     plugins.use_plugins([str(my_model)])
     sha = hashlib.sha256(my_model.read_bytes()).hexdigest()
     overrides = ["data.store=x", CHOSEN]
@@ -316,3 +318,19 @@ def test_two_files_of_one_name_are_refused(known: None, my_model: Path, tmp_path
     plugins.use_plugins([str(my_model), str(other)])
     with pytest.raises(UserError, match="two different files are called alike"):
         plugins.load_plugins()
+
+
+def test_a_launch_carries_no_two_files_in_one_variable(known: None, tmp_path: Path) -> None:
+    for name, model in (("my-model.py", "field_mix"), ("my_model.py", "another_mix")):
+        (tmp_path / name).write_text(EXAMPLE.replace("field_mix", model))
+    plugins.use_plugins([str(tmp_path / "my-model.py"), str(tmp_path / "my_model.py")])
+    with pytest.raises(UserError, match="another file would be INFNET_REC_PLUGIN_MY_MODEL_PY too"):
+        plugins.carried_plugins()
+
+
+def test_what_is_too_large_for_a_variable_is_refused(known: None, tmp_path: Path) -> None:
+    path = tmp_path / "my_model.py"
+    path.write_text(EXAMPLE + "# " + "x" * 90_000)
+    plugins.use_plugins([str(path)])
+    with pytest.raises(UserError, match=r"a launch carries at most 90,000; install it as a package"):
+        plugins.carried_plugins()
