@@ -21,6 +21,7 @@ from typing import Dict, List, NoReturn, Optional
 from torchx import specs
 
 from infnet_rec.cli.bench import bench as bench_verbs
+from infnet_rec.config.plugins import carried_plugins, encoded, use_plugins
 from infnet_rec.errors import UserError, did_you_mean
 from infnet_rec.launcher.job import PORT, Launch, Meeting, Size, agent, one_line, parse_size, shell_threads, single
 
@@ -28,6 +29,7 @@ from infnet_rec.launcher.job import PORT, Launch, Meeting, Size, agent, one_line
 IMAGE = "infnet-rec"
 # Starts after the scheduler took the job back or a node was lost; the run goes on from what was saved.
 MAX_RETRIES = 3
+PLUGIN = "--plugin="
 # Verbs of bench that measure several ranks; the others are started alone.
 SEVERAL_RANKS = ("run", "embedding")
 # torchx fills in `${...}`, so the shell's own dollars are doubled; a scheduler that names no first node runs it here.
@@ -47,7 +49,7 @@ def train(
     """Trains a model as a file says; the same run_dir again goes on where it was saved last.
 
     Args:
-        overrides: KEY=VALUE laid on the configuration, after "--".
+        overrides: KEY=VALUE laid on the configuration, after "--"; --plugin=FILE there carries a model of your own.
         config: a run's TOML file, at the same path on every node.
         run_dir: a folder that all nodes share; by default one in runs, named after the configuration and the time.
         j: NODESxRANKS, or MIN:MAXxRANKS where nodes may come and go.
@@ -58,11 +60,13 @@ def train(
     """
     # Named here and now: ranks that are started again must find what they left.
     run_dir = run_dir or f"runs/{Path(config).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    words = ("train", config, f"--run-dir={run_dir}", *_set(overrides))
-    return _app(Launch(words, _size(j), "infnet-rec-train", env or {}, image=image, mounts=tuple(mounts or ())), h)
+    told, env = _carried(overrides, env)
+    words = ("train", config, f"--run-dir={run_dir}", *told)
+    return _app(Launch(words, _size(j), "infnet-rec-train", env, image=image, mounts=tuple(mounts or ())), h)
 
 
 def evaluate(
+    *options: str,
     run_dir: str,
     split: str = "test",
     j: str = "1x2",
@@ -74,6 +78,7 @@ def evaluate(
     """Scores a split with the best weights of a run, on any number of ranks.
 
     Args:
+        options: after "--"; --plugin=FILE carries the model of your own that the run was made with.
         run_dir: what train left, in a folder that all nodes share.
         split: train, valid or test.
         j: NODESxRANKS.
@@ -82,8 +87,9 @@ def evaluate(
         env: environment variables, NAME=VALUE,NAME=VALUE.
         mounts: into the container, type=bind,src=PATH,dst=PATH.
     """
-    words = ("eval", run_dir, f"--split={split}")
-    return _app(Launch(words, _size(j), "infnet-rec-eval", env or {}, image=image, mounts=tuple(mounts or ())), h)
+    told, env = _carried(options, env)
+    words = ("eval", run_dir, f"--split={split}", *told)
+    return _app(Launch(words, _size(j), "infnet-rec-eval", env, image=image, mounts=tuple(mounts or ())), h)
 
 
 def bench(
@@ -99,7 +105,7 @@ def bench(
     """Measures what the machines make of a run.
 
     Args:
-        overrides: KEY=VALUE laid on the configuration, after "--".
+        overrides: KEY=VALUE laid on the configuration, after "--"; --plugin=FILE there carries a model of your own.
         config: a run's TOML file, at the same path on every node.
         what: a verb of infnet-rec bench that takes a configuration; run trains for a while and says where a step goes.
         j: NODESxRANKS; by default 1x2 for run, and 1x1 for what measures one rank.
@@ -113,9 +119,10 @@ def bench(
     known = [verb.name or getattr(verb.callback, "__name__", "") for verb in takes]
     if what not in known:
         _leave(UserError(f"--what {what}: must be one of {', '.join(known)}{did_you_mean(what, known)}"))
-    words = ("bench", what, config, *_set(overrides))
+    told, env = _carried(overrides, env)
+    words = ("bench", what, config, *told)
     j = j or ("1x2" if what in SEVERAL_RANKS else "1x1")
-    return _app(Launch(words, _size(j), "infnet-rec-bench", env or {}, image=image, mounts=tuple(mounts or ())), h)
+    return _app(Launch(words, _size(j), "infnet-rec-bench", env, image=image, mounts=tuple(mounts or ())), h)
 
 
 def plan(
@@ -131,7 +138,7 @@ def plan(
     """Says whether a run fits on hardware that nobody has rented yet, and how long a step is; one process.
 
     Args:
-        overrides: KEY=VALUE laid on the configuration, after "--".
+        overrides: KEY=VALUE laid on the configuration, after "--"; --plugin=FILE there carries a model of your own.
         config: a run's TOML file.
         j: NODESxRANKS that are planned for, not started.
         hardware: a name of the catalogue or a TOML file; what the configuration says if missing.
@@ -141,10 +148,9 @@ def plan(
         mounts: into the container, type=bind,src=PATH,dst=PATH.
     """
     _size(j)
-    words = ("plan", config, "-j", j, *([f"--hardware={hardware}"] if hardware else []), *_set(overrides))
-    return _alone(
-        Launch(words, Size(1, 1, 1), "infnet-rec-plan", env or {}, image=image, mounts=tuple(mounts or ())), h
-    )
+    told, env = _carried(overrides, env)
+    words = ("plan", config, "-j", j, *([f"--hardware={hardware}"] if hardware else []), *told)
+    return _alone(Launch(words, Size(1, 1, 1), "infnet-rec-plan", env, image=image, mounts=tuple(mounts or ())), h)
 
 
 def experiment(
@@ -163,7 +169,8 @@ def experiment(
     no reason to end the others: on Slurm, "infnet-rec experiment" with --part in an array job does the same.
 
     Args:
-        options: further options of "infnet-rec experiment", such as --ranks=4, --jobs=2 or --set=KEY=VALUE, after "--".
+        options: further options of "infnet-rec experiment", such as --ranks=4, --jobs=2 or --set=KEY=VALUE, after "--";
+            the text of a --plugin=FILE travels with the job.
         experiment: an experiment's TOML file, at the same path on every node.
         out: its folder, which all nodes share.
         j: parts.
@@ -174,11 +181,10 @@ def experiment(
     """
     if not re.fullmatch(r"[1-9]\d{0,3}", j, re.ASCII):
         _leave(UserError(f"-j {j}: must be a number of parts from 1 to 9999, such as 4"))
-    words = ("experiment", experiment, f"--out={out}", *options)
+    told, env = _carried(options, env, verbatim=True)
+    words = ("experiment", experiment, f"--out={out}", *told)
     # One part is enough to begin with.
-    parts = Launch(
-        words, Size(1, int(j), 1), "infnet-rec-experiment", env or {}, image=image, mounts=tuple(mounts or ())
-    )
+    parts = Launch(words, Size(1, int(j), 1), "infnet-rec-experiment", env, image=image, mounts=tuple(mounts or ()))
     # torchx fills in the replica's number, from 0, as a variable of the shell where it is known there only.
     part = f"--part=$$(( {specs.macros.replica_id} + 1 ))/{j}"
     app = _described(parts, f"exec {_kept(' '.join(single(parts)))} {part}", h)
@@ -283,8 +289,25 @@ def _kept(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def _set(overrides: tuple[str, ...]) -> list[str]:
-    return [f"--set={override}" for override in overrides]
+def _carried(
+    given: tuple[str, ...], env: Optional[Dict[str, str]], *, verbatim: bool = False
+) -> tuple[list[str], dict[str, str]]:
+    """Words for the verb of what stands after "--", and the environment that has the texts of plugins.
+
+    Args:
+        given: KEY=VALUE for --set, or options that are passed on; and --plugin=FILE.
+        env: what else is to stand in the environment.
+        verbatim: whether these are options.
+    """
+    use_plugins([word.removeprefix(PLUGIN) for word in given if word.startswith(PLUGIN)])
+    try:
+        words, texts = carried_plugins()
+    except UserError as fault:
+        _leave(fault)
+    others = [word for word in given if not word.startswith(PLUGIN)]
+    told = others if verbatim else [f"--set={override}" for override in others]
+    # Schedulers read what stands in a variable each in its own way.
+    return [*told, *words], {name: encoded(text) for name, text in texts.items()} | (env or {})
 
 
 def _size(j: str) -> Size:

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from benchmarks.gpu.records import Settings, Writer
 from benchmarks.gpu.small_runs import FUSED, guarded, prepare, small_config
 from infnet_rec.batch import Batch
+from infnet_rec.config.model import model_sections
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.run_data import RunData
 from infnet_rec.distributed.parallelize import reset_dense
 from infnet_rec.models.ranking_model import RankingModel
-from infnet_rec.models.registry import BASELINES
 from infnet_rec.planner.tables import meta_model
 from infnet_rec.trainer.build import train_loader
 
-MODELS = ("infnet", *BASELINES)
+MODELS = tuple(model_sections())
 # Of losses; and of all gradients together, as root mean squares. Products in bf16 have 8 bits.
 FP32_LIMITS, BF16_LIMITS = (1e-4, 1e-3), (3e-2, 0.3)
 TABLE_STD = 0.1

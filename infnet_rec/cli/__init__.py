@@ -1,5 +1,7 @@
 """The command line. Only names are imported here: help answers at once, a verb imports what it needs.
 
+Start at a verb's function: it parses, calls its room and prints. May import everything.
+
 Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 understood, and the answer is no,
 75 stopped by a signal with its work saved, or another process is at it: run it again.
 """
@@ -32,7 +34,7 @@ from infnet_rec.cli.doctor import doctor
 from infnet_rec.cli.experiment import EXPERIMENT_EPILOG, REPORT_EPILOG, experiment, report
 from infnet_rec.cli.launch import EPILOG as LAUNCH_EPILOG
 from infnet_rec.cli.launch import SUBMIT_EPILOG, launch, submit
-from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
+from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, with_plugins
 from infnet_rec.cli.plan import EPILOG as PLAN_EPILOG
 from infnet_rec.cli.plan import plan
 from infnet_rec.errors import TRY_AGAIN, Busy, CommonUserError, Failure, Interrupted, Refusal, UserError
@@ -52,14 +54,14 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
-app.command(epilog=PLAN_EPILOG)(plan)
-app.command(epilog=LAUNCH_EPILOG)(launch)
-app.command(epilog=SUBMIT_EPILOG)(submit)
+app.command(epilog=PLAN_EPILOG)(with_plugins(plan))
+app.command(epilog=LAUNCH_EPILOG)(with_plugins(launch))
+app.command(epilog=SUBMIT_EPILOG)(with_plugins(submit))
 app.add_typer(checkpoint, name="checkpoint")
-app.command(epilog=EXPERIMENT_EPILOG)(experiment)
+app.command(epilog=EXPERIMENT_EPILOG)(with_plugins(experiment))
 app.command(epilog=REPORT_EPILOG)(report)
-app.command(epilog=ATTENTION_EPILOG)(attention)
-app.command(epilog=DOCTOR_EPILOG)(doctor)
+app.command(epilog=ATTENTION_EPILOG)(with_plugins(attention))
+app.command(epilog=DOCTOR_EPILOG)(with_plugins(doctor))
 
 
 @app.command(
@@ -71,8 +73,9 @@ Example:
   like             0.8986      0.6965     0.8672      0.7222         0.0719
   long_view        0.7165      0.6196     0.7290      0.6668         0.5471
   best at step 206 of 206; 4,673 examples/s on 2 ranks; 0:27 in all
-  results: runs/two"""
+  results: runs/two""",
 )
+@with_plugins
 def train(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
     overrides: Overrides = None,
@@ -113,8 +116,9 @@ Example:
   task              AUC     gAUC     95 % interval    users  log loss      NE  calib.
   click          0.7264   0.6757  0.6570 to 0.6938      637    0.5997   0.873   1.052
   like           0.8672   0.7222  0.6478 to 0.7898       59    0.0719   0.843   1.004
-  long_view      0.7290   0.6668  0.6482 to 0.6869      593    0.5471   0.877   1.087"""
+  long_view      0.7290   0.6668  0.6482 to 0.6869      593    0.5471   0.877   1.087""",
 )
+@with_plugins
 def eval(
     run_dir: Annotated[Path, typer.Argument(help="A run directory that 'infnet-rec train' made.")],
     split: Annotated[str, typer.Option(help="train, valid, test or a further test.")] = "test",
@@ -142,8 +146,9 @@ Example:
   blocks.1                                       6,224             224,064
   heads                                          9,603              18,624
   dense part                                   229,603           1,085,760
-  89 tables, 10,641 rows of 16                 170,256"""
+  89 tables, 10,641 rows of 16                 170,256""",
 )
+@with_plugins
 def model(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
     overrides: Overrides = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks
+from infnet_rec.cli.options import SETTINGS, AsJson, Overrides, Ranks, with_plugins
 
 bench = typer.Typer(
     help="What this machine makes of the model: real training by parts, and loader, lookups, tower and step alone.",
@@ -50,8 +50,9 @@ Example:
   ...
   compute-bound: 70% of a step is the tower
   what would help most: a faster processor or more ranks, or a smaller tower ...; at most 3.32 times faster
-  an epoch is 103 steps, 0:08, 0.004174 rank hours"""
+  an epoch is 103 steps, 0:08, 0.004174 rank hours""",
 )
+@with_plugins
 def run(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
     overrides: Overrides = None,
@@ -135,6 +136,7 @@ Example:
   ...
   a step on batches in memory takes 761.7 ms, so it needs 672 examples/s: the loader alone gives ...""",
 )
+@with_plugins
 def input_(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
     overrides: Overrides = None,
@@ -161,8 +163,9 @@ Example:
   examples/s                         569       2,048           -
   peak memory, MiB                 584.0       224.8           -
   ...
-  of the roofline                  2.05%       7.38%           -"""
+  of the roofline                  2.05%       7.38%           -""",
 )
+@with_plugins
 def tower(
     config: Annotated[Path | None, typer.Argument(help="A run's TOML file; a built-in shape without one.")] = None,
     overrides: Overrides = None,
@@ -202,8 +205,9 @@ Example:
                                        ids   lookups    forward  and backward  MiB sent  and back
   sequences: each distinct id once   3,678    47,288     5.56 M        2.98 M      0.14      0.11
   sequences: every token            47,288    47,288     3.70 M        2.35 M      1.70      1.45
-  features of their own tables      43,520    43,520     4.85 M        2.67 M      1.66      1.33"""
+  features of their own tables      43,520    43,520     4.85 M        2.67 M      1.66      1.33""",
 )
+@with_plugins
 def embedding(
     config: Annotated[Path, typer.Argument(help="A run's TOML file; its first training batch is looked up.")],
     overrides: Overrides = None,
@@ -235,8 +239,9 @@ Example:
   literal tower, every token looked up       1,712.8           598     1.00               1.00
   literal tower, each distinct id once       1,678.1           610     1.02               1.04
   our tower, every token looked up             126.1         8,122    13.59              13.60
-  ours                                         128.2         7,986    13.36              13.39"""
+  ours                                         128.2         7,986    13.36              13.39""",
 )
+@with_plugins
 def step(
     config: Annotated[Path, typer.Argument(help="A run's TOML file.")],
     overrides: Overrides = None,

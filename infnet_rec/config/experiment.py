@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from infnet_rec.config.load import lay, make_config
+from infnet_rec.config.plugins import plugin_of
 from infnet_rec.config.ranges import Count
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import StrictModel, read_toml, validate_model
@@ -251,6 +252,8 @@ def key_of(config: RunConfig) -> str:
         section, name = path.split(".")
         data.get(section, {}).pop(name, None)
     data.pop("checkpoint", None)
+    if (plugin := plugin_of(config.model)) is not None:
+        data["plugin"] = plugin.sha256
     return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infnet_rec.config.plugins import load_plugins
 from infnet_rec.config.run import RunConfig, run_config
 from infnet_rec.config.toml import read_toml, validate_model
 from infnet_rec.errors import UserError
@@ -50,8 +51,9 @@ def validate_run(data: dict[str, Any], source: str) -> RunConfig:
         source: where the data is from, for messages.
 
     Raises:
-        UserError: every fault at once.
+        UserError: every fault at once; a plugin that cannot be read.
     """
+    load_plugins()
     return validate_model(run_config(), data, source)
 
 

@@ -3,7 +3,8 @@
 A model's section is what its tower is built from: `infnet_rec.models.registry` knows which tower belongs to which.
 """
 
-from typing import Annotated, Literal, Self, TypeVar, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import Field, model_validator
 
@@ -75,7 +76,7 @@ class ModelConfig(StrictModel):
     table_std: Positive = 0.01
     tables: dict[str, ManagedTable] = Field(default_factory=dict)
     compile: bool = False
-    name: str
+    name: Any  # a Literal in every section of its own
 
 
 Section = TypeVar("Section", bound=ModelConfig)
@@ -106,6 +107,12 @@ def model_section(section: type[Section]) -> type[Section]:
 def model_sections() -> dict[str, type[ModelConfig]]:
     """The sections that there are now, by the names that a file calls them by."""
     return dict(_SECTIONS)
+
+
+def replace_sections(sections: Mapping[str, type[ModelConfig]]) -> None:
+    """Goes back to the sections that there were, where what registers others failed half-way."""
+    _SECTIONS.clear()
+    _SECTIONS.update(sections)
 
 
 @model_section

@@ -21,10 +21,10 @@ if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-class StrictModel(BaseModel, frozen=True):
+class StrictModel(BaseModel):
     """A frozen model that knows all its keys and converts nothing silently."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 Model = TypeVar("Model", bound=StrictModel)

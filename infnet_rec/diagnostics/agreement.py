@@ -18,6 +18,7 @@ from torch.cuda import nccl
 
 import infnet_rec
 from infnet_rec.config.load import flatten_config
+from infnet_rec.config.plugins import SHOWN, plugin_of
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.run_data import RunData
 from infnet_rec.data.store import Store
@@ -53,6 +54,8 @@ def identity(config: RunConfig | None, data: RunData | None, world: World) -> Id
     found = {"code": code(Path(infnet_rec.__file__).parent), "versions": versions(world)}
     if config is not None:
         settings = flatten_config(config.model_dump(mode="json"))
+        if (plugin := plugin_of(config.model)) is not None:
+            found["code"][f"plugin {plugin.name}"] = plugin.sha256[:SHOWN]
         found["config"] = {key: json.dumps(value) for key, value in settings.items() if key not in MAY_DIFFER}
     if data is not None:
         found["store"] = store_contents(data.store)

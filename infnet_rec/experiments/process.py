@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from infnet_rec.config.plugins import plugin_words
 from infnet_rec.config.toml import read_json
 from infnet_rec.errors import TRY_AGAIN
 from infnet_rec.launcher.failures import ERROR_FILE
@@ -110,7 +111,7 @@ class Job:
         ranks = [f"--ranks={self.num_ranks}"] if self.num_ranks > 1 else []
         sets = [f"--set={override}" for override in self.overrides]
         infnet_rec = [sys.executable, "-m", "infnet_rec.cli"]
-        return [*infnet_rec, "train", str(self.config), f"--run-dir={self.run_dir}", *ranks, *sets]
+        return [*infnet_rec, "train", str(self.config), f"--run-dir={self.run_dir}", *ranks, *sets, *plugin_words()]
 
 
 @dataclass(frozen=True, slots=True)

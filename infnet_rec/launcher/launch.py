@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from infnet_rec.config.load import load_config
+from infnet_rec.config.plugins import carried_plugins
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.sampler import check_divides
 from infnet_rec.errors import UserError, did_you_mean
@@ -56,8 +58,10 @@ def write_launch(
     _check_batch(config.train.global_batch_size, asked)
     if asked.is_elastic:
         _check_any_number(config, asked)
-    words = ("train", str(config_path), f"--run-dir={run_dir}", *(f"--set={o}" for o in overrides))
+    plugins, variables = carried_plugins()
+    words = ("train", str(config_path), f"--run-dir={run_dir}", *(f"--set={o}" for o in overrides), *plugins)
     job = _job(words, asked, form, read_settings(settings))
+    job = replace(job, environment=variables | dict(job.environment))
     return {"form": form, "name": job.name, "text": FORMS[form](job)}
 
 

@@ -6,15 +6,20 @@ A tower is an `nn.Module` made of a `TokenLayout` and its section; its `forward`
 import functools
 import importlib
 import pkgutil
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from infnet_rec.config.model import MAX_TABLE_WIDTH, ModelConfig, model_section
+from infnet_rec.config.plugins import plugin_of
 from infnet_rec.config.run import RunConfig
 from infnet_rec.errors import UserError
-from infnet_rec.models.tokens import TokenLayout
+from infnet_rec.models.batched import Constant
+from infnet_rec.models.tokens import TokenLayout, Tokens
 from infnet_rec.schema import Schema
 
 
@@ -60,7 +65,10 @@ def make_tower(config: RunConfig, schema: Schema) -> nn.Module:
     Raises:
         UserError: the model cannot be built for this schema.
     """
-    tower: Any = _maker(config.model)(TokenLayout.of(schema), config.model)
+    layout, make = TokenLayout.of(schema), _maker(config.model)
+    if (plugin := plugin_of(config.model)) is not None:
+        check_tower(make, layout, config.model, table_width(config, schema), plugin.name)
+    tower: Any = make(layout, config.model)
     tower.precision = config.train.precision
     return tower
 
@@ -88,8 +96,63 @@ def table_width(config: RunConfig, schema: Schema) -> int:
     return found
 
 
+def check_tower(make: MakesTower, layout: TokenLayout, section: ModelConfig, width: int, source: str) -> None:
+    """Builds a tower that we do not know and runs it on two examples, one of which has no events.
+
+    Args:
+        make: the tower's class or function.
+        layout: of the tokens.
+        section: its configuration.
+        width: of the tokens.
+        source: the file or package that it is from, for messages.
+
+    Raises:
+        UserError: it cannot be built or run, its logits have another shape than one an example and task, or it has
+            parameters that nobody would draw.
+    """
+    what = f"model {section.name!r} of {source}"
+    # Towers are built on the meta device; this one must compute, and move no random number of the run's.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        lengths_FB = torch.tensor([[0, 3]] * len(layout.sequence_names), dtype=torch.int64).view(-1, 2)
+        tokens = Tokens(
+            categorical_BMD=torch.randn(2, len(layout.feature_names), width),
+            sequence_LD=torch.randn(int(lengths_FB.sum()), width),
+            lengths_FB=lengths_FB,
+        )
+        try:
+            tower = make(layout, section)
+            logits_BT = tower.eval()(tokens)
+        except UserError:
+            raise
+        except Exception as error:  # whatever somebody else's code raises
+            at, first_line = traceback.extract_tb(error.__traceback__)[-1], (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"{what}: fails on two examples: {type(error).__name__}: {first_line} "
+                f"({at.name}, line {at.lineno} of {Path(at.filename).name})"
+            ) from error
+    expected = (2, layout.num_tasks)
+    if not isinstance(logits_BT, Tensor) or tuple(logits_BT.shape) != expected:
+        found = tuple(logits_BT.shape) if isinstance(logits_BT, Tensor) else type(logits_BT).__name__
+        raise UserError(
+            f"{what}: forward gives {found} for 2 examples and {layout.num_tasks} tasks; return logits of shape "
+            f"[examples, tasks], which is {expected}"
+        )
+    for name, module in tower.named_modules():
+        own = [*module._parameters, *(() if isinstance(module, Constant) else module._buffers)]
+        if own and not callable(getattr(module, "reset_parameters", None)):
+            raise UserError(
+                f"{what}: {name or 'the tower'} ({type(module).__name__}) holds {', '.join(own)} and has no method "
+                "reset_parameters; towers are built without memory first, so give it one that draws them"
+            )
+
+
 def _maker(section: ModelConfig) -> MakesTower:
     _import_own_towers()
+    if type(section) not in _TOWERS:
+        raise UserError(
+            f"model {section.name!r}: its section {type(section).__name__} has no tower; decorate one with "
+            f"@register({type(section).__name__})"
+        )
     return _TOWERS[type(section)]
 
 

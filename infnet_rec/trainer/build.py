@@ -3,7 +3,6 @@
 Nothing here opens a process group or allocates a table until `build_model` is called.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,33 +85,30 @@ class Sharded:
         self.optimizers.forget_sparse()
 
 
-def shard_model(
-    config: RunConfig, data: RunData, world: World, before_tables: Callable[[PlanFile], None] = lambda plan: None
-) -> Sharded:
+def shard_model(config: RunConfig, data: RunData, world: World) -> Sharded:
     """Plans, allocates and initialises the model; the process group must be open.
 
     Args:
         config: of the run.
         data: of the run.
         world: all ranks.
-        before_tables: hears of the plan on every rank while nothing is allocated, and may refuse it.
     """
-    return shard(meta_model(config, data), config, data, world, before_tables)
+    model = meta_model(config, data)
+    return shard(model, plan_model(model, config, data, world), config, world)
 
 
-def shard(
-    model: RankingModel,
-    config: RunConfig,
-    data: RunData,
-    world: World,
-    before_tables: Callable[[PlanFile], None] = lambda plan: None,
-) -> Sharded:
-    """The same for a model that stands on the meta device."""
+def shard(model: RankingModel, plan: PlanFile, config: RunConfig, world: World) -> Sharded:
+    """Allocates and initialises a model that is planned, with its optimizers and its pipeline.
+
+    Args:
+        model: on the meta device, as it was planned.
+        plan: where its tables go.
+        config: of the run.
+        world: all ranks.
+    """
     seed = config.train.seed
-    plan = plan_model(model, config, data, world)
-    before_tables(plan)
     if config.model.compile:
-        # After the plan, whose count goes through the tower as it is written.
+        # After the plan was made, whose count goes through the tower as it is written.
         model.tower.compile()
     sharded = parallelize(
         model,

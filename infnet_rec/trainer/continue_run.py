@@ -9,6 +9,7 @@ from infnet_rec.checkpoint.locate import find_checkpoint, run_checkpoints
 from infnet_rec.checkpoint.saver import CheckpointSaver
 from infnet_rec.checkpoint.store import CheckpointManifest, CheckpointStore, checkpoint_name
 from infnet_rec.checkpoint.train_state import TrainState
+from infnet_rec.config.plugins import plugin_of
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.remote import fetched
 from infnet_rec.data.run_data import RunData
@@ -25,15 +26,17 @@ def make_saver(
     config: RunConfig, data: RunData, world: World, run_dir: Path, sharded: Sharded, report: MetricLogger
 ) -> CheckpointSaver:
     """What saves the run, and says in every checkpoint what run it is of."""
-    run = {
+    run: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "store": data.store.fingerprint,
         "world_size": world.world_size,
         "plan": sharding_types(sharded),
         "meanings": table_meanings(data.store, data.schema),
     }
+    if (plugin := plugin_of(config.model)) is not None:
+        run["plugin"] = plugin.record
     with connecting(config.train.collective_timeout_s, "process group of checkpoints"):
-        shelf = run_checkpoints(config, run_dir)
+        shelf = run_checkpoints(config.checkpoint, run_dir)
         return CheckpointSaver(shelf, sharded.model, sharded.optimizers, config.checkpoint, run, report.say)
 
 
@@ -47,7 +50,7 @@ def resume_or_start(
     config: RunConfig, world: World, run_dir: Path, standing: RunDirState, sharded: Sharded, report: MetricLogger
 ) -> TrainState:
     """Goes on from the newest whole checkpoint of this run, or starts at step 0; all ranks call it."""
-    shelf = run_checkpoints(config, run_dir)
+    shelf = run_checkpoints(config.checkpoint, run_dir)
     commit = newest_whole(shelf, report.say)
     for line in standing.changed:
         report.say(f"goes on with another setting: {line}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from infnet_rec.config.load import load_config
+from infnet_rec.config.plugins import plugin_words
 from infnet_rec.config.run import RunConfig
 from infnet_rec.data.run_data import RunData, open_data
 from infnet_rec.distributed.host import num_cores
@@ -54,4 +55,4 @@ def launch_local_ranks(arguments: Sequence[str], num_ranks: int) -> NoReturn:
     command = [sys.executable, "-m", "infnet_rec.launcher.torchrun", "--standalone", f"--nproc-per-node={num_ranks}"]
     environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // num_ranks)), **os.environ}
     hold_signals()
-    os.execve(sys.executable, [*command, "-m", "infnet_rec.cli", *arguments], environment)
+    os.execve(sys.executable, [*command, "-m", "infnet_rec.cli", *arguments, *plugin_words()], environment)

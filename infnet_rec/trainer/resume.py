@@ -15,6 +15,7 @@ from typing import IO, Any
 from infnet_rec.checkpoint.locate import run_checkpoints
 from infnet_rec.checkpoint.store import checkpoint_name
 from infnet_rec.config.load import flatten_config, validate_run
+from infnet_rec.config.plugins import check_plugin
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import read_json
 from infnet_rec.data.remote import is_url
@@ -46,6 +47,7 @@ MAY_CHANGE = (
     "train.patience",
 )
 DYING_S = 3.0
+PLUGIN_FILE = "plugin.json"
 NOT_A_RUN_YET = re.compile(r"\.lock|\.config\.json\.writing|logs")
 
 
@@ -71,7 +73,7 @@ def inspect_run_dir(run_dir: Path, config: RunConfig, data: RunData) -> RunDirSt
         UserError: it is no run directory and not empty, or another run's.
     """
     was = former_config(run_dir)
-    commits = run_checkpoints(config, run_dir).commits()
+    commits = run_checkpoints(config.checkpoint, run_dir).commits()
     changed: list[str] = []
     if was is not None:
         changed = _compare(was, config, f"--run-dir {run_dir}")
@@ -82,8 +84,9 @@ def inspect_run_dir(run_dir: Path, config: RunConfig, data: RunData) -> RunDirSt
     if commits:
         newest, where = (
             commits[-1],
-            f"checkpoint {checkpoint_name(commits[-1].step)} in {run_checkpoints(config, run_dir).where}",
+            f"checkpoint {checkpoint_name(commits[-1].step)} in {run_checkpoints(config.checkpoint, run_dir).where}",
         )
+        check_plugin(newest.run.get("plugin"), where)
         saved = validate_run(newest.run["config"], where)
         changed = _compare(saved, config, where)
         _check_store(newest.run["store"], data, where)
@@ -93,15 +96,26 @@ def inspect_run_dir(run_dir: Path, config: RunConfig, data: RunData) -> RunDirSt
     return RunDirState(was is None and not commits, changed, result)
 
 
+def read_run_config(run_dir: Path) -> RunConfig:
+    """The configuration that a run directory holds.
+
+    Raises:
+        UserError: there is none, or it is of a plugin that was not given.
+    """
+    if (record := run_dir / PLUGIN_FILE).is_file():
+        check_plugin(read_json(record), str(run_dir))
+    path = run_dir / "config.json"
+    return validate_run(read_json(path), str(path))
+
+
 def former_config(run_dir: Path) -> RunConfig | None:
     """The configuration of the run that a folder holds; None for a folder that is empty or not there.
 
     Raises:
         UserError: the folder holds something else.
     """
-    path = run_dir / "config.json"
-    if path.is_file():
-        return validate_run(read_json(path), str(path))
+    if (run_dir / "config.json").is_file():
+        return read_run_config(run_dir)
     if run_dir.exists() and (
         not run_dir.is_dir() or any(not NOT_A_RUN_YET.fullmatch(p.name) for p in run_dir.iterdir())
     ):
@@ -212,7 +226,7 @@ def _check_store(fingerprint: str, data: RunData, where: str) -> None:
 
 
 def _check_folder(was: RunConfig, now: RunConfig, run_dir: Path) -> None:
-    before, after = run_checkpoints(was, run_dir), run_checkpoints(now, run_dir)
+    before, after = (run_checkpoints(config.checkpoint, run_dir) for config in (was, now))
     if before.root != after.root and before.commits() and not after.commits():
         raise UserError(
             f"checkpoint.folder = {now.checkpoint.folder!r}: holds no checkpoint, but {before.where} does; move them "

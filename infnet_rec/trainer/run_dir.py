@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from infnet_rec.config.plugins import plugin_of
 from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import read_json
 from infnet_rec.data.store import Store
 from infnet_rec.distributed.process_group import World
-from infnet_rec.trainer.metric_logger import write_json
+from infnet_rec.files import write_json
+from infnet_rec.trainer.resume import PLUGIN_FILE
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "pyarrow", "duckdb", "torchmetrics", "infnet_rec")
 
@@ -75,4 +77,6 @@ def prepare_run_dir(run_dir: Path, config: RunConfig) -> None:
     if result.is_file():
         steps_done = read_json(result)["steps_done"]
         result.rename(run_dir / f"result.step-{steps_done}.json")
+    if (plugin := plugin_of(config.model)) is not None:
+        write_json(run_dir / PLUGIN_FILE, plugin.record)
     write_json(run_dir / "config.json", config.model_dump(mode="json"))

@@ -22,14 +22,17 @@ from infnet_rec.diagnostics.preflight import Preflight
 from infnet_rec.distributed.optimizers import count_dense
 from infnet_rec.distributed.process_group import World, silence_third_party_warnings, use_threads, world_from_env
 from infnet_rec.errors import Interrupted, UserError
+from infnet_rec.files import write_json
+from infnet_rec.models.ranking_model import RankingModel
 from infnet_rec.models.registry import table_width
-from infnet_rec.planner.plan_file import write_plan
-from infnet_rec.planner.run_plan import check_run, describe_tower
-from infnet_rec.trainer.build import Sharded, evaluation, shard_model, train_loader
+from infnet_rec.planner.plan_file import PlanFile, write_plan
+from infnet_rec.planner.run_plan import check_run, describe_tower, plan_model
+from infnet_rec.planner.tables import meta_model
+from infnet_rec.trainer.build import Sharded, evaluation, shard, train_loader
 from infnet_rec.trainer.continue_run import load_initial_weights, make_saver, resume_or_start
 from infnet_rec.trainer.evaluator import final_metrics, keep_predictions
 from infnet_rec.trainer.loop import LearningRates, RunLength, Schedule, Trainer
-from infnet_rec.trainer.metric_logger import MetricLogger, format_duration, write_json
+from infnet_rec.trainer.metric_logger import MetricLogger, format_duration
 from infnet_rec.trainer.rank_log import RankLog
 from infnet_rec.trainer.resume import RunDirState, inspect_run_dir, lock_run_dir, try_destinations
 from infnet_rec.trainer.run_dir import default_run_dir, environment, prepare_run_dir
@@ -80,7 +83,8 @@ def train(
         training_session(config, world, rank_log) as attendants,
     ):
         try:
-            return run_training(config, data, world, Start(run_dir, standing, weights_from, rank_log), attendants)
+            start = Start(run_dir, standing, weights_from, rank_log)
+            return run_training(config, data, plan_training(config, data, world, start), start, attendants)
         except Interrupted as stopped:
             raise Interrupted(f"{stopped}; the same command with --run-dir {run_dir} goes on from there") from stopped
 
@@ -95,21 +99,57 @@ class Start:
     rank_log: RankLog
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedTraining:
+    """A run as it is known before any table is allocated.
+
+    Attributes:
+        world: all ranks.
+        pace: how long it is.
+        report: whom it tells.
+        preflight: what the ranks found of each other.
+        model: on the meta device.
+        plan: where its tables go.
+    """
+
+    world: World
+    pace: RunLength
+    report: MetricLogger
+    preflight: Preflight
+    model: RankingModel
+    plan: PlanFile
+
+
+def plan_training(config: RunConfig, data: RunData, world: World, start: Start) -> PlannedTraining:
+    """Looks at all ranks and plans; the process group is open, and nothing is allocated.
+
+    Raises:
+        UserError: the ranks do not agree, or cannot do what the plan asks of them.
+        Refusal: the tables do not fit.
+    """
+    pace = pace_of(config, data)
+    report = MetricLogger(start.run_dir if world.is_first else None, pace.num_steps, start.rank_log)
+    preflight = Preflight(config, data, world)
+    model = meta_model(config, data)
+    plan = plan_model(model, config, data, world)
+    preflight.before_tables(plan)
+    return PlannedTraining(world, pace, report, preflight, model, plan)
+
+
 def run_training(
-    config: RunConfig, data: RunData, world: World, start: Start, attendants: TrainingSession
+    config: RunConfig, data: RunData, planned: PlannedTraining, start: Start, attendants: TrainingSession
 ) -> dict[str, Any] | None:
     """Trains and tests; the process group is open and the run directory is there."""
-    settings, run_dir, pace = config.train, start.run_dir, pace_of(config, data)
-    report = MetricLogger(run_dir if world.is_first else None, pace.num_steps, start.rank_log)
-    preflight = Preflight(config, data, world)
-    sharded = shard_model(config, data, world, preflight.before_tables)
+    settings, run_dir, world = config.train, start.run_dir, planned.world
+    pace, report, preflight = planned.pace, planned.report, planned.preflight
+    sharded = shard(planned.model, planned.plan, config, world)
     tables = data.schema.bag_tables + data.schema.sequence_tables
     num_sparse = sum(t.num_rows for t in tables) * table_width(config, data.schema)
     num_dense = count_dense(sharded.model)
     if world.is_first:
         prepare_run_dir(run_dir, config)
         write_json(run_dir / "environment.json", environment(world, data.store) | {"preflight": preflight.to_json()})
-        write_plan(run_dir / "plan.json", sharded.plan)
+        write_plan(run_dir / "plan.json", planned.plan)
     size = f"{len(tables)} tables with {num_sparse:,} parameters, {num_dense:,} dense parameters"
     for line in (*preflight.lines(), f"{describe_work(data, pace, world)}; {size}", describe_tower(config, world)):
         report.say(line)

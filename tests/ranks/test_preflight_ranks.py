@@ -13,18 +13,29 @@ from unittest import mock
 
 import pytest
 
-from infnet_rec.data.run_data import open_data
+from infnet_rec.config.run import RunConfig
+from infnet_rec.data.run_data import RunData, open_data
 from infnet_rec.diagnostics import agreement as identity_module
 from infnet_rec.diagnostics import rank_checks
 from infnet_rec.diagnostics.exchange import exchanges, meetings, offset_s
 from infnet_rec.diagnostics.preflight import Preflight
-from infnet_rec.distributed.process_group import process_group
+from infnet_rec.distributed.process_group import World, process_group
 from infnet_rec.errors import UserError
-from infnet_rec.trainer.build import shard_model
+from infnet_rec.planner.run_plan import plan_model
+from infnet_rec.planner.tables import meta_model
+from infnet_rec.trainer.build import shard
 from rank_pair import RankPair
 from sharded_runs import CONFIG, small_config, world_of
 
 REAL_TIME = time.time
+
+
+def plan_and_allocate(config: RunConfig, data: RunData, world: World, preflight: Preflight) -> None:
+    """As training does, up to its first table."""
+    model = meta_model(config, data)
+    plan = plan_model(model, config, data, world)
+    preflight.before_tables(plan)
+    shard(model, plan, config, world)
 
 
 def look(rank: int, world_size: int, store: str, odd: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +60,7 @@ def look(rank: int, world_size: int, store: str, odd: dict[str, Any]) -> dict[st
         fault, preflight = "", None
         try:
             preflight = Preflight(config, open_data(config), world)
-            shard_model(config, open_data(config), world, preflight.before_tables)
+            plan_and_allocate(config, open_data(config), world, preflight)
         except UserError as raised:
             fault = str(raised)
         except AllocatedError:
@@ -151,7 +162,7 @@ def test_one_rank_looks_at_its_own_host(small_store: Path) -> None:
             pytest.raises(AllocatedError),
             mock.patch("infnet_rec.trainer.build.parallelize", side_effect=AllocatedError),
         ):
-            shard_model(config, data, world, preflight.before_tables)
+            plan_and_allocate(config, data, world, preflight)
     (line,) = preflight.lines()
     assert line.startswith("preflight: 1 rank; tables ")
     assert "all_to_all" not in preflight.to_json()

@@ -29,7 +29,7 @@ from infnet_rec.distributed.process_group import (
 from infnet_rec.metrics import mean_over_ranks
 from infnet_rec.models.ranking_model import RankingModel
 from infnet_rec.models.registry import table_width
-from infnet_rec.planner.run_plan import check_run
+from infnet_rec.planner.run_plan import check_run, plan_model
 from infnet_rec.planner.tables import meta_model
 from infnet_rec.trainer.build import shard, train_loader
 
@@ -151,8 +151,11 @@ def make_model(config: RunConfig, data: RunData, dedup: Dedup) -> RankingModel:
 def _measure(config: RunConfig, data: RunData, world: World, num_rounds: int) -> dict[str, JSON]:
     batch: Batch = next(train_loader(config, data, world).batches(0, 1)).to(world.device)
     plain = every_token(batch, data.schema)
-    distinct = _parts(shard(make_model(config, data, "distinct"), config, data, world).model.module)
-    tokens = _parts(shard(make_model(config, data, "every_token"), config, data, world).model.module)
+    models = make_model(config, data, "distinct"), make_model(config, data, "every_token")
+    plans = [plan_model(model, config, data, world) for model in models]
+    distinct, tokens = (
+        _parts(shard(model, plan, config, world).model.module) for model, plan in zip(models, plans, strict=True)
+    )
     num_tokens = batch.spread_K.numel()
     lookups = {
         "distinct": Lookup(distinct.events, batch.sequences, batch.spread_K, num_tokens),

@@ -26,7 +26,7 @@ from infnet_rec.distributed.process_group import (
 from infnet_rec.errors import Failure, UserError
 from infnet_rec.models.infnet.model import Infnet, infnet_of, infnet_section
 from infnet_rec.models.tokens import TokenLayout
-from infnet_rec.planner.run_plan import check_run
+from infnet_rec.planner.run_plan import check_run, plan_model
 from infnet_rec.trainer.build import Sharded, shard, train_loader
 
 NUM_BATCHES = 4
@@ -118,7 +118,7 @@ def bench_step(config_path: Path, overrides: Sequence[str], *, num_rounds: int) 
             with torch.device("meta"):
                 model.tower = infnet_of(TokenLayout.of(data.schema), section, tower)
                 model.tower.precision = config.train.precision
-            sharded[name] = shard(model, config, data, world)
+            sharded[name] = shard(model, plan_model(model, config, data, world), config, world)
             sharded[name].model.train()
         facts = measure_steps(
             {name: part.pipeline for name, part in sharded.items()},

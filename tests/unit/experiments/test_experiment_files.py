@@ -9,16 +9,15 @@ import pytest
 from experiment_files import SEARCH, TWO, written
 from infnet_rec.config.experiment import grid_size, key_of, load_experiment, override_of
 from infnet_rec.config.load import make_config
-from infnet_rec.config.model import InfnetConfig
+from infnet_rec.config.model import InfnetConfig, model_sections
 from infnet_rec.config.run import RunConfig, run_config
 from infnet_rec.config.toml import read_toml
 from infnet_rec.config.train import hasty_patience
 from infnet_rec.errors import UserError
-from infnet_rec.models.registry import BASELINES
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "benchmarks" / "results"
-MODELS = ("infnet", *BASELINES)
+MODELS = tuple(model_sections())
 SHIPPED = sorted((ROOT / "configs" / "experiments").glob("*.toml"))
 
 

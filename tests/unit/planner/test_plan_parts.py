@@ -11,6 +11,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from infnet_rec.batch import Batch, Repeats
 from infnet_rec.config.load import load_config
+from infnet_rec.config.model import model_sections
 from infnet_rec.data.ingest.repeats import distinct_ids, measure_repeats
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.run_data import open_data
@@ -19,7 +20,7 @@ from infnet_rec.data.store import Store
 from infnet_rec.distributed.process_group import world_from_env
 from infnet_rec.errors import UserError
 from infnet_rec.models.infnet.fused_attention import MAX_WIDTH, dry_run, why_eager
-from infnet_rec.models.registry import BASELINES, table_width
+from infnet_rec.models.registry import table_width
 from infnet_rec.planner.dense_cost import BATCHES_ON_DEVICE, TowerCost, dense_memory, planned_batch_bytes, tower_cost
 from infnet_rec.planner.hardware import Cluster, load_hardware
 from infnet_rec.planner.op_counter import OpCounter
@@ -166,6 +167,7 @@ def lookups_of(batch: Batch, schema: Any, width: int) -> tuple[KeyedTensor, dict
     return KeyedTensor(names, [width] * len(names), bag_BX), rows
 
 
+@pytest.mark.slow(smoke=["overrides2"])
 @pytest.mark.parametrize(
     "overrides",
     [(), ("model.residual=none", "train.precision=bf16"), ("model.ablation=no_cross_attention",), ("model.width=32",)],
@@ -194,7 +196,7 @@ def test_a_few_examples_foretell_a_batch(overrides: tuple[str, ...], small_store
 
 
 @pytest.mark.slow(only=["hstu", "dien"])
-@pytest.mark.parametrize("name", sorted(BASELINES))
+@pytest.mark.parametrize("name", sorted({*model_sections()} - {"infnet"}))
 def test_every_model_has_a_cost(name: str, small_store: Path) -> None:
     overrides = ("train.global_batch_size=128", f'model={{name = "{name}"}}')
     config, data = run(small_store, *overrides)
