@@ -1,6 +1,6 @@
 """What a checkpoint costs a run: how long training stands still, and how much slower it is while one is written.
 
-    python benchmarks/checkpoint.py configs/quickstart.toml [--ranks 2] [--rows-factor 200] [--rounds 5]
+    python benchmarks/checkpoint.py configs/quickstart.toml [--ranks 2] [--rows-factor 200] [--rounds 5] [--quick]
 
 The real model, optimizers and batches of a configuration on so many ranks of this machine, with every table's rows
 multiplied so that there is something to write. Rounds take turns: a stretch of steps without a checkpoint, a
@@ -54,9 +54,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="of a stretch without a checkpoint")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "infnet_rec_checkpoint_benchmark")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "checkpoint")
+    parser.add_argument("--out", type=Path, default=None, help="of the .md and .json, without suffix")
+    parser.add_argument("--quick", action="store_true", help="one rank, one round; by default to runs/quick")
     arguments = parser.parse_args()
-    if "RANK" not in os.environ:
+    if arguments.quick:
+        arguments.ranks, arguments.rows_factor, arguments.rounds, arguments.steps = 1, 1, 1, 2
+    results = HERE.parent / "runs" / "quick" if arguments.quick else HERE / "results"
+    arguments.out = arguments.out or results / "checkpoint"
+    if "RANK" not in os.environ and arguments.ranks > 1:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}"]
         environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.ranks)), **os.environ}
         os.execve(sys.executable, [sys.executable, *command, *sys.argv], environment)
@@ -67,6 +72,7 @@ def main() -> None:
         result = measure(config, data, world, arguments)
     if world.is_first:
         shutil.rmtree(arguments.work, ignore_errors=True)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
         arguments.out.with_suffix(".md").write_text("\n".join(lines(result)) + "\n")
         print("\n".join(lines(result)))
@@ -109,7 +115,8 @@ def measure(config: RunConfig, data: RunData, world: World, arguments: argparse.
         "bytes": commit.num_bytes if commit else 0,
         "ms": ms,
         "stall_async_over_sync": ms["async_stall"] / ms["sync_stall"],
-        "step_while_writing_over_step": ms["step_while_writing"] / ms["step"],
+        # Nothing, where every checkpoint was on the disk before a step could be taken.
+        "step_while_writing_over_step": ms["step_while_writing"] / ms["step"] if "step_while_writing" in ms else None,
         "spread_ms": {name: [min(values) * 1e3, max(values) * 1e3] for name, values in times.items()},
         "rounds": arguments.rounds,
         "ranks": world.world_size,
@@ -180,7 +187,8 @@ def committed_by_all(saver: CheckpointSaver) -> bool:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The table."""
-    ms = result["ms"]
+    ms, slower = result["ms"], result["step_while_writing_over_step"]
+    while_writing = "| - | |" if slower is None else f"| {ms['step_while_writing']:,.1f} | {slower:.2f} times a step |"
     return [
         f"{result['bytes'] / 2**20:,.1f} MiB a checkpoint, {result['ranks']} ranks ({result['device']}), global batch "
         f"{result['global_batch_size']:,}; medians of {result['rounds']} rounds; {result['machine']}",
@@ -194,8 +202,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"{result['stall_async_over_sync']:.1%} of the synchronous stall |",
         f"| asynchronous checkpoint committed after | {ms['async_committed']:,.1f} | |",
         f"| a step | {ms['step']:,.1f} | |",
-        f"| a step while a checkpoint is written | {ms['step_while_writing']:,.1f} | "
-        f"{result['step_while_writing_over_step']:.2f} times a step |",
+        f"| a step while a checkpoint is written {while_writing}",
     ]
 
 

@@ -1,6 +1,7 @@
 """The data room against the limits: bytes an example, examples a second, and the speed and memory of a build.
 
     python benchmarks/data.py [--examples 20000000] [--memory-gib 6] [--work DIR] [--only build bytes loader sort]
+    python benchmarks/data.py --quick
 
 Everything is measured in this one run on generated KuaiRand-27K files, which are made first if DIR does not hold them
 (3.2 GB and two minutes for 20 million rows):
@@ -12,7 +13,8 @@ Everything is measured in this one run on generated KuaiRand-27K files, which ar
   into the same two KeyedJaggedTensors, and against copying the ids of a batch from memory to memory;
 - sort: DuckDB against polars on the sort of the log by user and time, each in a process of its own.
 
-Results go to `benchmarks/results/data.json` and `data.md`, with the machine they were measured on.
+Results go to `benchmarks/results/data.json` and `data.md`, with the machine they were measured on; those of `--quick`,
+which takes a few thousand rows and small batches, to `runs/quick`.
 """
 
 import argparse
@@ -23,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -33,25 +37,55 @@ sys.path.insert(0, str(HERE.parent))
 RECIPE = HERE.parent / "configs" / "datasets" / "kuairand_27k.toml"
 RESULTS = HERE / "results" / "data.json"
 COMMAND = [sys.executable, "-m", "infnet_rec.cli"]
-PROFILE, BATCH_SIZE, LENGTHS, PARTS = "ctx89", 4096, (20, 50), ("build", "bytes", "loader", "sort")
-SAMPLED_EXAMPLES = 262_144
-REPEATS = 3
+PROFILE, PARTS = "ctx89", ("build", "bytes", "loader", "sort")
 REAL_ROWS = 322_278_385
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        examples: rows that are generated.
+        sampled: of them, those that are written as Parquet.
+        batch_size: of the loaders.
+        num_batches: that a loader reads in a round.
+        lengths: of histories.
+        repeats: rounds.
+    """
+
+    examples: int
+    sampled: int
+    batch_size: int
+    num_batches: int
+    lengths: tuple[int, ...]
+    repeats: int
+
+
+FULL = Effort(20_000_000, 262_144, 4096, 100, (20, 50), 3)
+QUICK = Effort(3_000, 512, 64, 4, (5, 20), 1)
 
 
 def main() -> None:
     """Measures what is asked for and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=20_000_000)
+    parser.add_argument("--examples", type=int, default=None, help=f"rows; by default {FULL.examples:,}")
     parser.add_argument("--memory-gib", type=float, default=6.0)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "infnet_rec_data_benchmark")
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--quick", action="store_true", help="a few thousand rows, in seconds")
+    parser.add_argument("--out", type=Path, default=None, help="of data.json and data.md")
     arguments = parser.parse_args()
+    effort = QUICK if arguments.quick else FULL
+    arguments.examples = arguments.examples or effort.examples
+    path = arguments.out or (HERE.parent / "runs" / "quick" / "data.json" if arguments.quick else RESULTS)
+    path.parent.mkdir(parents=True, exist_ok=True)
     raw, store = arguments.work / f"raw-{arguments.examples}", arguments.work / f"store-{arguments.examples}"
     if not raw.exists():
         generate = ["data", "generate", "--dataset", "kuairand-27k", "--examples", str(arguments.examples)]
         subprocess.run([*COMMAND, *generate, "--workers", "2", "--out", str(raw)], check=True)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    # A quick call looks whether all still runs, so nothing is taken from an earlier one.
+    results = json.loads(path.read_text()) if path.exists() and not arguments.quick else {}
     if "build" in arguments.only or not store.exists():
         results["build"] = measure_build(raw, store, arguments.memory_gib)
     if "sort" in arguments.only:
@@ -59,16 +93,17 @@ def main() -> None:
     if "bytes" in arguments.only or "loader" in arguments.only:
         # One core: the numeric libraries read these when they are imported.
         one_core = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        child = subprocess.run([sys.executable, __file__, "child", str(store)], env=one_core, stdout=subprocess.PIPE)
+        asked = [sys.executable, __file__, "child", str(store), json.dumps(asdict(effort))]
+        child = subprocess.run(asked, env=one_core, stdout=subprocess.PIPE)
         child.check_returncode()
         results |= json.loads(child.stdout)
     results["machine"] = machine()
     results["command"] = (
         f"python benchmarks/data.py --examples {arguments.examples} --memory-gib {arguments.memory_gib}"
     )
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    RESULTS.with_suffix(".md").write_text(table(results), encoding="utf-8")
-    print(RESULTS.with_suffix(".md").read_text())
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(table(results, effort), encoding="utf-8")
+    print(path.with_suffix(".md").read_text())
 
 
 def machine() -> dict[str, Any]:
@@ -173,7 +208,7 @@ def measure_sorts(raw: Path) -> dict[str, Any]:
     return found
 
 
-def measure_store(store_path: Path) -> dict[str, Any]:
+def measure_store(store_path: Path, effort: Effort) -> dict[str, Any]:
     """Bytes and the loader, in this process, on one core."""
     import loader_rivals as rivals
     import torch
@@ -183,17 +218,17 @@ def measure_store(store_path: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     store = Store(store_path)
     schema = store.profile_schema(PROFILE)
-    sampled = min(SAMPLED_EXAMPLES, store.num_examples("train"))
+    sampled = min(effort.sampled, store.num_examples("train"))
     bytes_: dict[str, Any] = {"ours": ours_bytes(store)}
     speed: dict[str, Any] = {}
-    for length in LENGTHS:
+    for length in effort.lengths:
         with tempfile.TemporaryDirectory(dir=store_path.parent) as folder:
             paths = {order: Path(folder) / f"{order}.parquet" for order in ("stored", "shuffled")}
             for order, path in paths.items():
                 rows = rivals.rows_of(store, "train", sampled, order)  # pyright: ignore[reportArgumentType]
                 size = rivals.write_parquet(store, "train", schema, length, rows, path)
                 bytes_[f"parquet_{length}_{order}"] = size / sampled
-            speed[str(length)] = loader_speeds(rivals, store, schema, length, paths["shuffled"])
+            speed[str(length)] = loader_speeds(rivals, store, length, paths["shuffled"], effort)
         bytes_[f"lists_{length}"] = speed[str(length)]["ids_an_example"] * 4
     return {"bytes": bytes_, "loader": speed, "sampled_examples": sampled}
 
@@ -208,23 +243,24 @@ def ours_bytes(store: Any) -> dict[str, float]:
     return {**parts, "all": sum(parts.values())}
 
 
-def loader_speeds(rivals: Any, store: Any, schema: Any, length: int, parquet: Path) -> dict[str, Any]:
+def loader_speeds(rivals: Any, store: Any, length: int, parquet: Path, effort: Effort) -> dict[str, Any]:
     """Medians of rounds in which all take their turn."""
     from infnet_rec.data.loader import BatchReader
 
     rounds: dict[str, list[float]] = {"ours": [], "parquet": [], "parquet_distinct": [], "copy": []}
+    schema, batch_size = store.profile_schema(PROFILE), effort.batch_size
     reader = BatchReader(store, "train", schema, length)
-    id_bytes = rivals.id_bytes(reader, BATCH_SIZE)
-    for _ in range(REPEATS):
-        rounds["ours"].append(rivals.our_examples_per_s(reader, BATCH_SIZE))
-        rounds["parquet"].append(rivals.parquet_examples_per_s(parquet, schema, BATCH_SIZE))
-        rounds["parquet_distinct"].append(rivals.parquet_distinct_examples_per_s(parquet, schema, BATCH_SIZE))
-        rounds["copy"].append(rivals.copy_examples_per_s(int(id_bytes), BATCH_SIZE))
+    id_bytes = rivals.id_bytes(reader, batch_size)
+    for _ in range(effort.repeats):
+        rounds["ours"].append(rivals.our_examples_per_s(reader, batch_size, effort.num_batches))
+        rounds["parquet"].append(rivals.parquet_examples_per_s(parquet, schema, batch_size))
+        rounds["parquet_distinct"].append(rivals.parquet_distinct_examples_per_s(parquet, schema, batch_size))
+        rounds["copy"].append(rivals.copy_examples_per_s(int(id_bytes), batch_size, effort.num_batches))
     found: dict[str, Any] = {name: median(values) for name, values in rounds.items()}
-    return found | {"ids_an_example": id_bytes / 8 / BATCH_SIZE}
+    return found | {"ids_an_example": id_bytes / 8 / batch_size}
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any], effort: Effort) -> str:
     """The results for people, with what each ratio means."""
     machine_, lines = results["machine"], ["# The data room, measured", ""]
     lines += [f"`{results['command']}`, {machine_['date']}, {machine_['cores']} cores of {machine_['cpu']},"]
@@ -247,28 +283,28 @@ def table(results: dict[str, Any]) -> str:
         lines += [f"| {n} | {s['wall_s']:.1f} s | {s['peak_gib']:.2f} GiB |" for n, s in results["sort"].items()]
         lines += [""]
     if "bytes" in results:
-        lines += bytes_lines(results["bytes"], results["sampled_examples"])
-        lines += speed_lines(results["loader"])
+        lines += bytes_lines(results["bytes"], results["sampled_examples"], effort.lengths)
+        lines += speed_lines(results["loader"], effort.batch_size)
     return "\n".join(lines)
 
 
-def bytes_lines(found: dict[str, Any], sampled: int) -> list[str]:
+def bytes_lines(found: dict[str, Any], sampled: int, lengths: Sequence[int]) -> list[str]:
     """Ours against Parquet and against plain lists."""
     ours = found["ours"]
     per_example = ours["examples"] + ours["events"]
     lines = ["## Bytes an example", "", "| | bytes | times ours |", "|---|---|---|"]
     lines += [f"| ours: what grows with examples (examples and events) | {per_example:.1f} | 1 |"]
     lines += [f"| ours: and items, users and vocabularies of this store | {ours['all']:.1f} | |"]
-    for length in LENGTHS:
+    for length in lengths:
         rows = [("int32 lists alone, not compressed", found[f"lists_{length}"])]
         rows += [(f"zstd Parquet, {o} order", found[f"parquet_{length}_{o}"]) for o in ("shuffled", "stored")]
         lines += [f"| length {length}: {n} | {size:.0f} | **{size / per_example:.1f}** |" for n, size in rows]
     return [*lines, "", f"Parquet from {sampled:,} examples; ours holds whole histories, whatever the length.", ""]
 
 
-def speed_lines(found: dict[str, Any]) -> list[str]:
+def speed_lines(found: dict[str, Any], batch_size: int) -> list[str]:
     """Examples a second on one core."""
-    lines = ["## Loader, one core, batches of 4,096", ""]
+    lines = [f"## Loader, one core, batches of {batch_size:,}", ""]
     lines += ["| length | ids an example | ours | Parquet | ours / Parquet | to distinct ids too | copying the ids |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for length, s in found.items():
@@ -282,6 +318,6 @@ def speed_lines(found: dict[str, Any]) -> list[str]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:
-        print(json.dumps(measure_store(Path(sys.argv[2]))))
+        print(json.dumps(measure_store(Path(sys.argv[2]), Effort(**json.loads(sys.argv[3])))))
     else:
         main()

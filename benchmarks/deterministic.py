@@ -1,6 +1,7 @@
 """What `train.deterministic = true` costs, and what it gives.
 
     python -m benchmarks.deterministic [--rounds 5] [--ranks 2]
+    python -m benchmarks.deterministic --quick       one round on one rank, written to runs/quick
 
 Trains the same short run with and without it, in turns, each in processes of its own, and compares examples per second
 (evaluation and saving aside), and the last checkpoints of all runs byte by byte.
@@ -25,8 +26,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--store", type=Path, default=None, help="a store of KuaiRand-Pure; one is generated")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "deterministic.json")
+    parser.add_argument("--quick", action="store_true", help="one round on one rank")
+    parser.add_argument("--out", type=Path, default=None, help="of deterministic.json")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds = arguments.ranks = 1
+    results = ROOT / "runs" / "quick" if arguments.quick else ROOT / "benchmarks" / "results"
+    out = arguments.out or results / "deterministic.json"
     work = Path(tempfile.mkdtemp(prefix="deterministic-"))
     store = (arguments.store or generated(work)).resolve()
     rates: dict[str, list[float]] = {mode: [] for mode in MODES}
@@ -47,8 +53,8 @@ def main() -> None:
         "different_checkpoints": {mode: len(found) for mode, found in weights.items()},
     }
     print(json.dumps(result, indent=1))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
     shutil.rmtree(work)
 
 

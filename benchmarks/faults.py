@@ -2,6 +2,7 @@
 
     python -m benchmarks.faults                  all faults, 20 tries of those that are random
     python -m benchmarks.faults --tries 2 --only kill_rank_0 nan
+    python -m benchmarks.faults --quick          one try of one fault, written to runs/quick
     make faults
 
 Two ranks (gloo) train 40 steps of 64 generated examples and save every 5. A try is one run that is hurt and goes on.
@@ -15,8 +16,9 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,21 +57,43 @@ def main() -> int:
     """Runs the tries that are missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=None, help="of every fault")
-    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT")
+    parser.add_argument("--only", nargs="+", choices=FAULTS, default=None, metavar="FAULT")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "faults", help="kept between calls")
+    parser.add_argument("--quick", action="store_true", help="one try of one fault in a folder that goes again")
     parser.add_argument("--store", type=Path, default=None, help="a store of KuaiRand-Pure; one is generated")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "faults", help="without suffix")
+    parser.add_argument("--out", type=Path, default=None, help="of the .md and .json, without suffix")
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    reference = undisturbed(arguments.store or generated(arguments.work), arguments.work)
-    log = arguments.work / "faults.jsonl"
+    results = ROOT / "runs" / "quick" if arguments.quick else ROOT / "benchmarks" / "results"
+    out = arguments.out or results / "faults"
+    if arguments.quick:
+        with tempfile.TemporaryDirectory(prefix="faults-") as work:
+            return hurt(arguments.only or ["kill_rank_0"], 1, arguments.store, Path(work), out)
+    return hurt(arguments.only or list(FAULTS), arguments.tries, arguments.store, arguments.work, out)
+
+
+def hurt(names: Sequence[str], num_tries: int | None, store: Path | None, work: Path, out: Path) -> int:
+    """Makes the tries that are missing.
+
+    Args:
+        names: of faults.
+        num_tries: of each; None takes each fault's own number.
+        store: of KuaiRand-Pure; None generates one.
+        work: folder of the runs.
+        out: of the table, without suffix.
+
+    Returns:
+        1 if a try failed.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    reference = undisturbed(store or generated(work), work)
+    log = work / "faults.jsonl"
     tries: list[dict[str, Any]] = [json.loads(line) for line in log.open()] if log.exists() else []
-    for name in arguments.only:
+    for name in names:
         title, most, fault = FAULTS[name]
         done = sum(t["fault"] == name for t in tries)
-        for number in range(done, arguments.tries or most):
+        for number in range(done, num_tries or most):
             try:
-                record = one_try(name, number, fault, reference, arguments.work)
+                record = one_try(name, number, fault, reference, work)
             except kinds.NotHere as reason:
                 print(f"{title}: left out, {reason}", flush=True)
                 break
@@ -78,7 +102,7 @@ def main() -> int:
                 file.write(json.dumps(record) + "\n")
             print(f"{title}, try {number + 1}: {verdict(record)}", flush=True)
     rows = table(tries)
-    write(arguments.out, rows)
+    write(out, rows)
     print("\n".join(markdown(rows)))
     return 1 if any(not row["passed"] for row in rows) else 0
 

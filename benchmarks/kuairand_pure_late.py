@@ -1,12 +1,13 @@
 """INFNet on the last two weeks of KuaiRand-Pure: AUC and gAUC per task, mean and deviation over seeds.
 
     python benchmarks/kuairand_pure_late.py --raw DIR [--only NAME ...] [--seeds 0 1 2]
+    python benchmarks/kuairand_pure_late.py --store STORE --quick
 
 DIR holds the raw files that `configs/datasets/kuairand_pure_late.toml` names. Every (variant, seed) is one training
 run; its result is one JSON line in `benchmarks/results/kuairand_pure_late.jsonl`. A run that is there is not repeated
 (unless the configuration or the recipe changed), so the command can be stopped and started again. The table is written
 beside it. Variants differ from `configs/kuairand_pure_late.toml` by the overrides below; what became that file was
-decided on valid alone.
+decided on valid alone. `--quick` trains the first of them for a few steps, and writes to `runs/quick`.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "kuairand_pure_late.toml"
 RECIPE = HERE.parent / "configs" / "datasets" / "kuairand_pure_late.toml"
 RESULTS = HERE / "results" / "kuairand_pure_late.jsonl"
-TABLE = RESULTS.with_suffix(".md")
+QUICK = HERE.parent / "runs" / "quick" / RESULTS.name
+QUICKLY = ["train.global_batch_size=64", "train.num_epochs=0.02", "train.eval_every_steps=100000"]
 COMMAND = [sys.executable, "-m", "infnet_rec.cli"]
 
 VARIANTS: dict[str, list[str]] = {
@@ -41,22 +44,33 @@ VARIANTS: dict[str, list[str]] = {
 def main() -> None:
     """Runs what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, required=True)
+    parser.add_argument("--raw", type=Path, help="folder of the raw files, from which a store is built")
+    parser.add_argument("--store", type=Path, help="a store that is there already, in the place of --raw")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "infnet_rec_kuairand_pure_late")
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="one variant and seed for a few steps")
+    parser.add_argument("--out", type=Path, default=None, help="the .jsonl of results, with its .md beside it")
     arguments = parser.parse_args()
-    store = arguments.work / "store"
+    if (arguments.raw is None) == (arguments.store is None):
+        parser.error("--raw, --store: name one of them")
+    if arguments.quick:
+        arguments.only, arguments.seeds = arguments.only[:1], arguments.seeds[:1]
+    path, more = arguments.out or (QUICK if arguments.quick else RESULTS), QUICKLY if arguments.quick else []
+    if path == QUICK:
+        # It is to run again, not to be found done.
+        path.unlink(missing_ok=True)
+    store = arguments.store or arguments.work / "store"
     if not store.exists():
         arguments.work.mkdir(parents=True, exist_ok=True)
         build = ["data", "build", str(RECIPE), "--raw", str(arguments.raw), "--out", str(store)]
         subprocess.run([*COMMAND, *build], check=True)
-    done = {(cell["key"], cell["seed"]) for cell in read_results(RESULTS)}
+    done = {(cell["key"], cell["seed"]) for cell in read_results(path)}
     for variant in arguments.only:
         for seed in arguments.seeds:
             if (key_of(variant), seed) not in done:
-                run_cell(variant, seed, store)
-                TABLE.write_text(table(read_results(RESULTS)), encoding="utf-8")
+                run_cell(variant, seed, store, path, more)
+                path.with_suffix(".md").write_text(table(read_results(path)), encoding="utf-8")
 
 
 def key_of(variant: str) -> str:
@@ -67,18 +81,18 @@ def key_of(variant: str) -> str:
     return digest.hexdigest()
 
 
-def run_cell(variant: str, seed: int, store: Path) -> None:
-    """One training run, appended to the results when it is whole."""
-    overrides = [f"data.store='{store}'", f"train.seed={seed}", "train.num_threads=1", *VARIANTS[variant]]
+def run_cell(variant: str, seed: int, store: Path, path: Path, more: Sequence[str]) -> None:
+    """One training run with more overrides, appended to the results when it is whole."""
+    overrides = [f"data.store='{store}'", f"train.seed={seed}", "train.num_threads=1", *VARIANTS[variant], *more]
     with tempfile.TemporaryDirectory() as folder:
         train = ["train", str(CONFIG), "--json", "--run-dir", f"{folder}/run", *(f"--set={o}" for o in overrides)]
         finished = subprocess.run([*COMMAND, *train], check=True, stdout=subprocess.PIPE, text=True)
         environment = json.loads((Path(folder) / "run" / "environment.json").read_text(encoding="utf-8"))
     result = json.loads(finished.stdout.splitlines()[-1])
     result.pop("run_dir")
-    cell = {"variant": variant, "key": key_of(variant), "overrides": VARIANTS[variant], "seed": seed}
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
+    cell = {"variant": variant, "key": key_of(variant), "overrides": [*VARIANTS[variant], *more], "seed": seed}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**cell, **result, "environment": environment}) + "\n")
 
 

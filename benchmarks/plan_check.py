@@ -1,6 +1,7 @@
 """How far a plan's numbers are from the truth, for every way of sharding that the device can do; all ranks' numbers.
 
     OMP_NUM_THREADS=1 python benchmarks/plan_check.py [--ranks 2] [--hardware NAME] [--store DIR] [--set KEY=VALUE ...]
+    OMP_NUM_THREADS=1 python benchmarks/plan_check.py --quick          one way on one rank, written to runs/quick
 
 Each way is one run of the machinery of `infnet-rec plan --check` under torchrun on this machine: the model is built and
 trained for some steps, and what the plan said is set beside what stands there. Runs on the quickstart's generated store
@@ -54,6 +55,7 @@ WAYS: dict[str, list[str]] = {
     "table_row_wise bags": [rules("table_row_wise", "row_wise")],
     "grid_shard bags": [rules("grid_shard", "column_wise")],
 }
+QUICK_WAYS = ("row_wise",)
 ON_GPU: dict[str, list[str]] = {
     "data_parallel": [rules("data_parallel", "data_parallel")],
     "uvm": ["sharding.tables=[{match='*', kernel='fused_uvm'}]"],
@@ -68,13 +70,17 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=None)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--hardware", default=None)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=None, help="of plan_check.json and plan_check.md")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--quick", action="store_true", help="one way on one rank")
     arguments = parser.parse_args()
-    if "WORLD_SIZE" in os.environ:
+    if arguments.quick:
+        arguments.ranks = 1
+    arguments.out = arguments.out or (ROOT / "runs" / "quick" / RESULTS.name if arguments.quick else RESULTS)
+    arguments.store = store = arguments.store or made_store(arguments.work)
+    if "WORLD_SIZE" in os.environ or arguments.ranks == 1:
         check_all(arguments)
         return
-    store = arguments.store or made_store(arguments.work)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}"]
     command = [*launch, str(Path(__file__)), *sys.argv[1:], f"--store={store}"]
     sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
@@ -100,6 +106,8 @@ def check_all(arguments: argparse.Namespace) -> None:
     world = world_from_env()
     named = [f"sharding.hardware='{arguments.hardware}'"] if arguments.hardware else []
     ways = WAYS | (ON_GPU if world.device.type == "cuda" else {})
+    if arguments.quick:
+        ways = {way: ways[way] for way in QUICK_WAYS}
     common = [f"data.store='{arguments.store}'", *arguments.overrides, *named]
     configs = {way: load_config(CONFIG, [*common, *overrides]) for way, overrides in ways.items()}
     data = open_data(next(iter(configs.values())))
@@ -126,6 +134,7 @@ def check_all(arguments: argparse.Namespace) -> None:
         for result in results.values():
             # A list of numbers a row, not their names again.
             result["rows"] = [[row[key] for key in COLUMNS] for row in result["rows"]]
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(everything) + "\n", encoding="utf-8")
         arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
 

@@ -4,7 +4,7 @@
 
 Each row is a process of its own that plans the same tables on the same topology and ends at the limit; the clock starts
 after imports. Rows go to `benchmarks/results/planner.json` as they are done, and a second call adds what is
-missing; `planner.md` shows them. `--quick` takes small sizes and 20 s, and writes beside them (`planner_quick`).
+missing; `planner.md` shows them. `--quick` plans one small size in this process, and writes to `runs/quick`.
 
 A plan's quality is the milliseconds of its slowest rank, all plans being rated by TorchRec's estimators, whole and
 without our corrections, so that nobody is judged by his own numbers. "exact" allows what trains like an unsharded table
@@ -50,7 +50,8 @@ from infnet_rec.planner.search.estimates import to_topology
 from infnet_rec.planner.search.search import search_plan
 from infnet_rec.planner.tables import plain_sharders
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS, QUICK = ROOT / "benchmarks" / "results", ROOT / "runs" / "quick"
 HARDWARE, WIDTH, LOCAL_BATCH_SIZE, RESERVED_HBM_BYTES = "h100", 64, 4096, 8 * GIB
 # The largest tables of KuaiRand-27K; the sizes of the others are drawn, evenly in the logarithm.
 LARGEST = (32_038_725, 14_000_000, 8_839_734)
@@ -58,7 +59,7 @@ Freedom = Literal["exact", "any"]
 METHODS = ("ours", "default", "greedy", "uniform", "dynamic")
 # Tables of bags, tables of sequences, cluster.
 SIZES = [(89, 28, "1x8"), (89, 28, "8x8"), (89, 28, "64x8"), (89, 28, "512x8"), (1600, 400, "8x8")]
-QUICK_SIZES = [(6, 4, "1x8"), (20, 8, "2x8")]
+QUICK_SIZES, QUICK_LIMIT_S = [(6, 4, "1x8")], 60.0
 
 JSON = dict[str, Any]
 
@@ -67,7 +68,8 @@ def main() -> None:
     """Measures the rows that are missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit-s", type=float, default=600.0)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one small size, in seconds")
+    parser.add_argument("--out", type=Path, default=None, help="folder of planner.json and planner.md")
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -76,10 +78,11 @@ def main() -> None:
     if arguments.row:
         print(json.dumps(measure(json.loads(arguments.row), arguments.limit_s)))
         return
-    path = RESULTS / ("planner_quick.json" if arguments.quick else "planner.json")
-    results: JSON = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    path = (arguments.out or (QUICK if arguments.quick else RESULTS)) / "planner.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A quick call looks whether all still runs, so nothing is taken from an earlier one.
+    results: JSON = json.loads(path.read_text()) if path.exists() and not arguments.quick else {"rows": []}
     results["machine"] = describe_machine(torch.device("cpu"))
-    limit_s = 20.0 if arguments.quick else arguments.limit_s
     for bags, events, cluster in QUICK_SIZES if arguments.quick else SIZES:
         for freedom in ("exact", "any"):
             for method in arguments.only:
@@ -87,7 +90,8 @@ def main() -> None:
                 question: JSON = dict(zip(("bags", "events", "cluster", "freedom", "method"), asked, strict=True))
                 if any(question.items() <= row.items() for row in results["rows"]):
                     continue
-                row = question | answer(question, limit_s)
+                found = measure(question, QUICK_LIMIT_S) if arguments.quick else answer(question, arguments.limit_s)
+                row = question | found
                 print(json.dumps(row), file=sys.stderr)
                 results["rows"].append(row)
                 path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -155,6 +159,8 @@ def make_tables(num_bags: int, num_events: int) -> tuple[nn.Module, Workload]:
         ],
         device=meta,
     )
+    # As in a run without tables of that kind.
+    model.register_module("managed", None)
     fuse_sparse(cast(Any, model), SparseConfig(lr=0.1))
     traffic = {name: TableTraffic(name, "bags", n, WIDTH) for name, n in bags.items()}
     for name, n in events.items():

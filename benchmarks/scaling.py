@@ -10,7 +10,8 @@ Simulated: the planner's estimates for configs/kuairand_27k_h100.toml, see `scal
 none was used.
 
 Writes `benchmarks/results/scaling.json`, `.md` and `.png`, after every run; a second call adds the rounds that are
-missing, and `--again` measures all of them anew.
+missing, and `--again` measures all of them anew. `--quick` measures a few steps of one rank, simulates one node, and
+writes to `runs/quick`.
 """
 
 import argparse
@@ -27,12 +28,12 @@ from typing import Any
 
 from benchmarks import scaling_page, scaling_plot
 from benchmarks.plan_check import made_store
-from benchmarks.scaling_simulated import KINDS, SIZES, Latency, Loader, efficiency, simulate
+from benchmarks.scaling_simulated import BASE_GPUS, KINDS, SIZES, Latency, Loader, efficiency, simulate
 from infnet_rec.config.load import load_config
 from infnet_rec.distributed.process_group import silence_third_party_warnings
+from infnet_rec.files import write_json
 from infnet_rec.planner.hardware import load_hardware
 from infnet_rec.planner.step_time import BANDWIDTH_EFFICIENCY, LAUNCH_MS, MATMUL_EFFICIENCY
-from infnet_rec.trainer.metric_logger import write_json
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -42,6 +43,9 @@ QUICKSTART = ROOT / "configs" / "quickstart.toml"
 LARGE, HARDWARE = ROOT / "configs" / "kuairand_27k_h100.toml", "h100"
 # Of a run: what is kept of what `bench run` says.
 KEPT = ("num_ranks", "global_batch_size", "examples_per_s", "step", "parts", "imbalance", "waited_for_data_ms")
+
+# The node to which the others are compared.
+QUICK_SIZES, QUICK_BATCH_SIZE = (BASE_GPUS,), 32
 
 JSON = dict[str, Any]
 
@@ -57,17 +61,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--only", choices=("measured", "simulated"), default=None)
     parser.add_argument("--again", action="store_true", help="forget what was measured")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="one round of one rank, one simulated node")
+    parser.add_argument("--out", type=Path, default=None, help="of scaling.json, .md and .png")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.ranks, arguments.rounds, arguments.steps = [1], 1, 3
+    out: Path = arguments.out or (ROOT / "runs" / "quick" / RESULTS.name if arguments.quick else RESULTS)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if 1 not in arguments.ranks:
         parser.error("--ranks: must hold 1, to which all others are compared")
-    results: JSON = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    # A quick call looks whether all still runs, so nothing is taken from an earlier one.
+    results: JSON = json.loads(out.read_text()) if out.exists() and not arguments.quick else {}
 
     def keep() -> None:
-        write(arguments.out, results)
+        write(out, results)
 
     if arguments.only != "measured":
-        add_simulated(results)
+        add_simulated(results, QUICK_SIZES if arguments.quick else SIZES)
         keep()
     if arguments.only != "simulated":
         add_measured(results, arguments, keep)
@@ -83,12 +93,12 @@ def write(path: Path, results: JSON) -> None:
     scaling_plot.draw(results, path.with_suffix(".png"))
 
 
-def add_simulated(results: JSON) -> None:
+def add_simulated(results: JSON, sizes: Sequence[int] = SIZES) -> None:
     """Makes the curves anew: they take seconds, and depend on no machine but by the loader's rate."""
     silence_third_party_warnings()
     config, latency, loader = load_config(LARGE, []), Latency(), measured_loader(LARGE)
     rows: list[JSON] = []
-    for row in simulate(LARGE, HARDWARE, loader, SIZES, latency):
+    for row in simulate(LARGE, HARDWARE, loader, sizes, latency):
         print(json.dumps(row), file=sys.stderr)
         rows.append(row)
     results["simulated"] = {
@@ -124,7 +134,7 @@ def add_measured(results: JSON, arguments: argparse.Namespace, keep: Callable[[]
     if store is None and arguments.config == QUICKSTART:
         store = made_store(arguments.work)
     words = [str(arguments.config), *([f"--set=data.store='{store.resolve()}'"] if store else [])]
-    batch = load_config(arguments.config, []).train.global_batch_size
+    batch = QUICK_BATCH_SIZE if arguments.quick else load_config(arguments.config, []).train.global_batch_size
     for number in range(arguments.rounds):
         sizes = wanted(arguments.ranks, batch)
         # There and back, so that whoever comes first gains nothing.

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infnet_rec.config.load import load_config
-from infnet_rec.planner.hardware import Cluster, load_hardware, parse_cluster
+from infnet_rec.planner.hardware import load_hardware, parse_cluster
 from infnet_rec.planner.plan import DoesNotFit
-from infnet_rec.planner.run_plan import PlannedRun, PlanRequest, PlanSource, open_source, planned_run
+from infnet_rec.planner.run_plan import PlannedRun, PlanRequest, Trials, open_source, planned_run
 from infnet_rec.planner.step_time import StepTime
 
 Kind = Literal["weak", "strong"]
@@ -173,6 +173,7 @@ def simulate(
     """
     home = load_config(config_path, [])
     source, kind_of_node = open_source(home), load_hardware(hardware)
+    trials: Trials = {}
     for kind in KINDS:
         for gpus in sizes:
             nodes, ranks = max(1, gpus // kind_of_node.ranks_per_node), min(gpus, kind_of_node.ranks_per_node)
@@ -181,17 +182,14 @@ def simulate(
             batch = batch // HOME_GPUS * gpus if kind == "weak" else batch
             row = {"simulated": True, "kind": kind, "gpus": gpus, "cluster": cluster.name, "global_batch_size": batch}
             try:
-                yield row | _row(config_path, source, cluster, batch, loader, latency)
+                config = load_config(config_path, [f"train.global_batch_size={batch}"])
+                yield row | _row(planned_run(config, source.data(config), cluster, trials=trials), loader, latency)
             except DoesNotFit as reason:
                 yield row | {"fault": str(reason)}
 
 
-def _row(
-    config_path: Path, source: PlanSource, cluster: Cluster, batch: int, loader: Loader | None, latency: Latency
-) -> JSON:
-    config = load_config(config_path, [f"train.global_batch_size={batch}"])
-    run = planned_run(config, source.data(config), cluster)
-    step = step_of(run, loader, latency)
+def _row(run: PlannedRun, loader: Loader | None, latency: Latency) -> JSON:
+    step, batch = step_of(run, loader, latency), run.request.config.train.global_batch_size
     ways = sorted({(table.collection, table.sharding) for table in run.planned.tables})
     return {
         "local_batch_size": run.request.local_batch_size,
@@ -200,7 +198,7 @@ def _row(
         **step.row(),
         "examples_per_s": batch / step.total_ms * 1e3,
         "planned_examples_per_s": batch / step.planned.total_ms * 1e3,
-        "sent_bytes_per_rank": run.sent.total_bytes / cluster.world_size,
+        "sent_bytes_per_rank": run.sent.total_bytes / run.request.cluster.world_size,
     }
 
 

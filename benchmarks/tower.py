@@ -1,6 +1,7 @@
 """The tower, lookups and whole steps against the literal form: all of `infnet-rec bench`, written down.
 
     OMP_NUM_THREADS=1 python benchmarks/tower.py [--work DIR] [--rounds 5] [--only tower step embedding sweep]
+    OMP_NUM_THREADS=1 python benchmarks/tower.py --quick        a small tower; written to runs/quick
 
 Each part is a command of its own, whose JSON goes to `benchmarks/results/tower.json`; `tower.md` shows it as tables and
 `tower.png` the sweep. Lookups and steps run on the quickstart's generated store, which is made in DIR if it is not
@@ -13,18 +14,34 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.plan_check import made_store  # noqa: E402
+
 RESULTS = HERE / "results" / "tower.json"
 INFNET_REC = [sys.executable, "-m", "infnet_rec.cli"]
-WIDTHS, BATCH_SIZE, LENGTH = (16, 64), 1024, 20
 PARTS = ("tower", "step", "embedding", "sweep")
 FORMS = ("literal", "eager", "fused")
 
 JSON = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Of what is measured: widths of the model, examples of a batch, events of a sequence."""
+
+    widths: tuple[int, ...]
+    batch_size: int
+    length: int
+
+
+FULL, QUICK = Shapes((16, 64), 1024, 20), Shapes((16,), 32, 4)
 
 WHY = """# Why the tower is fast
 
@@ -57,31 +74,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "infnet_rec_tower_benchmark")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--only", nargs="*", default=None, choices=PARTS)
+    parser.add_argument("--store", type=Path, default=None, help="one that is there already")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small batch, one round; the tower unless --only says more"
+    )
+    parser.add_argument("--out", type=Path, default=None, help="of tower.json, with .md and .png beside it")
     arguments = parser.parse_args()
-    rounds = f"--rounds={arguments.rounds}"
-    results: JSON = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if "tower" in arguments.only:
-        results["tower"] = {str(width): ask("tower", *sizes(width), rounds) for width in WIDTHS}
-        results["tower"]["16, ragged"] = ask("tower", *sizes(16), rounds, "--ragged")
-    if "step" in arguments.only or "embedding" in arguments.only:
-        on_store = [str(ROOT / "configs" / "quickstart.toml"), f"--set=data.store={store(arguments.work)}"]
-        on_store.append(f"--set=train.global_batch_size={BATCH_SIZE}")
-        if "step" in arguments.only:
+    shapes = QUICK if arguments.quick else FULL
+    out: Path = arguments.out or (ROOT / "runs" / "quick" / RESULTS.name if arguments.quick else RESULTS)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rounds = f"--rounds={1 if arguments.quick else arguments.rounds}"
+    only = arguments.only or (PARTS[:1] if arguments.quick else PARTS)
+    # A quick call looks whether all still runs, so nothing is taken from an earlier one.
+    results: JSON = json.loads(out.read_text()) if out.exists() and not arguments.quick else {}
+    if "tower" in only:
+        results["tower"] = {str(width): ask("tower", *sizes(width, shapes), rounds) for width in shapes.widths}
+        if not arguments.quick:
+            results["tower"]["16, ragged"] = ask("tower", *sizes(16, shapes), rounds, "--ragged")
+    if "step" in only or "embedding" in only:
+        on_store = [
+            str(ROOT / "configs" / "quickstart.toml"),
+            f"--set=data.store={arguments.store or made_store(arguments.work)}",
+        ]
+        on_store.append(f"--set=train.global_batch_size={shapes.batch_size}")
+        if "step" in only:
             results["step"] = ask("step", *on_store, rounds)
-        if "embedding" in arguments.only:
+        if "embedding" in only:
             results["embedding"] = [ask("embedding", *on_store, rounds, f"--ranks={ranks}") for ranks in (1, 2)]
-    if "sweep" in arguments.only:
-        results["sweep"] = ask("tower", rounds, f"--sweep={RESULTS.with_suffix('.png')}")
-        results["sweep"] |= {"plot": "tower.png", "points": "tower.jsonl"}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    RESULTS.with_suffix(".md").write_text(page(results), encoding="utf-8")
-    print(RESULTS.with_suffix(".md").read_text())
+    if "sweep" in only:
+        results["sweep"] = ask("tower", rounds, f"--sweep={out.with_suffix('.png')}")
+        results["sweep"] |= {"plot": f"{out.stem}.png", "points": f"{out.stem}.jsonl"}
+    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(page(results, shapes), encoding="utf-8")
+    print(out.with_suffix(".md").read_text())
 
 
-def sizes(width: int) -> list[str]:
+def sizes(width: int, shapes: Shapes) -> list[str]:
     """The tower's input."""
-    keys = {"model.width": width, "train.global_batch_size": BATCH_SIZE, "data.sequence_length": LENGTH}
+    keys = {
+        "model.width": width,
+        "train.global_batch_size": shapes.batch_size,
+        "data.sequence_length": shapes.length,
+    }
     return [f"--set={key}={value}" for key, value in keys.items()]
 
 
@@ -92,24 +127,11 @@ def ask(*arguments: str) -> JSON:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def store(work: Path) -> Path:
-    """The quickstart's store."""
-    built = work / "store"
-    if not built.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        raw = work / "raw"
-        generate = ["--dataset", "kuairand-pure", "--examples", "60000", "--seed", "1", "--out", str(raw)]
-        subprocess.run([*INFNET_REC, "data", "generate", *generate], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        build = ["configs/datasets/kuairand_pure.toml", "--raw", str(raw), "--out", str(built)]
-        subprocess.run([*INFNET_REC, "data", "build", *build], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return built
-
-
-def page(results: JSON) -> str:
+def page(results: JSON, shapes: Shapes) -> str:
     """Everything that was measured, for people."""
     parts = [WHY]
     if "tower" in results:
-        parts += [tower_table(results["tower"])]
+        parts += [tower_table(results["tower"], shapes)]
     if "sweep" in results:
         parts += [sweep_table(results["sweep"])]
     if "step" in results:
@@ -135,16 +157,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def tower_table(towers: JSON) -> str:
+def tower_table(towers: JSON, shapes: Shapes) -> str:
     """Forward and backward in every form."""
     first = next(iter(towers.values()))
     limits = first["ceilings"]
     text = f"""
 ## Tower, forward and backward
 
-Batch {BATCH_SIZE:,}, 89 features, 28 sequences of {LENGTH} events (560 an example), 3 tasks, 2 blocks, float32. Where
-it says ragged, sequences have 0 to {LENGTH} events. Medians of rounds in which the forms take turns; peak memory is
-above weights and inputs.
+Batch {shapes.batch_size:,}, 89 features, 28 sequences of {shapes.length} events ({28 * shapes.length} an example),
+3 tasks, 2 blocks, float32. Where it says ragged, sequences have 0 to {shapes.length} events. Medians of rounds in which
+the forms take turns; peak memory is above weights and inputs.
 
 {machine(first)} It copies {limits["copy_bytes_per_s"] / 1e9:.1f} GB/s and multiplies
 {limits["matmul_flops_per_s"]["float32"] / 1e9:.0f} GFLOP/s.

@@ -2,6 +2,7 @@
 
     python -m benchmarks.versions                the oldest set that pyproject.toml allows
     python -m benchmarks.versions --torch 2.12   another one
+    python -m benchmarks.versions --list         what sets there are, and nothing else
     make test-versions
 
 Each set gets a virtual environment in `runs/versions`, kept between calls. An older torch comes as the build for CUDA,
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "pytest", nargs="*", metavar="-- PYTEST_ARGUMENT", help="for fewer tests; then nothing is written"
     )
+    parser.add_argument("--list", action="store_true", help="print the sets; nothing is made, fetched or tested")
     arguments = parser.parse_args(words)
+    if arguments.list:
+        print(json.dumps({name: asdict(one) for name, one in SETS.items()}))
+        return 0
     passed = True
     for name in arguments.torch:
         try:

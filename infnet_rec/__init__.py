@@ -1,4 +1,8 @@
-"""infnet_rec: distributed training of INFNet, the task-aware ranking network, on TorchRec."""
+"""infnet_rec: distributed training of INFNet, the task-aware ranking network, on TorchRec.
+
+Start at `cli` with a verb; its room is named there. `trainer/loop.py` is the training loop, `data/store.py` what it
+reads, `models/infnet/model.py` what it trains. Imports run one way, as `pyproject.toml` says.
+"""
 
 import logging
 

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tabulate import tabulate
 from tqdm import tqdm
 
 # An evaluation that is done by then needs no bar.
@@ -22,6 +21,9 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list
         rows: cells, as many in each row; a header among them, if there is one.
         left: the columns that are flush left; all others are flush right.
     """
+    # Not above: ranks print no tables, and where they run the package may be missing.
+    from tabulate import tabulate
+
     sides = ["left" if column in left else "right" for column in range(len(rows[0]))]
     text = tabulate(rows, tablefmt="plain", colalign=sides, disable_numparse=True, preserve_whitespace=True)
     return [line.rstrip() for line in text.split("\n")]
@@ -67,6 +69,17 @@ def steps_bar(done: int, total: int, beside: str, *, speaks: bool) -> Iterator[A
         dynamic_ncols=True,
     ) as bar:
         yield bar
+
+
+def amount_bar(total: int | None, unit: str, **look: Any) -> Any:
+    """A bar of an amount of work, with its rate and the time left; nothing where no person watches.
+
+    Args:
+        total: all of it; None where that is not known yet.
+        unit: such as " rows", or "B" for bytes.
+        look: further options of tqdm.
+    """
+    return tqdm(total=total, unit=unit, file=sys.stderr, disable=None, leave=False, **{"unit_scale": True, **look})
 
 
 def no_bar() -> Any:

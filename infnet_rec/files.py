@@ -6,11 +6,13 @@ that is too long. What is in the way and was not made by the same command is lef
 """
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from infnet_rec.errors import Failure, UserError
 
@@ -41,7 +43,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def not_written(what: str, error: OSError) -> UserError | Failure:
-    """The error in one line: a Failure for a disk that is full or broken, a Fault for a place that cannot be written.
+    """The error in one line: a Failure for a full or broken disk, a UserError for a place that cannot be written.
 
     Args:
         what: the option and the path, such as "--out plan.json".
@@ -179,6 +181,11 @@ def write_text(path: Path, text: str, what: str = "") -> None:
     """Writes UTF-8 text, whole or not at all; see `whole_file`."""
     with whole_file(path, what) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a JSON file, whole or not at all; see `whole_file`."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
 
 
 @contextmanager

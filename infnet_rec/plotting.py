@@ -63,7 +63,7 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(width_in: float, height_in: float, title: str = "", title_size: float = 15, **gaps: float) -> Figure:
+def new_figure(width_in: float, height_in: float, title: str = "", title_size: float = 15, **gaps: Any) -> Figure:
     """An empty figure whose panels keep clear of each other.
 
     Args:

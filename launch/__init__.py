@@ -1,1 +1,4 @@
-"""torchx components."""
+"""torchx components.
+
+Start at `components.py`; what they render is `infnet_rec.launcher`'s.
+"""

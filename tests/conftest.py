@@ -64,9 +64,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     named: dict[str, set[str]] = {}
     for item in items:
         for folder in FOLDERS.intersection(item.path.relative_to(TESTS).parts[:-1]):
-            item.add_marker(folder)
+            # A test's own mark may name a smoke.
+            if item.get_closest_marker(folder) is None:
+                item.add_marker(folder)
         if item.get_closest_marker("real") or any(_is_slow(item, mark) for mark in item.iter_markers("slow")):
             item.add_marker("rest")
+            # Beside other work, a minute becomes some.
+            item.add_marker(pytest.mark.timeout(1200))
         for mark in item.iter_markers("slow"):
             cases = {case for names in mark.kwargs.values() for case in names}
             named.setdefault(item.nodeid.partition("[")[0], cases).discard(_case(item))

@@ -36,7 +36,7 @@ STORE = ROOT / "runs" / "quickstart" / "store"
 PACKED_STORE, CONTENTS = "quickstart_store", "packed.json"
 # What the machine lacks beside fbgemm and torchrec; the second with all that it needs itself.
 WITHOUT_NEEDS = ("tensordict", "iopath", "pyvers", "orjson", "cloudpickle", "importlib-metadata", "zipp", "pyyaml")
-WITH_NEEDS = ("pydantic", "pyre-extensions")
+WITH_NEEDS = ("filelock", "pydantic", "pyre-extensions", "tabulate")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 MAGIC = struct.pack("<I", 0xBA55ED50)

@@ -1,6 +1,5 @@
 """`attention`: what a trained INFNet's tasks attend to, and how wide its gates are open, as pictures and tables."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from infnet_rec.analysis import files
 from infnet_rec.analysis.sums import Names, Sums, as_arrays, rounded
@@ -21,7 +19,7 @@ from infnet_rec.config.load import load_config, validate_run
 from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.plugins import check_plugin
 from infnet_rec.config.run import RunConfig
-from infnet_rec.console import aligned
+from infnet_rec.console import aligned, amount_bar
 from infnet_rec.data.loader import BatchReader
 from infnet_rec.data.run_data import RunData, open_data
 from infnet_rec.data.store import Store
@@ -194,7 +192,7 @@ def _look(
     num_shared = 0 if config.model.ablation == "no_gates" else config.model.num_shared_tokens
     names = Names.of(data.schema, num_shared, config.data.sequence_length)
     sums, candidates = Sums(names), Candidates()
-    with tqdm(total=len(rows_N), unit=" examples", file=sys.stderr, disable=None, leave=False) as bar:
+    with amount_bar(len(rows_N), " examples", unit_scale=False) as bar:
         for recorded, scores, rows_B in _recorded(sharded, reader, rows_N):
             sums.add(recorded, len(rows_B))
             candidates.add(recorded, scores, rows_B)

@@ -7,7 +7,7 @@ from typing import Any
 
 from infnet_rec.analysis import pictures
 from infnet_rec.experiments.report_text import header, line
-from infnet_rec.trainer.metric_logger import write_json
+from infnet_rec.files import write_json
 
 MARKDOWN, NUMBERS, TABLE = "attention.md", "attention.json", "attention.csv"
 PARTS = ("sequences", "behaviours", "attributes")

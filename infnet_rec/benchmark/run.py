@@ -27,7 +27,7 @@ from infnet_rec.distributed.process_group import (
     world_from_env,
 )
 from infnet_rec.errors import UserError
-from infnet_rec.files import try_file, whole_file
+from infnet_rec.files import try_file, whole_file, write_json
 from infnet_rec.launcher.job import parse_size
 from infnet_rec.launcher.rank_environment import read_rank_environment
 from infnet_rec.metrics import mean_over_ranks
@@ -37,7 +37,6 @@ from infnet_rec.planner.run_plan import check_run
 from infnet_rec.planner.tables import meta_model
 from infnet_rec.planner.workload import batch_shape
 from infnet_rec.trainer.build import shard_model, train_loader
-from infnet_rec.trainer.metric_logger import write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,11 +48,11 @@ class HashedStream(io.IOBase):
 
 
 class _Files(FileSystem):
-    """The shelf's file system, for local folders and URLs alike."""
+    """The store's file system, for local folders and URLs alike."""
 
-    def __init__(self, shelf: CheckpointStore) -> None:
+    def __init__(self, store: CheckpointStore) -> None:
         super().__init__()
-        self.fs = shelf.files
+        self.fs = store.files
         self.parts: dict[str, dict[str, Any]] = {}
 
     @contextmanager
@@ -76,10 +76,10 @@ class _Files(FileSystem):
 class PartsWriter(FileSystemWriter):
     """Writes one file a rank and syncs it; `parts` then says what this rank wrote."""
 
-    def __init__(self, shelf: CheckpointStore, folder: str) -> None:
+    def __init__(self, store: CheckpointStore, folder: str) -> None:
         # Object stores have written a file when it is closed; without a descriptor dcp would sync the whole machine.
-        super().__init__(folder, sync_files=shelf.is_local, overwrite=False)
-        self.fs = self._files = _Files(shelf)
+        super().__init__(folder, sync_files=store.is_local, overwrite=False)
+        self.fs = self._files = _Files(store)
         self.path = folder
 
     @property
@@ -91,9 +91,9 @@ class PartsWriter(FileSystemWriter):
 class PartsReader(FileSystemReader):
     """Reads what `PartsWriter` wrote."""
 
-    def __init__(self, shelf: CheckpointStore, folder: str) -> None:
+    def __init__(self, store: CheckpointStore, folder: str) -> None:
         super().__init__(folder)
-        self.fs = _Files(shelf)
+        self.fs = _Files(store)
         self.path = folder
 
 

@@ -9,8 +9,8 @@ from infnet_rec.checkpoint.store import CheckpointManifest, best_checkpoint, che
 
 def list_checkpoints(source: str) -> dict[str, Any]:
     """Every checkpoint of a run, whole or torn; files are not read, see `verify`."""
-    shelf, only = open_checkpoints(source)
-    best = best_checkpoint(shelf.commits())
+    store, only = open_checkpoints(source)
+    best = best_checkpoint(store.commits())
     checkpoints = [
         {
             "name": found.name,
@@ -20,10 +20,10 @@ def list_checkpoints(source: str) -> dict[str, Any]:
             "best": best is not None and found.commit is not None and found.step == best.step,
             **({} if found.commit is None else _summary(found.commit)),
         }
-        for found in shelf.found()
+        for found in store.found()
         if only in (None, found.step)
     ]
-    return {"where": shelf.where, "checkpoints": checkpoints}
+    return {"where": store.where, "checkpoints": checkpoints}
 
 
 def list_lines(result: dict[str, Any]) -> list[str]:
@@ -43,9 +43,9 @@ def list_lines(result: dict[str, Any]) -> list[str]:
 
 def show_checkpoint(source: str) -> dict[str, Any]:
     """Everything that a checkpoint's marker says; of several, of the best."""
-    shelf, commit = find_checkpoint(source)
+    store, commit = find_checkpoint(source)
     return {
-        "where": shelf.path(checkpoint_name(commit.step)),
+        "where": store.path(checkpoint_name(commit.step)),
         **_summary(commit),
         "progress": commit.progress,
         "run": commit.run,
@@ -81,13 +81,13 @@ def show_lines(result: dict[str, Any]) -> list[str]:
 
 def verify_checkpoints(source: str) -> dict[str, Any]:
     """Reads every file of every checkpoint, or of the one that is named, and compares size and hash."""
-    shelf, only = open_checkpoints(source)
+    store, only = open_checkpoints(source)
     checkpoints = []
-    for found in shelf.found():
+    for found in store.found():
         if only in (None, found.step):
-            broken = [found.torn] if found.commit is None else list(shelf.broken_parts(found.commit))
+            broken = [found.torn] if found.commit is None else list(store.broken_parts(found.commit))
             checkpoints.append({"name": found.name, "step": found.step, "whole": not broken, "faults": broken})
-    return {"where": shelf.where, "whole": all(c["whole"] for c in checkpoints), "checkpoints": checkpoints}
+    return {"where": store.where, "whole": all(c["whole"] for c in checkpoints), "checkpoints": checkpoints}
 
 
 def verify_lines(result: dict[str, Any]) -> list[str]:

@@ -49,41 +49,41 @@ class OptimizerState(Protocol):
         """Sets the count of steps that fused kernels keep."""
 
 
-def newest_whole(shelf: CheckpointStore, say: Callable[[str], None]) -> CheckpointManifest | None:
+def newest_whole(store: CheckpointStore, say: Callable[[str], None]) -> CheckpointManifest | None:
     """The newest checkpoint whose every byte is as it was written; all ranks call it.
 
     Unfinished ones are cleared away. A broken one is named and withdrawn, so that an older one is the newest.
     """
     commits = None
     if dist.get_rank() == 0:
-        for name in shelf.clear():
+        for name in store.clear():
             say(f"checkpoint {name}: was never finished, removed")
-        for found in shelf.found():
+        for found in store.found():
             if found.commit is None:
                 say(f"checkpoint {found.name}: is torn ({found.torn}), skipped")
-        commits = shelf.commits()
+        commits = store.commits()
     for commit in reversed(_from_first(commits)):
-        broken = broken_over_ranks(shelf, commit)
+        broken = broken_over_ranks(store, commit)
         if not broken:
             return commit
         say(f"checkpoint {checkpoint_name(commit.step)}: is torn ({'; '.join(broken)}), skipped")
         if dist.get_rank() == 0:
-            shelf.withdraw(commit.step)
+            store.withdraw(commit.step)
     return None
 
 
-def broken_over_ranks(shelf: CheckpointStore, commit: CheckpointManifest) -> list[str]:
+def broken_over_ranks(store: CheckpointStore, commit: CheckpointManifest) -> list[str]:
     """What is wrong with a checkpoint's files; all ranks read their share of them and get the whole answer."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     broken_of_ranks: list[Any] = [None] * world_size
-    mine = list(shelf.broken_parts(commit, sorted(commit.parts)[rank::world_size]))
+    mine = list(store.broken_parts(commit, sorted(commit.parts)[rank::world_size]))
     # Collective: hashing is the slow part of a resume, and every rank must know what any of them found.
     dist.all_gather_object(broken_of_ranks, mine)
     return [line for lines in broken_of_ranks for line in lines]
 
 
 def restore(
-    shelf: CheckpointStore,
+    store: CheckpointStore,
     commit: CheckpointManifest,
     model: nn.Module,
     optimizers: OptimizerState,
@@ -95,7 +95,7 @@ def restore(
     random numbers; they only choose what dropout drops.
 
     Args:
-        shelf: where it is.
+        store: where it is.
         commit: which one.
         model: sharded, under any plan.
         optimizers: of the model.
@@ -106,7 +106,7 @@ def restore(
     """
     optimizers.allocate_state()
     state: dict[str, Any] = {"model": model.state_dict(), "optim": optimizers.state_dict()}
-    ranks = _load(shelf, commit, state, sharding_types)
+    ranks = _load(store, commit, state, sharding_types)
     model.load_state_dict(state["model"])
     optimizers.load_state_dict(state["optim"])
     optimizers.set_kernel_steps(commit.progress["kernel_steps"])
@@ -116,7 +116,7 @@ def restore(
 
 
 def load_weights(
-    shelf: CheckpointStore,
+    store: CheckpointStore,
     commit: CheckpointManifest,
     model: nn.Module,
     moved: Mapping[str, NDArray[np.int64]] | None = None,
@@ -124,7 +124,7 @@ def load_weights(
     """Reads weights alone into a sharded model; all ranks call it.
 
     Args:
-        shelf: where the checkpoint is.
+        store: where the checkpoint is.
         commit: which one.
         model: sharded, under any plan.
         moved: for tables whose ids mean something else than when they were saved: table -> for each of its rows [R] the
@@ -133,13 +133,13 @@ def load_weights(
     Raises:
         UserError: the checkpoint is broken or of another model.
     """
-    if broken := broken_over_ranks(shelf, commit):
-        raise UserError(f"checkpoint {checkpoint_name(commit.step)} in {shelf.where}: is torn: {'; '.join(broken)}")
+    if broken := broken_over_ranks(store, commit):
+        raise UserError(f"checkpoint {checkpoint_name(commit.step)} in {store.where}: is torn: {'; '.join(broken)}")
     weights = model.state_dict()
     sources = {name: moved[table] for name in weights if (table := _table_of(name)) in (moved or {})} if moved else {}
     state: dict[str, Any] = {"model": {name: value for name, value in weights.items() if name not in sources}}
-    _load(shelf, commit, state, {}, apart=[f"model.{name}" for name in sources])
-    _move_rows(shelf, commit, weights, sources)
+    _load(store, commit, state, {}, apart=[f"model.{name}" for name in sources])
+    _move_rows(store, commit, weights, sources)
     model.load_state_dict(weights)
 
 
@@ -150,19 +150,19 @@ def _table_of(name: str) -> str:
 
 
 def _move_rows(
-    shelf: CheckpointStore,
+    store: CheckpointStore,
     commit: CheckpointManifest,
     weights: Mapping[str, Any],
     sources: Mapping[str, NDArray[np.int64]],
 ) -> None:
     """Copies saved rows to the rows that mean the same now, one table after another."""
-    reader = PartsReader(shelf, shelf.path(checkpoint_name(commit.step)))
+    reader = PartsReader(store, store.path(checkpoint_name(commit.step)))
     saved = _sizes(reader)
     for name, row_R in sources.items():
         size, into = saved.get(f"model.{name}"), weights[name]
         if size is None or size[1:] != tuple(into.size())[1:]:
             raise UserError(
-                f"checkpoint {checkpoint_name(commit.step)} in {shelf.where}: {name} is {_size_text(size)} there and "
+                f"checkpoint {checkpoint_name(commit.step)} in {store.where}: {name} is {_size_text(size)} there and "
                 f"{_size_text(tuple(into.size()))} here; the width must be the same"
             )
         whole = torch.empty(size)
@@ -181,26 +181,26 @@ def _size_text(size: tuple[int, ...] | None) -> str:
 
 
 def _load(
-    shelf: CheckpointStore,
+    store: CheckpointStore,
     commit: CheckpointManifest,
     state: dict[str, Any],
     sharding_types: Mapping[str, str],
     apart: Sequence[str] = (),
 ) -> dict[str, dict[str, Tensor]]:
     """Reads into the live tensors of `state`, but for those `apart`; what belongs to single ranks is returned."""
-    reader = PartsReader(shelf, shelf.path(checkpoint_name(commit.step)))
+    reader = PartsReader(store, store.path(checkpoint_name(commit.step)))
     saved = _sizes(reader)
     flat: dict[str, Any] = {k: v for k, v in flatten_state_dict(state)[0].items() if hasattr(v, "size")}
     of_ranks: list[Any] = [None] * dist.get_world_size()
     # Collective: a table's optimizer state is known to the ranks that hold a part of it only.
     dist.all_gather_object(of_ranks, {name: tuple(value.size()) for name, value in flat.items()})
     wanted = {name: size for part in of_ranks for name, size in part.items()}
-    _check_parts(wanted, commit, shelf)
+    _check_parts(wanted, commit, store)
     there = {name: size for name, size in saved.items() if name.split(".", 1)[0] in state and name not in apart}
     try:
         matched = match_tensors(wanted, there, was=commit.run["plan"], now=sharding_types)
     except UserError as fault:
-        raise UserError(f"checkpoint {checkpoint_name(commit.step)} in {shelf.where}: {fault}") from None
+        raise UserError(f"checkpoint {checkpoint_name(commit.step)} in {store.where}: {fault}") from None
     translated = {mine: saved_name for mine, saved_name in matched.translated.items() if mine in flat}
     whole = {saved_name: torch.empty(saved[saved_name]) for saved_name in translated.values()}
     ranks = _allocate_ranks(saved, commit) if "optim" in state else {}
@@ -216,12 +216,12 @@ def _load(
     return ranks
 
 
-def _check_parts(wanted: Sizes, commit: CheckpointManifest, shelf: CheckpointStore) -> None:
+def _check_parts(wanted: Sizes, commit: CheckpointManifest, store: CheckpointStore) -> None:
     """Refuses to split the parts of managed tables: their ids and rows would not be where TorchRec looks for them."""
     was, now = commit.run["world_size"], dist.get_world_size()
     if was % now and any(name.endswith("._output_segments_tensor") for name in wanted):
         raise UserError(
-            f"checkpoint {checkpoint_name(commit.step)} in {shelf.where}: has managed tables in "
+            f"checkpoint {checkpoint_name(commit.step)} in {store.where}: has managed tables in "
             f"{was} parts, which {now} ranks cannot share; go on with {was} ranks, or a number that divides it"
         )
 

@@ -25,14 +25,14 @@ def open_checkpoints(source: str) -> tuple[CheckpointStore, int | None]:
         # The rest of it may be a model's that is not known here.
         section = read_json(config_path).get("checkpoint", {})
         own = validate_model(CheckpointConfig, section, f"{config_path}: checkpoint")
-        shelf, step = run_checkpoints(own, Path(text)), None
+        store, step = run_checkpoints(own, Path(text)), None
     else:
         parent, _, last = text.rpartition("/")
         one = NAME.fullmatch(last)
-        shelf, step = (CheckpointStore(parent or "."), int(one[1])) if one else (CheckpointStore(text), None)
-    if not any(step in (None, found.step) for found in shelf.found()):
+        store, step = (CheckpointStore(parent or "."), int(one[1])) if one else (CheckpointStore(text), None)
+    if not any(step in (None, found.step) for found in store.found()):
         raise UserError(f"{source}: holds no checkpoint; name a run directory, its checkpoints or one of them")
-    return shelf, step
+    return store, step
 
 
 def find_checkpoint(source: str) -> tuple[CheckpointStore, CheckpointManifest]:
@@ -41,8 +41,8 @@ def find_checkpoint(source: str) -> tuple[CheckpointStore, CheckpointManifest]:
     Raises:
         UserError: there is none that is whole.
     """
-    shelf, step = open_checkpoints(source)
-    commits = [c for c in shelf.commits() if step in (None, c.step)]
+    store, step = open_checkpoints(source)
+    commits = [c for c in store.commits() if step in (None, c.step)]
     if not commits:
         raise UserError(f"{source}: holds no whole checkpoint; see 'infnet-rec checkpoint ls {source}'")
-    return shelf, best_checkpoint(commits) or commits[-1]
+    return store, best_checkpoint(commits) or commits[-1]

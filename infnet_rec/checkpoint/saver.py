@@ -31,7 +31,7 @@ class CheckpointSaver:
 
     def __init__(
         self,
-        shelf: CheckpointStore,
+        store: CheckpointStore,
         model: nn.Module,
         optimizers: OptimizerState,
         config: CheckpointConfig,
@@ -41,14 +41,14 @@ class CheckpointSaver:
         """Opens a process group of its own, so that a write never mixes with the collectives of training.
 
         Args:
-            shelf: where to.
+            store: where to.
             model: sharded.
             optimizers: of the model.
             config: how many checkpoints stay, and whether a copy is written in a thread while training goes on.
             run: what the marker says about the run.
             say: tells people on the first rank.
         """
-        self._shelf, self._model, self._optimizers = shelf, model, optimizers
+        self._store, self._model, self._optimizers = store, model, optimizers
         self._config, self._run, self._say = config, run, say
         # Collective: gloo, also beside nccl, whose collectives must not be called from two threads.
         group = dist.new_group(backend="gloo")
@@ -92,11 +92,11 @@ class CheckpointSaver:
         """Puts the weights of `at.best_step` into the model; if that checkpoint was lost, the best that is there."""
         self.wait()
         # Collective: the first rank alone knows which commits were removed or lost.
-        commits = rank_checkpoints(self._on_first(self._shelf.commits))
+        commits = rank_checkpoints(self._on_first(self._store.commits))
         wanted = at.best_step
         for commit in sorted(commits, key=lambda c: c.step != wanted):
             try:
-                load_weights(self._shelf, commit, self._model)
+                load_weights(self._store, commit, self._model)
             except UserError as fault:
                 self._say(str(fault))
                 continue
@@ -124,12 +124,12 @@ class CheckpointSaver:
             if self._is_first:
                 # Nobody writes there any more: a failure is known to all ranks when they have all stopped.
                 with suppress(OSError):
-                    self._shelf.discard(progress["step"])
+                    self._store.discard(progress["step"])
 
     def _write(self, state: dict[str, Any], progress: dict[str, Any]) -> None:
         step = progress["step"]
-        folder = self._on_first(lambda: self._shelf.begin(step))
-        writer = PartsWriter(self._shelf, folder)
+        folder = self._on_first(lambda: self._store.begin(step))
+        writer = PartsWriter(self._store, folder)
         # Collective: plans who writes what, and ends when all ranks have written, or raises on all if one could not.
         dcp.save(state, storage_writer=writer, process_group=self._group)
         mine = (writer.parts, progress["kernel_steps"])
@@ -140,7 +140,7 @@ class CheckpointSaver:
         # A rank without tables has counted nothing.
         progress["kernel_steps"] = max([count for _, count in of_ranks], default=0)
         written_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._on_first(lambda: self._shelf.commit(CheckpointManifest(step, progress, self._run, parts, written_at)))
+        self._on_first(lambda: self._store.commit(CheckpointManifest(step, progress, self._run, parts, written_at)))
         if self._is_first:
             self._remove_old()
 
@@ -159,14 +159,14 @@ class CheckpointSaver:
         return answer[0]
 
     def _remove_old(self) -> None:
-        commits = self._shelf.commits()
+        commits = self._store.commits()
         kept = {c.step for c in commits[-self._config.keep_last :]} | {
             c.step for c in rank_checkpoints(commits)[: self._config.keep_best]
         }
         for commit in commits:
             if commit.step not in kept:
                 try:
-                    self._shelf.remove(commit.step)
+                    self._store.remove(commit.step)
                 except OSError as error:
                     self._say(
                         f"checkpoint {checkpoint_name(commit.step)} is no longer needed and cannot be removed: {error}"

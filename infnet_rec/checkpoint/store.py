@@ -70,7 +70,7 @@ class CheckpointManifest:
 
 @dataclass(frozen=True, slots=True)
 class FoundCheckpoint:
-    """A folder on the shelf: committed, or torn for a reason."""
+    """A folder on the store: committed, or torn for a reason."""
 
     name: str
     step: int

@@ -1,5 +1,7 @@
 """The command line. Only names are imported here: help answers at once, a verb imports what it needs.
 
+Start at a verb's function: it parses, calls its room and prints. May import everything.
+
 Exit codes: 0 done, 1 failure, 2 a usage, configuration or data fault, 3 understood, and the answer is no,
 75 stopped by a signal with its work saved, or another process is at it: run it again.
 """

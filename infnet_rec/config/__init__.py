@@ -1,5 +1,6 @@
-"""A run as one complete, checked file: `run.py` has its sections, `load.py` reads it.
+"""A run as one complete, checked file.
 
-One file a section; its models are what the parts of the package take. `model.py` holds which models there are, and
-`plugins.py` reads those from outside. Imports no torch.
+Start at `run.py`. Each section has a file of its own, whose models are what the parts of the package take; `load.py`
+reads a file with its overrides. `model.py` holds which models there are, `plugins.py` reads those from outside. Imports
+the ground floor only, and no torch.
 """

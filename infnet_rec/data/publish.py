@@ -57,7 +57,7 @@ def new_store(out: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def refuse_what_exists(out: Path, *, replace: bool) -> None:
-    """Raises a Fault if something stands at `out` that may not be replaced."""
+    """Raises a UserError if something stands at `out` that may not be replaced."""
     is_store = (out / "manifest.json").is_file()
     if (out.exists() or out.is_symlink()) and not (replace and is_store):
         remedy = "use --replace to build it anew" if is_store else "it is not a store; name another folder"

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 import fsspec
 from filelock import FileLock
-from tqdm import tqdm
 
+from infnet_rec.console import amount_bar
 from infnet_rec.data.store import HASH_CHUNK_BYTES, STORE_VERSION, Store
 from infnet_rec.errors import UserError
 from infnet_rec.files import named_faults, try_folder
@@ -124,7 +124,7 @@ class Remote:
             self.fail(name, error)
 
     def fail(self, name: str, error: Exception) -> NoReturn:
-        """Turns what a driver raised about a file into a Fault."""
+        """Turns what a driver raised about a file into a UserError."""
         if isinstance(error, FileNotFoundError):
             remedy = (
                 "is there a store? 'infnet-rec data build' makes one" if name == MANIFEST else "copy the store again"
@@ -236,8 +236,7 @@ def _write(path: Path, text: bytes) -> None:
 def fetched(url_or_path: str) -> Path:
     """A store's folder on this machine; see `local_store`."""
     # Nothing is drawn where the store is here already.
-    look: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "delay": 0.5}
-    with tqdm(file=sys.stderr, disable=None, leave=False, **look) as bar:
+    with amount_bar(None, "B", unit_divisor=1024, delay=0.5) as bar:
 
         def progress(done: int, total: int) -> None:
             if bar.total is None:

@@ -18,7 +18,7 @@ OURS = "infnet_rec"
 # In the order in which one leans on the other: the first that fails is what is wrong.
 FOUNDATION = ("numpy", "torch", "triton", "fbgemm_gpu", "tensordict", "torchrec")
 # What a copy of the code without a record of its requirements cannot do without.
-NEEDED = ("fsspec", "pyarrow", "pydantic", "tqdm", "typer", "pyyaml")
+NEEDED = ("filelock", "fsspec", "psutil", "pyarrow", "pydantic", "tqdm", "typer", "pyyaml")
 MODULES = {"pyyaml": "yaml"}
 # torchrec.metrics alone needs torchmetrics; torchx, which alone needs an old urllib3, is asked for it by its own check.
 JUDGED_ELSEWHERE = ("torch", "torchrec", "torchmetrics", "urllib3")

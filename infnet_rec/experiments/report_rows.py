@@ -12,7 +12,7 @@ import numpy as np
 from infnet_rec.config.toml import read_json
 from infnet_rec.errors import UserError
 from infnet_rec.experiments.significance import Difference, compare_aucs, compare_gaucs
-from infnet_rec.trainer.metric_logger import write_json
+from infnet_rec.files import write_json
 
 METRICS = ("auc", "gauc", "gauc_unweighted")
 TITLES = {"auc": "AUC", "gauc": "gAUC", "gauc_unweighted": "gAUC, users alike"}

@@ -15,8 +15,7 @@ from infnet_rec.config.toml import StrictModel, read_json
 from infnet_rec.data.remote import fetched
 from infnet_rec.data.store import Store
 from infnet_rec.errors import UserError
-from infnet_rec.files import named_faults, try_folder
-from infnet_rec.trainer.metric_logger import write_json
+from infnet_rec.files import named_faults, try_folder, write_json
 
 MAX_SAID = 3
 

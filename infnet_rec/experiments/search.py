@@ -18,8 +18,8 @@ from infnet_rec.config.experiment import Metric, SearchConfig, Variant, grid_siz
 from infnet_rec.config.toml import read_json
 from infnet_rec.errors import Failure, Interrupted
 from infnet_rec.experiments.process import Job, RunEnded, train_in_a_process
+from infnet_rec.files import write_json
 from infnet_rec.metrics import TaskMetrics
-from infnet_rec.trainer.metric_logger import write_json
 
 JSON = dict[str, Any]
 assert set(get_args(Metric)) <= {field.name for field in fields(TaskMetrics)}

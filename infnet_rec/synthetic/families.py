@@ -87,7 +87,7 @@ FAMILIES = {
 
 
 def check_plan(dataset: str, sizes: dict[str, Any]) -> None:
-    """Raises one Fault that names every number that cannot be used. A size of None is one to be derived."""
+    """Raises one UserError that names every number that cannot be used. A size of None is one to be derived."""
     faults: list[str] = []
     if dataset not in FAMILIES:
         known = ", ".join(FAMILIES)

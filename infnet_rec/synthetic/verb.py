@@ -1,12 +1,10 @@
 """`infnet-rec data generate`: raw files with a progress bar, and what is said of them."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from infnet_rec.console import amount_bar
 from infnet_rec.synthetic.run import generate
 
 
@@ -24,7 +22,7 @@ def generate_raw(
         num_workers: processes.
     """
     started_at = time.perf_counter()
-    with tqdm(total=num_examples, unit=" rows", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
+    with amount_bar(num_examples, " rows") as bar:
 
         def progress(done: int) -> None:
             bar.update(done - bar.n)

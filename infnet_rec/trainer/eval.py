@@ -1,5 +1,6 @@
 """A trained run's metrics on any split."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,30 @@ from infnet_rec.distributed.process_group import (
     world_from_env,
 )
 from infnet_rec.errors import UserError, did_you_mean
+from infnet_rec.metrics import Predictions
 from infnet_rec.trainer.build import evaluation, shard_model
 from infnet_rec.trainer.continue_run import moved_lines, rows_that_moved
 from infnet_rec.trainer.evaluator import final_metrics
 from infnet_rec.trainer.resume import read_run_config
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredSplit:
+    """What a run's best weights say of one split.
+
+    Attributes:
+        step: at which the weights were saved.
+        task_names: T names, in the order of the columns.
+        predictions: of every example; None on all ranks but the first.
+    """
+
+    step: int
+    task_names: list[str]
+    predictions: Predictions | None
+
+
 def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> dict[str, Any] | None:
-    """Scores a split with a run's best weights; under torchrun on any number of ranks, alone on one.
+    """A run's metrics on a split; under torchrun on any number of ranks, alone on one.
 
     Args:
         run_dir: what `train` left.
@@ -34,6 +51,28 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
 
     Returns:
         Metrics by task, on rank 0.
+
+    Raises:
+        UserError: see `score_run`.
+    """
+    scored = score_run(run_dir, split, store)
+    if scored.predictions is None:
+        return None
+    return {
+        "run_dir": str(run_dir),
+        "step": scored.step,
+        "split": split,
+        "metrics": final_metrics(scored.predictions, scored.task_names),
+    }
+
+
+def score_run(run_dir: Path, split: str, store: Path | str | None = None) -> ScoredSplit:
+    """Scores a split with a run's best weights; under torchrun on any number of ranks, alone on one.
+
+    Args:
+        run_dir: what `train` left.
+        split: train, valid, test or a further test of the store.
+        store: folder or URL where the run's store is now; None where it was.
 
     Raises:
         UserError: no such run, checkpoint or split, or a store whose ids cannot be matched with those that the run
@@ -61,14 +100,7 @@ def evaluate_run(run_dir: Path, split: str, store: Path | str | None = None) -> 
         sharded = shard_model(config, data, world)
         load_weights(shelf, best, sharded.model, {table: rows.or_unseen().row_R for table, rows in moved.items()})
         predictions = evaluation(config, data, world, split).predictions(sharded.model, sharded.pipeline)
-    if predictions is None:
-        return None
-    return {
-        "run_dir": str(run_dir),
-        "step": best.step,
-        "split": split,
-        "metrics": final_metrics(predictions, data.task_names),
-    }
+    return ScoredSplit(best.step, data.task_names, predictions)
 
 
 def check_split(split: str, store: Store) -> None:

@@ -65,14 +65,6 @@ DROPPED = "metrics.dropped.jsonl"
 REACHED = ".reached"
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(data, indent=1) + "\n")
-
-
-WINDOW_EXAMPLES = 8_192
-
-
 class TrainWindow:
     """The predictions of this rank's last examples, each made just before it was learned from.
 

@@ -24,9 +24,9 @@ from infnet_rec.config.train import OnNonFinite
 from infnet_rec.data.sampler import TrainOrder, local_slice
 from infnet_rec.data.store import Examples, Store
 from infnet_rec.errors import Failure
+from infnet_rec.files import write_json
 from infnet_rec.metrics import mean_over_ranks
 from infnet_rec.models.ranking_model import Scores
-from infnet_rec.trainer.metric_logger import write_json
 
 LOOK_EVERY_S = 1.0
 LOOK_EVERY_STEPS = 1_000  # at most, however fast they are

@@ -15,7 +15,7 @@ from infnet_rec.config.run import RunConfig
 from infnet_rec.config.toml import read_json
 from infnet_rec.data.store import Store
 from infnet_rec.distributed.process_group import World
-from infnet_rec.trainer.metric_logger import write_json
+from infnet_rec.files import write_json
 from infnet_rec.trainer.resume import PLUGIN_FILE
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "pyarrow", "duckdb", "torchmetrics", "infnet_rec")

@@ -22,6 +22,7 @@ from infnet_rec.diagnostics.preflight import Preflight
 from infnet_rec.distributed.optimizers import count_dense
 from infnet_rec.distributed.process_group import World, silence_third_party_warnings, use_threads, world_from_env
 from infnet_rec.errors import Interrupted, UserError
+from infnet_rec.files import write_json
 from infnet_rec.models.ranking_model import RankingModel
 from infnet_rec.models.registry import table_width
 from infnet_rec.planner.plan_file import PlanFile, write_plan
@@ -31,7 +32,7 @@ from infnet_rec.trainer.build import Sharded, evaluation, shard, train_loader
 from infnet_rec.trainer.continue_run import load_initial_weights, make_saver, resume_or_start
 from infnet_rec.trainer.evaluator import final_metrics, keep_predictions
 from infnet_rec.trainer.loop import LearningRates, RunLength, Schedule, Trainer
-from infnet_rec.trainer.metric_logger import MetricLogger, format_duration, write_json
+from infnet_rec.trainer.metric_logger import MetricLogger, format_duration
 from infnet_rec.trainer.rank_log import RankLog
 from infnet_rec.trainer.resume import RunDirState, inspect_run_dir, lock_run_dir, try_destinations
 from infnet_rec.trainer.run_dir import default_run_dir, environment, prepare_run_dir

@@ -13,7 +13,7 @@ from infnet_rec.experiments import runner as command
 from infnet_rec.experiments import search
 from infnet_rec.experiments.process import Job, Judge, RunEnded
 from infnet_rec.experiments.runner import ExperimentArgs
-from infnet_rec.trainer.metric_logger import write_json
+from infnet_rec.files import write_json
 
 
 @dataclass

@@ -153,7 +153,7 @@ def both_ways(rank: int, world_size: int, store: str) -> np.ndarray:
     return sharded_runs.train_steps(rank, world_size, store, RUN, 4)["losses"]
 
 
-@pytest.mark.slow(smoke=["shared tables"])
+@pytest.mark.slow
 def test_two_ranks_lose_what_an_unsharded_model_loses(ranks: RankPair, alone: None, averaged: Dataset) -> None:
     """INFNet, over four steps."""
     store = str(averaged.store.path)

@@ -102,6 +102,7 @@ def test_every_rank_leaves_a_trace_of_whole_steps(measured: tuple[dict[str, Any]
         assert sum(name.startswith("gloo:") for name in names) > 20
 
 
+@pytest.mark.slow
 def test_the_input_verb(small_store: Path) -> None:
     result = loader.bench_input(CONFIG, [f"data.store='{small_store}'"], num_batches=12)
     assert result["batch"]["num_samples"] == 12 and result["examples_per_s"] > 0

@@ -175,6 +175,7 @@ def test_faults_end_before_any_rank_starts(
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_a_failing_rank_ends_the_others_with_its_own_error(folder: Path, tmp_path: Path) -> None:
     """The other rank waits in a collective; it is ended long before that gives up, and the first error is the cause."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

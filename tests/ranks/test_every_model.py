@@ -119,6 +119,7 @@ def alone() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow(smoke=["w/o2", "heads read proxies", "20 events"])
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_study_is_a_matter_of_configuration(study: str, alone: None, small_store: Path) -> None:
     overrides = [section("infnet"), *FEW, "train.dense.lr=1e-2", *STUDIES[study]]
@@ -132,6 +133,7 @@ def test_a_study_is_a_matter_of_configuration(study: str, alone: None, small_sto
     assert np.isfinite(losses).all() and not np.array_equal(losses[0], losses[1])
 
 
+@pytest.mark.slow(smoke=["infnet", "din"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_computes_in_bfloat16_nearly_what_it_computes_in_float32(
     name: str, alone: None, small_store: Path

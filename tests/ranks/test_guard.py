@@ -22,6 +22,7 @@ def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(np.array_equal(np.asarray(a[k]), np.asarray(b[k]), equal_nan=True) for k in a)
 
 
+@pytest.mark.slow(smoke=["sgd"])
 @pytest.mark.parametrize("sparse", ["rowwise_adagrad", "adagrad", "sgd"])
 def test_a_skipped_batch_was_never_there(ranks: RankPair, small_store: Path, tmp_path: Path, sparse: str) -> None:
     """Weights and every optimizer's state equal, bit for bit, those of a run that never saw the batch."""

@@ -218,6 +218,7 @@ def test_several_values_are_averaged(handmade: Handmade) -> None:
 SMALL = ["data.profile='all'", "train.global_batch_size=8", "train.eval_batch_size=8", "sharding.row_wise_min_rows=10"]
 
 
+@pytest.mark.slow(smoke=["plain"])
 @pytest.mark.parametrize("more", [[], ["train.loss.embedding_l2=0.1"]], ids=["plain", "l2"])
 def test_sharded_tables_average_too(alone: None, handmade: Handmade, ranks: RankPair, more: list[str]) -> None:
     """On two ranks, on one, and unsharded, training with features of several values loses the same."""

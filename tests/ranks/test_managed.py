@@ -70,6 +70,7 @@ def keepers(steps: list[list[int]], num_rows: int, interval: int, eviction: str)
     return set(kept)
 
 
+@pytest.mark.slow(smoke=["lru"])
 @pytest.mark.parametrize("eviction", ["lfu", "lru", "distance_lfu"])
 def test_a_full_table_keeps_whom_the_rules_say(eviction: str, ranks: RankPair, store: str) -> None:
     """Each rank manages its range of hashes; ids that come in later intervals displace others."""
@@ -109,6 +110,7 @@ def test_with_room_for_all_it_trains_as_a_plain_table(ranks: RankPair, alone: No
     assert num_kept == len({i for step in ids_of_steps(store, managed(8), num_steps) for i in step})
 
 
+@pytest.mark.slow
 def test_rows_that_change_hands_begin_anew(alone: None, store: str) -> None:
     """Their weights are new draws and their optimizer's state is zero; others are left alone."""
     config, data, world, sharded = managed_runs.open_run(0, 1, store, managed(16, interval=2))
@@ -132,6 +134,7 @@ def saved(ranks: RankPair, store: str, tmp_path_factory: pytest.TempPathFactory)
     return folder, ranks(managed_runs.save_managed, store, managed(64), folder, 8, 6)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_bit(ranks: RankPair, store: str, saved: tuple[str, list[dict[str, Any]]]) -> None:
     """Saved where an interval ends; the next one gives the same rows to the same ids, with the same weights."""
     folder, unbroken = saved

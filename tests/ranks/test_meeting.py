@@ -49,6 +49,7 @@ def test_a_port_in_use_is_a_fault(taken: int, conf: str) -> None:
         look_at_meeting(arguments(f"localhost:{taken}", rdzv_conf=conf))
 
 
+@pytest.mark.slow
 def test_a_second_launcher_on_the_machine_of_the_first_is_no_fault() -> None:
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
     endpoint = f"localhost:{store.port}"

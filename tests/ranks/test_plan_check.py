@@ -27,6 +27,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow(smoke=["search", "row_wise", "data_parallel"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_plans_bytes_are_what_is_allocated(way: str, rich_shop, ranks: RankPair) -> None:
     """Every table and its optimizer state, their sums as fbgemm allocates them, and the dense part, to the byte."""

@@ -138,7 +138,7 @@ ONE_SIZE, SIZES = ((4, 6),), ((4, 6), (4, 3), (4, 9), (4, 3))
     ("backend", "sizes"),
     [
         pytest.param("eager", SIZES, marks=pytest.mark.slow),
-        ("aot_eager", ONE_SIZE),
+        pytest.param("aot_eager", ONE_SIZE, marks=pytest.mark.slow),
         pytest.param(
             "inductor",
             SIZES,

@@ -174,7 +174,7 @@ def test_a_snapshot_takes_the_memory_of_the_state_once(alone: None, small_store:
     assert np.allclose(again, 3.0) and again.data_ptr() in {p.data_ptr() for p in parts}
 
 
-@pytest.mark.slow(smoke=["10"])
+@pytest.mark.slow
 @pytest.mark.parametrize("cut_at", [9, 10, 12, 15])
 def test_early_stopping_goes_on_counting(alone: None, small_store: Path, tmp_path: Path, cut_at: int) -> None:
     """Best at 5, stopped at 15 after two worse; cut before, at or after the first of them or at the end."""

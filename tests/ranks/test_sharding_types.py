@@ -90,6 +90,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow(smoke=["row_wise", "column_wise", "data_parallel"])
 @pytest.mark.parametrize("case", CASES)
 def test_sharded_training_equals_unsharded(
     case: str, ranks: RankPair, store: str, references: dict[str, dict[str, Any]]

@@ -93,12 +93,12 @@ def test_the_first_signal_asks_and_a_second_ctrl_c_ends() -> None:
     """Two at once are one: a terminal and torchrun both pass Ctrl-C on."""
     code = """
 import os, signal, sys, time
-from infnet_rec.trainer import stop
-with stop.StopSignal(speaks=True) as asked:
+from infnet_rec.trainer import signals
+with signals.GracefulStop(speaks=True) as asked:
     os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)
     assert asked.wanted
     print("still here", flush=True)
-    time.sleep(stop.SAME_SIGNAL_S + 0.2)
+    time.sleep(signals.SAME_SIGNAL_S + 0.2)
     os.kill(os.getpid(), signal.SIGINT)
     print("never", flush=True)
 """

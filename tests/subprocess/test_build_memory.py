@@ -19,12 +19,12 @@ LIMIT_GIB = 0.28
 BUILD = """
 import sys
 from pathlib import Path
-from infnet_rec.data.ingest.build import Progress, build
+from infnet_rec.data.ingest.build import BuildProgress, build_store
 from infnet_rec.data.ingest.recipe import Recipe
-from infnet_rec.config.toml import check
+from infnet_rec.config.toml import validate_model
 from kiosk import KIOSK
-recipe, quiet = check(Recipe, KIOSK, "kiosk"), Progress(lambda *_: None, lambda _: None)
-build(recipe, Path("raw"), Path(sys.argv[1]), quiet, memory_gib=float(sys.argv[2]), num_threads=1)
+recipe, quiet = validate_model(Recipe, KIOSK, "kiosk"), BuildProgress(lambda *_: None, lambda _: None)
+build_store(recipe, Path("raw"), Path(sys.argv[1]), quiet, memory_gib=float(sys.argv[2]), num_threads=1)
 # Not ru_maxrss, which begins at what the parent had.
 status = Path("/proc/self/status").read_text()
 print(int(status.partition("VmHWM:")[2].split()[0]) / 2**20)

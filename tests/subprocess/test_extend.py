@@ -67,6 +67,7 @@ def test_each_addition_takes_two_files() -> None:
     assert [text.count("diff --git") for text in differences()] == [2, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_what_the_page_adds_works(extended: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", TRIES], cwd=extended, capture_output=True, text=True, check=False

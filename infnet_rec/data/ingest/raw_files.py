@@ -78,7 +78,7 @@ def first_value(connection: duckdb.DuckDBPyConnection, query: str) -> Any:
 
 @contextmanager
 def faults_of(where: str) -> Iterator[None]:
-    """Turns DuckDB's complaints about the data into a Fault that says what was being read.
+    """Turns DuckDB's complaints about the data into a UserError that says what was being read.
 
     Raises:
         UserError: the data do not fit.
@@ -336,7 +336,7 @@ def _columns(path: Path, form: TextFormat) -> tuple[str, ...]:
 
 
 def _checked_names(path: Path, columns: list[str]) -> tuple[str, ...]:
-    """Raises a Fault if DuckDB would take two of the columns for one."""
+    """Raises a UserError if DuckDB would take two of the columns for one."""
     if twice := repeated(columns):
         names = ", ".join(str(name) for name, _ in twice)
         raise UserError(f"{path}: column {names} stands in the header more than once; rename one")

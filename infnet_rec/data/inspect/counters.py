@@ -54,7 +54,7 @@ class LookUps:
 
 
 @dataclass(slots=True)
-class SplitTally:
+class SplitCounts:
     """What the examples of one split add up to.
 
     `seen` has per behaviour an array whose entry n is the number of examples with n earlier events.
@@ -110,9 +110,9 @@ def periods_of(store: Store, first: int, last: int) -> Periods:
     return Periods(origin, ticks, (last - origin) // ticks + 1)
 
 
-def tally_split(
+def count_split(
     store: Store, split: str, periods: Periods, progress: Callable[[int], None]
-) -> tuple[SplitTally, dict[str, LookUps]]:
+) -> tuple[SplitCounts, dict[str, LookUps]]:
     """Reads one split; also how it looks up the context features (S = 1).
 
     Args:
@@ -122,7 +122,7 @@ def tally_split(
         progress: called with the number of examples just read.
     """
     examples, tasks = store.examples(split), [task.name for task in store.schema.tasks]
-    tally = SplitTally(
+    counted = SplitCounts(
         np.zeros(store.manifest["num_users"], np.uint32),
         np.zeros(store.manifest["num_items"], np.uint32),
         np.zeros(periods.num, np.int64),
@@ -133,23 +133,23 @@ def tally_split(
     context = {name: no_look_ups(1) for name in examples.context}
     for rows in row_chunks(len(examples), CHUNK_EXAMPLES):
         # A typed 1: with a plain one numpy leaves its fast path and takes thirty times as long.
-        np.add.at(tally.user_counts, examples.user_N[rows], np.uint32(1))
-        np.add.at(tally.item_counts, examples.item_N[rows], np.uint32(1))
+        np.add.at(counted.user_counts, examples.user_N[rows], np.uint32(1))
+        np.add.at(counted.item_counts, examples.item_N[rows], np.uint32(1))
         period_N = periods.of(examples.time_N[rows])
-        tally.examples_per_period += np.bincount(period_N, minlength=periods.num)
+        counted.examples_per_period += np.bincount(period_N, minlength=periods.num)
         for name in tasks:
             positive_N = examples.labels[name][rows] == 1
-            tally.positives_per_period[name] += np.bincount(period_N[positive_N], minlength=periods.num)
+            counted.positives_per_period[name] += np.bincount(period_N[positive_N], minlength=periods.num)
         for name, seen_N in examples.seen.items():
-            tally.seen[name] = _sum(tally.seen[name], np.bincount(seen_N[rows]))
+            counted.seen[name] = _sum(counted.seen[name], np.bincount(seen_N[rows]))
         weights_SN = np.ones((1, rows.stop - rows.start))
         for name, ids in examples.context.items():
             add_look_ups(context[name], ids[rows].reshape(weights_SN.shape[1], -1).T, weights_SN)
         progress(weights_SN.shape[1])
-    return tally, context
+    return counted, context
 
 
-def tally_side(
+def count_side(
     store: Store, side: str, counts: list[np.ndarray], progress: Callable[[int], None]
 ) -> dict[str, LookUps]:
     """How examples look up the features of users or items.

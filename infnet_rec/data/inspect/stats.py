@@ -14,12 +14,12 @@ from infnet_rec.data.inspect.counters import (
     Distribution,
     LookUps,
     Periods,
-    SplitTally,
+    SplitCounts,
+    count_side,
+    count_split,
     has_time,
     periods_of,
     row_chunks,
-    tally_side,
-    tally_split,
     ticks_and_offset,
     time_span,
 )
@@ -46,40 +46,40 @@ def store_stats(store: Store, progress: Callable[[int], None]) -> JSON:
     """
     spans = {split: time_span(store.examples(split)) for split in SPLITS}
     periods = periods_of(store, min(first for first, _ in spans.values()), max(last for _, last in spans.values()))
-    tallies: dict[str, SplitTally] = {}
+    split_counts: dict[str, SplitCounts] = {}
     context: dict[str, dict[str, LookUps]] = {}
     for split in SPLITS:
-        tallies[split], context[split] = tally_split(store, split, periods, progress)
+        split_counts[split], context[split] = count_split(store, split, periods, progress)
     sides = {
-        "user": tally_side(store, "user", [tally.user_counts for tally in tallies.values()], progress),
-        "item": tally_side(store, "item", [tally.item_counts for tally in tallies.values()], progress),
+        "user": count_side(store, "user", [counted.user_counts for counted in split_counts.values()], progress),
+        "item": count_side(store, "item", [counted.item_counts for counted in split_counts.values()], progress),
         "context": _joined(context),
     }
     manifest = store.manifest
-    histories, tokens = _histories(store, tallies)
+    histories, tokens = _histories(store, split_counts)
     return {
         "store": str(store.path),
         "name": manifest["name"],
         "order": "time" if has_time(store) else "file",
-        "num_examples": sum(tally.num_examples for tally in tallies.values()),
+        "num_examples": sum(counted.num_examples for counted in split_counts.values()),
         "num_users": manifest["num_users"],
         "num_items": manifest["num_items"],
-        "splits": {split: _split(store, tallies, split, spans[split]) for split in SPLITS},
+        "splits": {split: _split(store, split_counts, split, spans[split]) for split in SPLITS},
         "log": manifest.get("log"),
         "joins": manifest.get("joins"),
         "bad_rows": manifest["bad_rows"],
         "flat_features": manifest.get("flat_features"),
         "warnings": manifest.get("warnings"),
-        "examples_per_user": _popularity([tally.user_counts for tally in tallies.values()]),
-        "examples_per_item": _popularity([tally.item_counts for tally in tallies.values()]),
-        "periods": _periods(store, periods, tallies),
+        "examples_per_user": _popularity([counted.user_counts for counted in split_counts.values()]),
+        "examples_per_item": _popularity([counted.item_counts for counted in split_counts.values()]),
+        "periods": _periods(store, periods, split_counts),
         "histories": histories,
         "tokens_per_example": {str(length): tokens[length]["train"] for length in LENGTHS},
         "repeats": manifest.get("repeats"),
-        "features": _features(store, sides, tallies),
+        "features": _features(store, sides, split_counts),
         "tables": _tables(store),
         "memory": _memory(store),
-        "disk": _disk(store, tokens, {split: tally.num_examples for split, tally in tallies.items()}),
+        "disk": _disk(store, tokens, {split: counted.num_examples for split, counted in split_counts.items()}),
     }
 
 
@@ -96,20 +96,20 @@ def _joined(context: Mapping[str, Mapping[str, LookUps]]) -> dict[str, LookUps]:
     return joined
 
 
-def _split(store: Store, tallies: Mapping[str, SplitTally], split: str, span: tuple[int, int]) -> JSON:
-    tally, train = tallies[split], tallies["train"]
-    positives = {name: int(counts.sum()) for name, counts in tally.positives_per_period.items()}
+def _split(store: Store, split_counts: Mapping[str, SplitCounts], split: str, span: tuple[int, int]) -> JSON:
+    counted, train = split_counts[split], split_counts["train"]
+    positives = {name: int(counts.sum()) for name, counts in counted.positives_per_period.items()}
     first, last = (local_time(store, t) for t in span) if has_time(store) else span
     return {
-        "num_examples": tally.num_examples,
-        "num_users": int(np.count_nonzero(tally.user_counts)),
-        "num_items": int(np.count_nonzero(tally.item_counts)),
-        "new_user_share": _share_new(tally.user_counts, train.user_counts),
-        "new_item_share": _share_new(tally.item_counts, train.item_counts),
+        "num_examples": counted.num_examples,
+        "num_users": int(np.count_nonzero(counted.user_counts)),
+        "num_items": int(np.count_nonzero(counted.item_counts)),
+        "new_user_share": _share_new(counted.user_counts, train.user_counts),
+        "new_item_share": _share_new(counted.item_counts, train.item_counts),
         "first": first,
         "last": last,
         "positives": positives,
-        "label_rates": {name: number / tally.num_examples for name, number in positives.items()},
+        "label_rates": {name: number / counted.num_examples for name, number in positives.items()},
     }
 
 
@@ -135,7 +135,7 @@ def _popularity(counts: list[np.ndarray]) -> JSON:
     }
 
 
-def _periods(store: Store, periods: Periods, tallies: Mapping[str, SplitTally]) -> JSON:
+def _periods(store: Store, periods: Periods, split_counts: Mapping[str, SplitCounts]) -> JSON:
     """Examples and positives along the log: one or more local days each, or a span of its rows."""
     starts: list[Any] = periods.starts
     if has_time(store):
@@ -147,23 +147,23 @@ def _periods(store: Store, periods: Periods, tallies: Mapping[str, SplitTally]) 
         "starts": starts,
         "splits": {
             split: {
-                "num_examples": tally.examples_per_period.tolist(),
-                "positives": {name: counts.tolist() for name, counts in tally.positives_per_period.items()},
+                "num_examples": counted.examples_per_period.tolist(),
+                "positives": {name: counts.tolist() for name, counts in counted.positives_per_period.items()},
             }
-            for split, tally in tallies.items()
+            for split, counted in split_counts.items()
         },
     }
 
 
-def _histories(store: Store, tallies: Mapping[str, SplitTally]) -> tuple[JSON, dict[int, dict[str, float]]]:
+def _histories(store: Store, split_counts: Mapping[str, SplitCounts]) -> tuple[JSON, dict[int, dict[str, float]]]:
     """Events before an example, and sequence tokens an example when histories are cut to a length, per split."""
     histories: JSON = {}
-    tokens: dict[int, dict[str, float]] = {length: dict.fromkeys(tallies, 0.0) for length in LENGTHS}
+    tokens: dict[int, dict[str, float]] = {length: dict.fromkeys(split_counts, 0.0) for length in LENGTHS}
     for behaviour, facts in store.manifest["behaviours"].items():
         attributes = [s.attribute for s in store.schema.sequences if s.behaviour == behaviour]
         histories[behaviour] = {"num_events": facts["num_events"], "attributes": attributes}
-        for split, tally in tallies.items():
-            distribution = Distribution.from_counts(tally.seen[behaviour])
+        for split, counted in split_counts.items():
+            distribution = Distribution.from_counts(counted.seen[behaviour])
             histories[behaviour][split] = {
                 **distribution.summary(),
                 "empty_share": distribution.num_zero / distribution.num,
@@ -175,14 +175,17 @@ def _histories(store: Store, tallies: Mapping[str, SplitTally]) -> tuple[JSON, d
 
 
 def _features(
-    store: Store, sides: Mapping[str, Mapping[str, LookUps]], tallies: Mapping[str, SplitTally]
+    store: Store, sides: Mapping[str, Mapping[str, LookUps]], split_counts: Mapping[str, SplitCounts]
 ) -> list[JSON]:
     num_rows = {table.name: table.num_rows for table in store.schema.tables}
     features = []
     for feature in store.schema.features:
         look_ups = sides[feature.side][feature.name]
         shares = {
-            key: {split: float(number) / tallies[split].num_examples for split, number in zip(SPLITS, row, strict=True)}
+            key: {
+                split: float(number) / split_counts[split].num_examples
+                for split, number in zip(SPLITS, row, strict=True)
+            }
             for key, row in (
                 ("null_share", look_ups.null_S),
                 ("unseen_share", look_ups.unseen_S),

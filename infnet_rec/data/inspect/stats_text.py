@@ -1,12 +1,9 @@
 """`infnet-rec data stats`: the numbers of a store as text."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from infnet_rec.console import aligned, format_bytes
+from infnet_rec.console import aligned, amount_bar, format_bytes
 from infnet_rec.data.inspect.counters import rows_to_read
 from infnet_rec.data.inspect.stats import store_stats
 from infnet_rec.data.store import SPLITS, Store
@@ -35,7 +32,7 @@ def stats_report(path: Path, plot: Path | None) -> JSON:
     if plot is not None:
         check_picture(plot)
     total = rows_to_read(store)
-    with tqdm(total=total, unit=" rows", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
+    with amount_bar(total, " rows") as bar:
 
         def progress(number: int) -> None:
             bar.update(number)

@@ -9,8 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
+from infnet_rec.console import amount_bar
 from infnet_rec.data.ingest.build import BuildProgress, build_store
 from infnet_rec.data.ingest.build_summary import log_lines
 from infnet_rec.data.ingest.recipe import load_recipe
@@ -58,15 +57,14 @@ def build_verb(
 def progress_stages() -> Iterator[BuildProgress]:
     """A bar on stderr with rate and time left for each stage of a build; a line a stage where there is no terminal."""
     bars = ExitStack()
-    bar: tqdm[Any] | None = None
+    bar: Any = None
 
     def stage(text: str, total: int, unit: str) -> None:
         nonlocal bar
         bars.close()
         if not sys.stderr.isatty():
             print(text, file=sys.stderr, flush=True)
-        scale = {"unit": unit, "unit_scale": True, "file": sys.stderr, "disable": None, "leave": False}
-        bar = bars.enter_context(tqdm(desc=text, total=total or None, **scale))
+        bar = bars.enter_context(amount_bar(total or None, unit, desc=text))
 
     def done(amount: int) -> None:
         if bar is not None:
@@ -106,7 +104,7 @@ def check_store_verb(path: Path, *, stop_at: Literal["first", "last"]) -> dict[s
     """
     store = Store(path)
     total = bytes_to_read(store)
-    with tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
+    with amount_bar(total, "B") as bar:
 
         def progress(num_bytes: int) -> None:
             bar.update(num_bytes)

@@ -109,7 +109,7 @@ def open_bytes(path: Path, encoding: TextEncoding = "utf-8") -> IO[bytes]:
 
 
 def refuse_damage(path: Path) -> None:
-    """Raises a Fault for a file whose name says that it is packed in a way that is not read, or that is cut off.
+    """Raises a UserError for a file whose name says that it is packed in a way that is not read, or that is cut off.
 
     DuckDB notices where a .gz ends too early, but takes what is left of a .zst for the whole: that is unpacked once.
     """
@@ -218,7 +218,7 @@ def no_header(line: str, num_cells: int) -> str:
 
 
 def _refuse_another_delimiter(path: Path, form: TextFormat) -> None:
-    """Raises a Fault if each of the first lines is one cell, but with another delimiter one cell a column."""
+    """Raises a UserError if each of the first lines is one cell, but with another delimiter one cell a column."""
     lines, num_columns = first_lines(path, form.encoding, LOOKED_AT), len(form.columns)
     if num_columns == 1 or any(len(_cells_with(line, form, form.delimiter)) != 1 for line in lines):
         return

@@ -1,4 +1,7 @@
-"""The numbers of the paper's tables 1 and 3, and which of their cells are doubtful in the copy they were read from."""
+"""The numbers of the paper's tables 1 and 3, and which of their cells are doubtful in the copy they were read from.
+
+Start at `numbers_of`; the tables are the CSV files beside it.
+"""
 
 import csv
 from dataclasses import dataclass

@@ -1,1 +1,4 @@
-"""Raw files in the format of KuaiRand-Pure."""
+"""Raw files in the format of KuaiRand-Pure.
+
+Start at `pure.py`, which writes them; `world.py` is what happens in them.
+"""

@@ -1,1 +1,4 @@
-"""Raw files in the format of Tenrec QB-Video."""
+"""Raw files in the format of Tenrec QB-Video.
+
+Start at `generate.py`, which writes them.
+"""

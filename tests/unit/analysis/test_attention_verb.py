@@ -66,7 +66,7 @@ def test_batches_and_their_padding_do_not_matter(
 ) -> None:
     """200 examples as 67 and 67 and 66, from the checkpoint itself."""
     monkeypatch.setattr(command, "BATCH_SIZE", 67)
-    monkeypatch.setattr(command.attention_files, "write", lambda *_: None)
+    monkeypatch.setattr(command.files, "write_attention_files", lambda *_: None)
     (checkpoint,) = (run_dir / "checkpoints").glob("step-*")
     asked = command.AttentionArgs(str(checkpoint), "test", NUM_EXAMPLES)
     again = command.write_attention(sharded_runs.CONFIG, [f"data.store={small_store}", *TINY], asked, tmp_path / "out")
@@ -129,7 +129,7 @@ def test_the_same_numbers_give_the_same_bytes(
     out, result = made
     attention_plot.draw_attention(result, tmp_path, ["behaviours.png", "gates.png"])
     monkeypatch.setattr(attention_plot, "draw_attention", lambda *_: None)
-    command.attention_files.write({key: value for key, value in result.items() if key != "out"}, tmp_path)
+    command.files.write_attention_files({key: value for key, value in result.items() if key != "out"}, tmp_path)
     paths = list(tmp_path.iterdir())
     assert len(paths) == 5
     for path in paths:

@@ -73,6 +73,7 @@ def test_a_file_that_is_no_sweep_is_left_alone(tmp_path: Path) -> None:
         tower_verb.check_sweep_files(tmp_path / "sweep.png")
 
 
+@pytest.mark.slow
 def test_the_embedding_verb(small_store: Path) -> None:
     answer = invoke("embedding", CONFIG, f"--set=data.store={small_store}", "--rounds=1", "--json")
     assert answer.exit_code == 0, answer.output

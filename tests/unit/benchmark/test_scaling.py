@@ -109,6 +109,7 @@ def simulated() -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 def test_simulated_steps_add_up_and_nobody_gains_by_company(simulated: dict[str, Any]) -> None:
     rows = simulated["simulated"]["rows"]
     assert all(row["simulated"] for row in rows)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_fixtures import QUIET
-from infnet_rec.data.ingest import bad_rows as line_numbers
+from infnet_rec.data.ingest import bad_rows
 from infnet_rec.data.ingest.build import build_store
 from infnet_rec.data.parsing.text_format import CSV_FORMAT
 from infnet_rec.errors import UserError
@@ -131,7 +131,7 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
     text = 'a,b\n\n1,2\n"x\n\ny",3\nq"q,4\n"d""\n""",5\n\n\n6,"\n"\n7,8'
     (tmp_path / "a.csv").write_text(text)
     with (tmp_path / "a.csv").open("rb") as file:
-        found = [(line, row.decode()) for _, line, row in line_numbers.rows(file, CSV_FORMAT) if row]
+        found = [(line, row.decode()) for _, line, row in bad_rows.rows(file, CSV_FORMAT) if row]
     expected = [
         (1, "a,b"),
         (3, "1,2"),
@@ -143,4 +143,4 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
     ]
     assert found == expected
     with (tmp_path / "a.csv").open("rb") as file:
-        assert all(text[offset:].startswith(row.decode()) for offset, _, row in line_numbers.rows(file, CSV_FORMAT))
+        assert all(text[offset:].startswith(row.decode()) for offset, _, row in bad_rows.rows(file, CSV_FORMAT))

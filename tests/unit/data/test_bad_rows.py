@@ -241,6 +241,7 @@ WRITTEN: dict[str, tuple[str, str, str | None]] = {
 }
 
 
+@pytest.mark.slow(smoke=["spaces", "whole floats", "an id of nan", "a label of -1", "a label of true"])
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_number_is_read_as_it_is_or_its_row_is_bad(name: str, tmp_path: Path, clean: dict[str, str]) -> None:
     plain, written, reason = WRITTEN[name]

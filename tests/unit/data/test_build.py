@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 import pandas as pd
+import polars
 import pyarrow as pa
 import pytest
 
@@ -199,7 +200,6 @@ def test_a_store_may_lack_a_kind_of_column(left_out: str, tmp_path: Path) -> Non
 
 
 def test_files_are_one_batch_that_pandas_polars_and_duckdb_read(shop: Dataset) -> None:
-    polars = pytest.importorskip("polars")
     paths = sorted(shop.store.path.rglob("*.arrow"))
     assert len(paths) == len(shop.store.manifest["files"])
     for path in paths:

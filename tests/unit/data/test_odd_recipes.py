@@ -61,6 +61,7 @@ def test_columns_may_have_any_name(start: int, tmp_path: Path, clean: dict[str, 
     assert hashes(tmp_path / "store") == clean
 
 
+@pytest.mark.slow(smoke=["weight", "key"])
 @pytest.mark.parametrize(
     "name", ["key", "weight", "ids", "item", "user", "time", "split", "position", "index", "value"]
 )

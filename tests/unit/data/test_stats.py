@@ -218,6 +218,7 @@ def test_an_id_below_an_empty_place_is_outside_its_table(shop: Dataset, tmp_path
     assert faults == ["items.arrow: tags: has ids -1 to 3, but table 'tags' has rows 0 to 8"]
 
 
+@pytest.mark.slow(smoke=["nothing"])
 @pytest.mark.parametrize("left_out", ["nothing", "no behaviours", "no user features", "no item features"])
 def test_a_store_may_lack_a_kind_of_column(left_out: str, tmp_path: Path) -> None:
     """The kiosk has a behaviour that never happens, too."""

@@ -50,17 +50,19 @@ class Case:
 CASES = [
     "shop",
     "rich_shop",
-    "shop_in_csv",
     "random_shop",
-    "last_rows_shop",
     "generated",
-    "kuairand_27k",
-    "kuairand_1k",
     "qb_video",
 ]
 
 
-@pytest.fixture(scope="module", params=[*CASES, pytest.param("real", marks=pytest.mark.real)])
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("shop_in_csv", "last_rows_shop", "kuairand_27k", "kuairand_1k")
+]
+
+
+@pytest.fixture(scope="module", params=[*CASES, *SLOW, pytest.param("real", marks=pytest.mark.real)])
 def case(request: pytest.FixtureRequest) -> Case:
     data: Dataset = request.getfixturevalue(request.param)
     reference = data.reference

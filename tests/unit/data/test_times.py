@@ -303,6 +303,7 @@ TIME_FORMS: dict[str, Edit] = {
 }
 
 
+@pytest.mark.slow(smoke=["timestamps with a zone", "decimal seconds"])
 @pytest.mark.parametrize("name", TIME_FORMS)
 def test_a_store_does_not_show_how_its_times_were_written(name: str, tmp_path: Path) -> None:
     recipe, raw = kiosk(tmp_path / "ms", in_form("ms"))
@@ -321,6 +322,7 @@ def test_a_store_does_not_show_how_its_times_were_written(name: str, tmp_path: P
     assert example["local_time"] == f"{local:%Y-%m-%d %H:%M:%S}"
 
 
+@pytest.mark.slow(smoke=["-1"])
 @pytest.mark.parametrize("sentinel", [2**63 - 1, -(2**63), -1, 0, 4_102_444_800, 9_999_999_999_999])
 def test_one_row_without_a_true_time_is_a_bad_row_and_shows_nowhere_else(
     sentinel: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -412,6 +414,7 @@ def test_the_period_of_an_instant_is_right_for_any_instants(origin: int, instant
         assert periods.of(np.array(instants)).tolist() == expected
 
 
+@pytest.mark.slow(smoke=["0"])
 @pytest.mark.parametrize("sentinel", [2**63 - 1, 2**53, 0, 10**15])
 def test_statistics_of_an_older_store_cost_nothing_by_span(sentinel: int, tmp_path: Path) -> None:
     """Stores of earlier versions may hold instants that cannot be."""

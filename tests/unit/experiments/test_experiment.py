@@ -21,7 +21,7 @@ from infnet_rec.experiments.process import Job, RunEnded, train_in_a_process
 from infnet_rec.experiments.report import write_report
 from infnet_rec.experiments.results import append_cell, read_cells
 from infnet_rec.experiments.runner import ExperimentArgs
-from infnet_rec.trainer.metric_logger import write_json
+from infnet_rec.files import write_json
 
 
 @pytest.fixture
@@ -113,6 +113,7 @@ def test_trials_may_be_cheaper_runs_than_cells(tmp_path: Path, trainer: FakeTrai
         assert ("train.num_epochs=0.5" in job.overrides) == ("trials" in job.run_dir.parts)
 
 
+@pytest.mark.slow(smoke=["tpe"])
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])
 def test_a_search_that_was_cut_off_goes_on_as_if_it_was_not(tmp_path: Path, trainer: FakeTrainer, sampler: str) -> None:
     text = TWO + SEARCH.replace("num_trials = 3", f'num_trials = 6\nsampler = "{sampler}"')

@@ -219,6 +219,7 @@ def test_orders_agree_as_scipy_says(seed: int) -> None:
     assert significance.kendall(a_K, b_K) == pytest.approx(stats.kendalltau(a_K, b_K).statistic)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", sorted(p.parent for p in RESULTS.glob("*/cells.jsonl")), ids=lambda p: p.name)
 def test_the_committed_reports_are_those_of_the_committed_cells(tmp_path: Path, folder: Path) -> None:
     for path in folder.glob("*.json*"):

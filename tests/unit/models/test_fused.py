@@ -153,6 +153,7 @@ def test_what_is_stored_for_the_backward_pass_does_not_grow_with_queries_times_t
     assert sum(tensor.numel() for tensor in stored if tensor is not token_LD) < 3 * query_BRD.numel()
 
 
+@pytest.mark.slow(smoke=["change0", "change3"])
 @pytest.mark.parametrize(
     "change",
     [
@@ -286,6 +287,7 @@ def test_the_kernels_compile_for_gpus_and_keep_to_their_registers() -> None:
     assert all(int(stack_bytes) == 0 for *_, stack_bytes, _shared in lines), lines
 
 
+@pytest.mark.slow
 def test_all_that_a_first_launch_would_try_compiles() -> None:
     lines = compiled("90", "fp32:24:9")
     kernels = [line[2] for line in lines]

@@ -135,6 +135,7 @@ def gradients(logits_BT: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]
     return {name: torch.zeros_like(w) if g is None else g for (name, w), g in zip(wanted.items(), found, strict=True)}
 
 
+@pytest.mark.slow(only=["1-hstu_deep", "3-hstu_deep", "3-hstu", "1-hstu_wide"])
 @every_case
 @pytest.mark.parametrize("num_tasks", [1, 3])
 def test_logits_and_gradients_are_those_of_the_equations(case, num_tasks):

@@ -203,6 +203,7 @@ def test_one_gate_mixes_for_all_tasks_and_one_of_each_for_itself() -> None:
         assert [len(row.unique()) for row in logits_BT] == [4 - num_alike] * len(logits_BT)
 
 
+@pytest.mark.slow(smoke=["mmoe", "shared_bottom"])
 @pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "ple_two_layers", "stem"])
 def test_a_tower_is_compiled_whole(name: str) -> None:
     torch.manual_seed(0)

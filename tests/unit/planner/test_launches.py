@@ -39,6 +39,7 @@ def optimizer_launches(model: nn.Module, name: DenseOptimizer, monkeypatch: pyte
     return ledger.num_operators
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("readout", ["task", "proxies"])
 def test_a_step_asks_for_at_most_400_kernels(readout: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:

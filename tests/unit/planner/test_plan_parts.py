@@ -160,6 +160,7 @@ def lookups_of(batch: Batch, schema: Any, width: int) -> tuple[KeyedTensor, dict
     return KeyedTensor(names, [width] * len(names), bag_BX), rows
 
 
+@pytest.mark.slow(smoke=["overrides2"])
 @pytest.mark.parametrize(
     "overrides",
     [(), ("model.residual=none", "train.precision=bf16"), ("model.ablation=no_cross_attention",), ("model.width=32",)],

@@ -246,6 +246,7 @@ def test_plans_are_written_and_compared(tmp_path: Path, small_store: Path, no_hi
     assert isinstance(invoke(SMALL, SMALL, "-j", "1x1").exception, UserError)
 
 
+@pytest.mark.slow(smoke=["8"])
 @pytest.mark.parametrize("num_ranks", [1, 8, 512])
 def test_the_picture_is_drawn_for_few_ranks_and_many(num_ranks: int, four_nodes: Any, tmp_path: Path) -> None:
     ranks = [{**four_nodes["ranks"][rank % 32], "rank": rank} for rank in range(num_ranks)]

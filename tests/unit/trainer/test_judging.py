@@ -190,6 +190,7 @@ def test_a_run_that_valid_can_never_judge_is_told_so_once_and_trains_all_its_ste
     assert "best" not in said
 
 
+@pytest.mark.slow
 def test_a_task_that_valid_cannot_judge_leaves_the_judging_to_the_others(tmp_path: Path) -> None:
     store = one_class_kiosk(tmp_path, two_tasks=True)
     opened = Store(store)

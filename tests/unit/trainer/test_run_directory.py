@@ -124,8 +124,8 @@ def test_a_finished_run_gives_its_result_again_unless_it_is_to_be_longer(small_s
 
 
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
-    code = "import sys, time, pathlib; from infnet_rec.trainer.resume import claimed\n"
-    code += "with claimed(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    code = "import sys, time, pathlib; from infnet_rec.trainer.resume import lock_run_dir\n"
+    code += "with lock_run_dir(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None and other.stdout.readline() == b"in\n"
