@@ -123,6 +123,12 @@ class PlannedTraining:
 def plan_training(config: RunConfig, data: RunData, world: World, start: Start) -> PlannedTraining:
     """Looks at all ranks and plans; the process group is open, and nothing is allocated.
 
+    Args:
+        config: of the run.
+        data: of the run.
+        world: all ranks.
+        start: where it writes.
+
     Raises:
         UserError: the ranks do not agree, or cannot do what the plan asks of them.
         Refusal: the tables do not fit.
@@ -139,7 +145,18 @@ def plan_training(config: RunConfig, data: RunData, world: World, start: Start) 
 def run_training(
     config: RunConfig, data: RunData, planned: PlannedTraining, start: Start, attendants: TrainingSession
 ) -> dict[str, Any] | None:
-    """Trains and tests; the process group is open and the run directory is there."""
+    """Trains and tests; the process group is open and the run directory is there.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        planned: the run as it is to be built.
+        start: where it writes, and what stands there.
+        attendants: what looks after it.
+
+    Returns:
+        What stands in `result.json`, on rank 0.
+    """
     settings, run_dir, world = config.train, start.run_dir, planned.world
     pace, report, preflight = planned.pace, planned.report, planned.preflight
     sharded = shard(planned.model, planned.plan, config, world)
