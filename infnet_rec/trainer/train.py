@@ -145,18 +145,7 @@ def plan_training(config: RunConfig, data: RunData, world: World, start: Start) 
 def run_training(
     config: RunConfig, data: RunData, planned: PlannedTraining, start: Start, attendants: TrainingSession
 ) -> dict[str, Any] | None:
-    """Trains and tests; the process group is open and the run directory is there.
-
-    Args:
-        config: of the run.
-        data: of the run.
-        planned: the run as it is to be built.
-        start: where it writes, and what stands there.
-        attendants: what looks after it.
-
-    Returns:
-        What stands in `result.json`, on rank 0.
-    """
+    """Trains and tests; the process group is open and the run directory is there."""
     settings, run_dir, world = config.train, start.run_dir, planned.world
     pace, report, preflight = planned.pace, planned.report, planned.preflight
     sharded = shard(planned.model, planned.plan, config, world)
