@@ -43,15 +43,15 @@ from infnet_rec.planner.plan_file import PlanFile
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class ExchangeEffort:
     """How much is measured: what a rank sends in an all-to-all, and how often."""
 
     sizes_bytes: tuple[int, ...]
     num_trials: int
 
 
-QUICK = Effort((1 << 10, 4 << 20), num_trials=3)
-THOROUGH = Effort((1 << 10, 64 << 10, 4 << 20), num_trials=20)
+QUICK = ExchangeEffort((1 << 10, 4 << 20), num_trials=3)
+THOROUGH = ExchangeEffort((1 << 10, 64 << 10, 4 << 20), num_trials=20)
 
 
 class Preflight:
@@ -127,7 +127,7 @@ def agree(own: Identity, data: RunData | None, world: World) -> list[Check]:
     return read(broadcast_from_rank0(world, verdict))
 
 
-def look_around(world: World, effort: Effort) -> list[RankFacts]:
+def look_around(world: World, effort: ExchangeEffort) -> list[RankFacts]:
     """What every rank found, on rank 0. Collective."""
     met, sent = [], []
     if world.world_size > 1:

@@ -123,6 +123,12 @@ class PlannedTraining:
 def plan_training(config: RunConfig, data: RunData, world: World, start: Start) -> PlannedTraining:
     """Looks at all ranks and plans; the process group is open, and nothing is allocated.
 
+    Args:
+        config: of the run.
+        data: of the run.
+        world: all ranks.
+        start: where it writes.
+
     Raises:
         UserError: the ranks do not agree, or cannot do what the plan asks of them.
         Refusal: the tables do not fit.
