@@ -38,7 +38,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from infnet_rec.batch import Repeats
-from infnet_rec.models.infnet.attention import check_lengths, check_query, is_gpu, next_gate, per_token, times_gate
+from infnet_rec.models.infnet.attention import (
+    check_lengths,
+    check_query,
+    is_gpu,
+    next_gate,
+    next_link,
+    per_token,
+    times_gate,
+)
 from infnet_rec.models.precision import product_dtype, widened
 
 # Of 2048 to 32768 the fastest on a CPU, or within a tenth of it, for D = 16 to 64 and 90 to 2800 tokens an example;
@@ -180,14 +188,6 @@ def list_entries(
     # Counting must not lead past the tokens while a GPU is still about to find that the lengths are wrong.
     start_Y = functional.pad(lengths_FB.sum(dim=0).cumsum(dim=0).clamp(max=num_tokens), (1, 0))
     return Entries(place_L if row_L is None else row_L.index_select(0, place_L), None, start_Y)
-
-
-def next_link(distinct_XD: Tensor, passed_on_XD: Tensor) -> Tensor:
-    """What the next reading takes: what the last one passed on, where it hands gradients down.
-
-    It has none to hand down for tokens that are not learned; and under `no_grad` it is no link at all.
-    """
-    return passed_on_XD if distinct_XD.requires_grad and torch.is_grad_enabled() else distinct_XD
 
 
 def chunk_tokens(device: torch.device) -> int:

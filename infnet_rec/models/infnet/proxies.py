@@ -15,8 +15,8 @@ from torch.nn import functional
 from infnet_rec.batch import Repeats
 from infnet_rec.config.model import Pooling
 from infnet_rec.models.batched import Constant, stack_alike
-from infnet_rec.models.infnet.attention import check_lengths, is_gpu, per_token
-from infnet_rec.models.infnet.jagged_attention import chunk_tokens, next_link, outside_graphs
+from infnet_rec.models.infnet.attention import check_lengths, is_gpu, next_link, per_token
+from infnet_rec.models.infnet.jagged_attention import chunk_tokens, outside_graphs
 from infnet_rec.models.layers import Linear, Mlp, alike_layers, run_together
 from infnet_rec.models.tokens import Tokens
 
