@@ -154,11 +154,8 @@ def arrange_sequences(
     entries = list_entries(distinct_XD, lengths_FB, row_L, repeats)
     length_B, example_B = entries.start_Y.diff().sort(descending=True, stable=True)
     rank_B = torch.empty_like(example_B).scatter_(0, example_B, torch.arange(len(example_B), device=example_B.device))
-    log_count_U = None
-    if entries.count_U is not None:
-        log_count_U = entries.count_U.to(torch.promote_types(distinct_XD.dtype, torch.float32)).log_()
-    chunks = tuple(_chunks(entries, log_count_U, example_B, length_B))
-    return JaggedTokens(distinct_XD, JaggedLayout(example_B, rank_B, chunks))
+    chunks = _chunks(entries, example_B, length_B, torch.promote_types(distinct_XD.dtype, torch.float32))
+    return JaggedTokens(distinct_XD, JaggedLayout(example_B, rank_B, tuple(chunks)))
 
 
 def list_entries(
@@ -195,9 +192,10 @@ def chunk_tokens(device: torch.device) -> int:
     return CHUNK_TOKENS_GPU if is_gpu(device) else CHUNK_TOKENS
 
 
-def _chunks(entries: Entries, log_count_U: Tensor | None, example_B: Tensor, length_B: Tensor) -> Iterator[Chunk]:
-    """Cuts the examples, the longest first, into chunks of about as many entries."""
+def _chunks(entries: Entries, example_B: Tensor, length_B: Tensor, dtype: torch.dtype) -> Iterator[Chunk]:
+    """Cuts the examples, the longest first, into chunks of about as many entries; biases are of the type."""
     device = example_B.device
+    log_count_U = None if entries.count_U is None else entries.count_U.to(dtype).log_()
     budget = chunk_tokens(device)
     lengths = _lengths_on_host(length_B, entries.row_U.shape[0])
     start_B = entries.start_Y[:-1].index_select(0, example_B)
@@ -212,7 +210,7 @@ def _chunks(entries: Entries, log_count_U: Tensor | None, example_B: Tensor, len
         if sum(part) < len(part) * num_slots:
             absent_N1S = (slot_S >= length_N1)[:, None]
             if bias_N1S is None:
-                bias_N1S = torch.zeros(absent_N1S.shape, device=device)
+                bias_N1S = torch.zeros(absent_N1S.shape, dtype=dtype, device=device)
             bias_N1S.masked_fill_(absent_N1S, -torch.inf)
         yield Chunk(first, last, entries.row_U.index_select(0, entry_C).long(), bias_N1S)
         first = last
@@ -287,9 +285,9 @@ def _walk_back(
         grad_score_NRS = torch._softmax_backward_data(grad_weight_NRS, weight_NRS, -1, weight_NRS.dtype).to(dtype)
         grad_query_BRD[examples] = torch.bmm(grad_score_NRS, token_NSD)
         if grad_distinct_XD is not None:
-            # A token is the value and the key of every query: two products, made as one.
-            left_NQS = torch.cat([weight_NRS.to(dtype), grad_score_NRS], dim=1)
-            grad_NSD = torch.bmm(left_NQS.transpose(1, 2), torch.cat([grad_NRD, query_NRD], dim=1))
+            # A token is the value and the key of every query. Two products are faster than one of the two side by side.
+            grad_NSD = torch.bmm(weight_NRS.to(dtype).transpose(1, 2), grad_NRD)
+            grad_NSD.baddbmm_(grad_score_NRS.transpose(1, 2), query_NRD)
             grad_distinct_XD.index_add_(0, chunk.row_C, grad_NSD.flatten(0, 1).to(grad_distinct_XD.dtype))
     return grad_query_BRD
 
@@ -299,7 +297,10 @@ def _gather(distinct_XD: Tensor, chunk: Chunk, dtype: torch.dtype) -> Tensor:
 
 
 def _weights(query_NRD: Tensor, token_NSD: Tensor, bias_N1S: Tensor | None) -> Tensor:
-    score_NRS = widened(torch.bmm(query_NRD, token_NSD.transpose(1, 2)))
-    if bias_N1S is not None:
-        score_NRS += bias_N1S
-    return score_NRS.softmax(dim=-1)
+    token_NDS = token_NSD.transpose(1, 2)
+    if bias_N1S is None:
+        return widened(torch.bmm(query_NRD, token_NDS)).softmax(dim=-1)
+    if bias_N1S.dtype == query_NRD.dtype:
+        return torch.baddbmm(bias_N1S, query_NRD, token_NDS).softmax(dim=-1)
+    # The logarithm of a count is not rounded to what products are in.
+    return (widened(torch.bmm(query_NRD, token_NDS)) + bias_N1S).softmax(dim=-1)
