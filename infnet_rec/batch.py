@@ -38,18 +38,19 @@ class Repeats:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # noqa: FBT001, FBT002 - as a tensor's
         """The same on another device."""
-        return type(self)(*(value.to(device=device, non_blocking=non_blocking) for value in self._tensors()))
+        return type(self)(*(value.to(device=device, non_blocking=non_blocking) for value in self.tensors()))
 
     def pin_memory(self) -> Self:
         """The same in page-locked host memory."""
-        return type(self)(*(value.pin_memory() for value in self._tensors()))
+        return type(self)(*(value.pin_memory() for value in self.tensors()))
 
     def record_stream(self, stream: torch.Stream) -> None:
         """See `Batch.record_stream`."""
-        for value in self._tensors():
+        for value in self.tensors():
             value.record_stream(stream)
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them, in their order."""
         return (getattr(self, f.name) for f in fields(self))
 
 

@@ -21,7 +21,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from infnet_rec.batch import Batch
+from infnet_rec.batch import Batch, Repeats
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.console import aligned
@@ -137,8 +137,13 @@ def batch_bytes(batch: Batch) -> int:
     """Of one batch, with the offsets that TorchRec has derived by the time it is used."""
     tensors: list[Tensor] = []
     for field in batch.__dataclass_fields__:
-        value = getattr(batch, field)
-        tensors += _of_ids(value) if isinstance(value, KeyedJaggedTensor) else [] if value is None else [value]
+        match value := getattr(batch, field):
+            case KeyedJaggedTensor():
+                tensors += _of_ids(value)
+            case Repeats():
+                tensors += value.tensors()
+            case Tensor():
+                tensors.append(value)
     return storage_bytes(tensors)
 
 

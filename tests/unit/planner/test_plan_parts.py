@@ -146,7 +146,7 @@ def test_bytes_of_a_batch_are_exact(l2: float, small_store: Path) -> None:
         if value is None:
             continue
         if isinstance(value, Repeats):
-            tensors += [getattr(value, name) for name in Repeats.__dataclass_fields__]
+            tensors += value.tensors()
             continue
         whole = isinstance(value, KeyedJaggedTensor)
         # TorchRec works offsets out when it first needs them: one more than lengths.
