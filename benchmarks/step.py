@@ -61,7 +61,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class StepEffort:
     """How much is done.
 
     Attributes:
@@ -87,8 +87,8 @@ CASES = tuple(
     for kind in KINDS
     for length, readout in ((50, "task"), (50, "proxies"), (20, "task"), (100, "task"))
 )
-FULL = Effort(CASES, num_examples=1024, num_batches=4, num_steps=12, num_rows=200_000, num_users=200)
-QUICK = Effort((Case("generated", "ctx89", 5, "task"),), 32, 2, 2, num_rows=3000, num_users=20)
+FULL = StepEffort(CASES, num_examples=1024, num_batches=4, num_steps=12, num_rows=200_000, num_users=200)
+QUICK = StepEffort((Case("generated", "ctx89", 5, "task"),), 32, 2, 2, num_rows=3000, num_users=20)
 
 
 def main() -> None:
@@ -113,12 +113,13 @@ def main() -> None:
         return
     wanted = tuple(arguments.only or ("",))
     cases = tuple(c for c in FULL.cases if c.name.startswith(wanted) and (arguments.raw or c.store != "real"))
-    effort = Effort(**{**{f: getattr(FULL, f) for f in Effort.__dataclass_fields__}, "cases": cases})
+    assert arguments.before is not None
+    effort = StepEffort(**{**{f: getattr(FULL, f) for f in StepEffort.__dataclass_fields__}, "cases": cases})
     results = HERE / "results" / "step.jsonl"
     compare(effort, arguments.before, arguments.raw, arguments.work, num_rounds=arguments.rounds, results=results)
 
 
-def compare(effort: Effort, before: Path, raw: Path | None, work: Path, *, num_rounds: int, results: Path) -> None:
+def compare(effort: StepEffort, before: Path, raw: Path | None, work: Path, *, num_rounds: int, results: Path) -> None:
     """Both checkouts, round after round.
 
     Args:
@@ -202,7 +203,7 @@ def measure(task: JSON) -> JSON:
     }
 
 
-def made_store(name: str, effort: Effort, raw: Path | None, work: Path) -> Path:
+def made_store(name: str, effort: StepEffort, raw: Path | None, work: Path) -> Path:
     """The store of this name, which is made where it is not there."""
     built = work / name
     if built.exists():
@@ -235,7 +236,7 @@ def commit_of(tree: Path) -> str:
 
 
 def page(lines: Sequence[JSON]) -> str:
-    """The table for people: of each case what was measured last of both checkouts."""
+    """The table for people: of each case all rounds of the two commits that were measured last."""
     text = [
         "# A training step before and after",
         "",
@@ -251,11 +252,12 @@ def page(lines: Sequence[JSON]) -> str:
     ]
     for case in dict.fromkeys(line["case"] for line in lines):
         mine = [line for line in lines if line["case"] == case]
-        commits = {form: [line for line in mine if line["form"] == form][-1]["commit"] for form in (BEFORE, AFTER)}
-        of_form = {
-            form: [line for line in mine if (line["form"], line["commit"]) == (form, commit)]
-            for form, commit in commits.items()
-        }
+        by_form = [[line for line in mine if line["form"] == form] for form in (BEFORE, AFTER)]
+        # A round is one of each; a stopped one is left out.
+        rounds = list(zip(*by_form, strict=False))
+        commits = [line["commit"] for line in rounds[-1]]
+        rounds = [pair for pair in rounds if [line["commit"] for line in pair] == commits]
+        of_form = dict(zip((BEFORE, AFTER), zip(*rounds, strict=True), strict=True))
         first = of_form[AFTER][0]
         ms = {form: min(line["shortest_ms"] for line in own) for form, own in of_form.items()}
         usual = {form: median(line["median_ms"] for line in own) for form, own in of_form.items()}
@@ -268,7 +270,7 @@ def page(lines: Sequence[JSON]) -> str:
             f"{ms[BEFORE] / ms[AFTER]:.2f}",
             *(f"{peak[form]:.1f}" for form in (BEFORE, AFTER)),
             f"{peak[AFTER] / peak[BEFORE]:.2f}",
-            " / ".join(commits.values()),
+            " / ".join(commits),
         ]
         text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text) + "\n"
