@@ -26,6 +26,7 @@ from infnet_rec.data.run_data import open_data
 from infnet_rec.distributed.process_group import world_from_env
 from infnet_rec.errors import UserError, did_you_mean
 from infnet_rec.trainer.eval import check_split, score_run
+from infnet_rec.trainer.resume import inspect_run_dir
 from infnet_rec.trainer.run_dir import default_run_dir
 from infnet_rec.trainer.train import train
 
@@ -72,10 +73,10 @@ class Run:
     def __init__(
         self,
         config: Path | str,
-        overrides: Sequence[str] = (),
+        overrides: Sequence[str] | str = (),
         *,
         run_dir: Path | str | None = None,
-        plugins: Sequence[Path | str] = (),
+        plugins: Sequence[Path | str] | Path | str = (),
     ) -> None:
         """Reads the configuration and opens the store; nothing is trained or written yet.
 
@@ -90,27 +91,34 @@ class Run:
         """
         if world_from_env().world_size > 1:
             raise UserError("infnet_rec.notebook: is for one process; start many ranks by infnet-rec train --ranks N")
-        use_plugins([str(plugin) for plugin in plugins])
-        self._path, self._overrides = Path(config), list(overrides)
+        self._plugins = [str(plugin) for plugin in ([plugins] if isinstance(plugins, str | Path) else plugins)]
+        self._path, self._overrides = Path(config), [overrides] if isinstance(overrides, str) else list(overrides)
+        use_plugins(self._plugins)
         self.config = load_config(self._path, self._overrides)
         self.data = open_data(self.config)
         self.run_dir = default_run_dir(self._path) if run_dir is None else Path(run_dir)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self._path)!r}, {self._overrides!r}, run_dir={str(self.run_dir)!r})"
 
     def batch(self, split: str, rows: Sequence[int] | np.ndarray) -> Batch:
         """The batch of some examples of a split, as the model gets it.
 
         Args:
             split: train, valid, test or a further test of the store.
-            rows: of the split, from 0.
+            rows: whole numbers, of the split from 0.
 
         Raises:
             UserError: no such split, or no such row.
         """
         check_split(split, self.data.store)
-        rows_B, num_examples = np.asarray(rows, np.int64), self.data.store.num_examples(split)
-        if len(rows_B) == 0 or rows_B.min() < 0 or rows_B.max() >= num_examples:
-            raise UserError(f"rows of {split}: must be at least one of 0 to {num_examples - 1:,}")
-        return BatchReader(self.data.store, split, self.data.schema, self.config.data.sequence_length).read(rows_B)
+        rows_B, num_examples = np.asarray(rows), self.data.store.num_examples(split)
+        if rows_B.ndim != 1 or rows_B.dtype.kind not in "iu" or len(rows_B) == 0:
+            raise UserError(f"rows of {split}: must be a list of whole numbers, such as range(32)")
+        if rows_B.min() < 0 or rows_B.max() >= num_examples:
+            raise UserError(f"rows of {split}: must be from 0 to {num_examples - 1:,}")
+        length = self.config.data.sequence_length
+        return BatchReader(self.data.store, split, self.data.schema, length).read(rows_B.astype(np.int64))
 
     def train(self) -> dict[str, Any]:
         """Trains to the end, or goes on where an interrupted `train` in `run_dir` was saved last.
@@ -122,6 +130,7 @@ class Run:
             UserError: anything a person can mend; the folder is of another run.
             Interrupted: the kernel was interrupted, and the run is saved; call it again to go on.
         """
+        use_plugins(self._plugins)
         result = train(self._path, self._overrides, self.run_dir)
         assert result is not None, "the only rank is the first"
         return result
@@ -130,10 +139,13 @@ class Run:
         """Scores every example of a split with the run's best weights.
 
         Raises:
-            UserError: nothing is trained in `run_dir` yet, or no such split.
+            UserError: nothing is trained in `run_dir` yet, what is there has other settings, or no such split.
         """
         if not (self.run_dir / "config.json").exists():
             raise UserError(f"{self.run_dir}: holds no run yet; train it first")
+        use_plugins(self._plugins)
+        # Another run's weights would be scored in silence.
+        inspect_run_dir(self.run_dir, self.config, self.data)
         scored = score_run(self.run_dir, split)
         found = scored.predictions
         assert found is not None, "the only rank is the first"

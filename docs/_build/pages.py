@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from infnet_rec.cli import app
 from infnet_rec.config.run import run_config
-from infnet_rec.data.recipe import Recipe
+from infnet_rec.data.ingest.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

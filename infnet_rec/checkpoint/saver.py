@@ -128,6 +128,11 @@ class CheckpointSaver:
 
     def _write(self, state: dict[str, Any], progress: dict[str, Any]) -> None:
         step = progress["step"]
+        # A run that was stopped where it was to be evaluated goes on with that, and its weights are here already.
+        if self._on_first(lambda: self._store.amend(step, progress)):
+            if self._is_first:
+                self._remove_old()
+            return
         folder = self._on_first(lambda: self._store.begin(step))
         writer = PartsWriter(self._store, folder)
         # Collective: plans who writes what, and ends when all ranks have written, or raises on all if one could not.

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,16 +154,32 @@ class CheckpointStore:
         if not self.is_local:
             self.files.pipe_file(marker, text)
             return
-        with open(f"{marker}.writing", "wb") as file:  # noqa: PTH123 - paths of fsspec are strings
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_to_disk(f"{marker}.writing", text)
         os.rename(f"{marker}.writing", marker)  # noqa: PTH104
         _sync_folder(writing)
         if self.files.exists(final):  # one that does not count, or `begin` would not have been called
             self.remove(commit.step)
         os.rename(writing, final)  # noqa: PTH104
         _sync_folder(self.root)
+
+    def amend(self, step: int, progress: dict[str, Any]) -> bool:
+        """Adds what a run that goes on found of the very step that it was saved at, owing its evaluation.
+
+        Returns:
+            Whether there is such a checkpoint; its files stay as they are, its progress is the new one.
+        """
+        commit = self._look(checkpoint_name(step), step).commit
+        if commit is None or not commit.progress.get("owes_evaluation"):
+            return False
+        progress = {**progress, "kernel_steps": commit.progress["kernel_steps"]}
+        marker, text = self.path(checkpoint_name(step), MARKER), _marker_text(replace(commit, progress=progress))
+        if not self.is_local:
+            self.files.pipe_file(marker, text)
+            return True
+        _write_to_disk(f"{marker}.writing", text)
+        os.rename(f"{marker}.writing", marker)  # noqa: PTH104
+        _sync_folder(self.path(checkpoint_name(step)))
+        return True
 
     def withdraw(self, step: int) -> None:
         """Makes a committed checkpoint count no longer; its files stay until the step is saved again."""
@@ -255,6 +271,13 @@ def _read_marker(text: bytes | str, step: int) -> CheckpointManifest:
 
 def _hash_of(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _write_to_disk(path: str, text: bytes) -> None:
+    with open(path, "wb") as file:  # noqa: PTH123 - paths of fsspec are strings
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_folder(path: str) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from infnet_rec.config.model import ModelConfig, model_sections, replace_sections
+from infnet_rec.config.model import ModelConfig, model_section, model_sections, replace_sections
 from infnet_rec.errors import UserError
 
 GROUP = "infnet_rec.models"
@@ -81,12 +81,16 @@ def plugin_words() -> list[str]:
 
 
 def load_plugins() -> list[Plugin]:
-    """Reads what is installed and what was named, once; in that order.
+    """Reads what is installed and what was named, once, in that order; models of other files are none of this run.
 
     Raises:
         UserError: see `_load`, or two files of one name.
     """
-    found = [*_installed(), *(_load(word) for word in _used)]
+    installed = _installed()
+    # In one process one run may follow another, with other files, or with the same file after a change.
+    of_files = {section for plugin in _loaded.values() for section in plugin.sections}
+    replace_sections({name: section for name, section in model_sections().items() if section not in of_files})
+    found = [*installed, *(_load(word) for word in _used)]
     names = [plugin.name for plugin in found]
     once = {plugin.sha256: plugin for plugin in found}
     if len({plugin.name for plugin in once.values()}) < len(once):
@@ -171,6 +175,8 @@ def _load(word: str) -> Plugin:
     name, text = _text_of(word)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     if sha256 in _loaded:
+        for section in _loaded[sha256].sections:
+            model_section(section)
         return _loaded[sha256]
     before = model_sections()
     module = ModuleType(f"infnet_rec_plugin_{sha256[:SHOWN]}", f"{name}, named on the command line.")

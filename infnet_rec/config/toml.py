@@ -134,7 +134,8 @@ def _line(model: type[BaseModel], fault: Any) -> str:
     if fault["type"] == "union_tag_invalid":
         tags = [tag.strip("'()") for tag in fault["ctx"]["expected_tags"].split(", ")]
         name, value = next((n, v) for n, v in fault["input"].items() if f"({v})" == fault["ctx"]["tag"])
-        return f"  {key}.{name} = {value!r}: Input should be one of {', '.join(tags)}{did_you_mean(str(value), tags)}"
+        hint = did_you_mean(str(value), tags) or ("; one of your own needs --plugin FILE.py" if key == "model" else "")
+        return f"  {key}.{name} = {value!r}: Input should be one of {', '.join(tags)}{hint}"
     if fault["type"] == "missing":
         return f"  {key}: missing; it has no default"
     message = fault["msg"].removeprefix("Value error, ")

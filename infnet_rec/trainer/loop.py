@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -35,10 +35,15 @@ class Schedule:
         lr, config = self.optimizer.lr, self.optimizer.schedule
         if step < config.warmup_steps:
             return lr * (step + 1) / config.warmup_steps
-        if config.kind == "constant":
-            return lr
         share = min(1.0, (step - config.warmup_steps) / max(1, self.num_steps - config.warmup_steps))
-        return lr * (config.final_fraction + (1.0 - config.final_fraction) * (1.0 + math.cos(math.pi * share)) / 2)
+        match config.kind:
+            case "constant":
+                return lr
+            case "cosine":
+                down = (1.0 + math.cos(math.pi * share)) / 2
+                return lr * (config.final_fraction + (1.0 - config.final_fraction) * down)
+            case _:
+                assert_never(config.kind)
 
 
 @dataclass(frozen=True, slots=True)

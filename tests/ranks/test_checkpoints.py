@@ -201,6 +201,27 @@ def test_a_committed_checkpoint_is_never_written_over(alone: None, tmp_path: Pat
     assert commit.auc is None and not list(second.shelf.broken_parts(commit))
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_evaluation_that_was_owed_is_added_to_its_checkpoint(alone: None, where: Path | str, mode: str) -> None:
+    """A run that is stopped at a step that it was to evaluate is saved without; the run that goes on begins with it."""
+    stopped = Run(where)
+    stopped.save(1, 0.6)
+    stopped.saver.save(TrainState(step=2, owes_evaluation=True))
+    files = {c.step: c.parts for c in stopped.shelf.commits()}
+    going_on = Run(where, mode=mode)
+    going_on.save(2, 0.9)
+    going_on.saver.close()
+    assert going_on.said == []
+    best = best_checkpoint(going_on.shelf.commits())
+    assert best is not None and (best.step, best.auc) == (2, 0.9)
+    assert not best.progress["owes_evaluation"] and best.progress["kernel_steps"] == 7
+    assert best.parts == files[2] and not list(going_on.shelf.broken_parts(best))
+    # It is no longer owed, so nothing is added any more.
+    again = Run(where)
+    again.save(2, 0.1)
+    assert "there already" in again.said[0]
+
+
 def full_disk(monkeypatch: pytest.MonkeyPatch | None, file: str) -> Any:
     """Makes the disk full when a file with this in its name is written."""
     original = dcp_files.HashedStream.write

@@ -1,5 +1,7 @@
 """What the documentation tells a person to type exists: every verb and every option of every line."""
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -48,3 +50,12 @@ def test_a_wrong_line_is_noticed() -> None:
     assert wrong_with("data biuld recipe.toml") and wrong_with("train run.toml --rank 2") and wrong_with("")
     assert not wrong_with("data build recipe.toml --raw DIR --out STORE")
     assert sum(len(typed_lines(page.read_text(encoding="utf-8"))) for page in PAGES) > 20
+
+
+def test_what_makes_the_reference_finds_the_package() -> None:
+    """The pages themselves need mkdocs, which only `make docs` installs."""
+    for path in sorted((ROOT / "docs" / "_build").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("infnet_rec"):
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, name.name) for name in node.names), f"{path.name}: {ast.unparse(node)}"
