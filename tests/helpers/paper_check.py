@@ -55,8 +55,14 @@ def repeats_of(row_L: Tensor, lengths_FB: Tensor, num_rows: int) -> Repeats:
 
 def on(device: str, tokens: Tokens) -> Tokens:
     """The same tokens, of the same leaves."""
-    parts = (getattr(tokens, name) for name in Tokens.__dataclass_fields__)
-    return Tokens(*(None if part is None else part.to(torch.device(device)) for part in parts))
+    there = torch.device(device)
+    return Tokens(
+        tokens.categorical_BMD.to(there),
+        tokens.distinct_XD.to(there),
+        tokens.lengths_FB.to(there),
+        None if tokens.row_L is None else tokens.row_L.to(there),
+        None if tokens.repeats is None else tokens.repeats.to(there),
+    )
 
 
 def changed(options: InfnetConfig, **keys: Any) -> InfnetConfig:
