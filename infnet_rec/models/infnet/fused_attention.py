@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from infnet_rec.batch import Repeats
 from infnet_rec.config.model import Attention
 from infnet_rec.errors import UserError
-from infnet_rec.models.infnet.attention import TokenSet, check_query, next_gate, times_gate
+from infnet_rec.models.infnet.attention import TokenSet, check_query, next_gate, next_link, times_gate
 from infnet_rec.models.infnet.jagged_attention import arrange_sequences, list_entries
 from infnet_rec.models.precision import narrowed, product_dtype
 from infnet_rec.models.tokens import Tokens
@@ -159,9 +159,13 @@ class FusedTokens:
         most = max_queries(self.distinct_XD)
         portions = gated_BRD.split(most, dim=1) if gated_BRD.shape[1] > most else (gated_BRD,)
         entries = self.row_U, self.count_U, self.start_Y
-        read_BRD = [_attend(portion, self.distinct_XD, *entries) for portion in portions]
-        whole_BRD = read_BRD[0] if len(read_BRD) == 1 else torch.cat(read_BRD, dim=1)
-        return times_gate(whole_BRD.to(query_BRD.dtype), self.gate_BD), self
+        reads_BRD, link_XD = [], self.distinct_XD
+        for portion in portions:
+            read_BRD, passed_on_XD = _attend(portion, link_XD, *entries)
+            reads_BRD.append(read_BRD)
+            link_XD = next_link(link_XD, passed_on_XD)
+        whole_BRD = reads_BRD[0] if len(reads_BRD) == 1 else torch.cat(reads_BRD, dim=1)
+        return times_gate(whole_BRD.to(query_BRD.dtype), self.gate_BD), replace(self, distinct_XD=link_XD)
 
     def gated(self, factor_BD: Tensor) -> Self:
         """See `TokenSet.gated`. Costs B x D, whatever the number of tokens."""
@@ -196,12 +200,16 @@ def max_queries(distinct_XD: Tensor) -> int:
 
 
 class _Attend(torch.autograd.Function):
-    """query_BRD, distinct_XD, row_U, count_U and start_Y to read_BRD, in float32."""
+    """query_BRD, distinct_XD, row_U, count_U and start_Y to read_BRD, in float32, and distinct_XD.
+
+    A link of the chain that `jagged_attention` describes: the kernel adds to the gradient that comes down.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, query_BRD: Tensor, distinct_XD: Tensor, row_U: Tensor, count_U: Tensor, start_Y: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         query_BRD = query_BRD.contiguous()
         read_BRD = torch.empty_like(query_BRD, dtype=torch.float32)
         norm_BR = read_BRD.new_empty(query_BRD.shape[:2])
@@ -215,20 +223,25 @@ class _Attend(torch.autograd.Function):
             flops = 2 * 2 * row_U.numel() * query_BRD.shape[1] * query_BRD.shape[2]
             work.append(KernelWork(_entry_bytes(inputs) + query_BRD.nbytes + read_BRD.nbytes, flops))
         ctx.save_for_backward(*inputs, read_BRD, norm_BR)
-        return read_BRD
+        return read_BRD, distinct_XD.view_as(distinct_XD)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator's types lose the names
-        ctx: Any, grad_read_BRD: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
+        ctx: Any, grad_read_BRD: Tensor | None, grad_distinct_XD: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if grad_read_BRD is None:
+            return None, grad_distinct_XD, None, None, None
         *inputs, read_BRD, norm_BR = ctx.saved_tensors
         distinct_XD, row_U, *_, query_BRD = inputs
         grad_query_BRD = torch.empty_like(query_BRD)
         # Examples share rows, and atomics add in any order.
         adds = not torch.are_deterministic_algorithms_enabled()
-        num_gradients = len(distinct_XD) if adds else len(row_U)
-        grad_token_XD = torch.zeros(num_gradients, distinct_XD.shape[1], device=distinct_XD.device)
+        if adds and grad_distinct_XD is not None and grad_distinct_XD.dtype == torch.float32:
+            grad_token_XD, grad_distinct_XD = grad_distinct_XD.contiguous(), None
+        else:
+            num_gradients = len(distinct_XD) if adds else len(row_U)
+            grad_token_XD = torch.zeros(num_gradients, distinct_XD.shape[1], device=distinct_XD.device)
         if (work := _dry.get()) is None:
             from infnet_rec.models.infnet import triton_kernels as fused_kernels
 
@@ -248,7 +261,10 @@ class _Attend(torch.autograd.Function):
         if not adds:
             zero_XD = grad_token_XD.new_zeros(distinct_XD.shape)
             grad_token_XD = zero_XD.index_add_(0, row_U, grad_token_XD)
-        return grad_query_BRD, grad_token_XD.to(distinct_XD.dtype), None, None, None
+        grad_token_XD = grad_token_XD.to(distinct_XD.dtype)
+        if grad_distinct_XD is not None:
+            grad_token_XD = grad_distinct_XD.add_(grad_token_XD)
+        return grad_query_BRD, grad_token_XD, None, None, None
 
 
 def _entry_bytes(inputs: Sequence[Tensor]) -> int:
@@ -258,4 +274,6 @@ def _entry_bytes(inputs: Sequence[Tensor]) -> int:
 
 
 # The kernel is compiled already: torch.compile goes around it.
-_attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] = cast(Any, torch.compiler.disable(_Attend.apply))
+_attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = cast(
+    Any, torch.compiler.disable(_Attend.apply)
+)

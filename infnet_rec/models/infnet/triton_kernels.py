@@ -228,9 +228,19 @@ def _candidates(configs: list[triton.Config], _named: dict[str, Any], **rest: An
     return [config for config in fitting if config.num_warps == 8] if most == 16 else fitting
 
 
-def _forget_gradients(arguments: dict[str, Any], reset_only: bool = False) -> None:  # noqa: FBT001, FBT002 - Triton's own
-    """Every trial of the kernel that adds to the gradients of tokens begins from none, and so does what comes after."""
-    arguments["gradients"][-1].zero_()
+# What a trial of the kernel that adds to the gradients of tokens is about to change.
+_gradients_before: list[torch.Tensor] = []
+
+
+def _keep_gradients(arguments: dict[str, Any], reset_only: bool = False) -> None:  # noqa: FBT001, FBT002 - Triton's own
+    if not reset_only:
+        _gradients_before[:] = [arguments["gradients"][-1].clone()]
+
+
+def _restore_gradients(arguments: dict[str, Any], exception: Exception | None) -> None:
+    """Every trial leaves them as it found them; the launch that counts is none."""
+    if _gradients_before:
+        arguments["gradients"][-1].copy_(_gradients_before.pop())
 
 
 def _tuned(kernel: Any, key: list[str], **hooks: Any) -> Any:
@@ -248,7 +258,7 @@ def _tuned(kernel: Any, key: list[str], **hooks: Any) -> Any:
 
 _TUNED = {
     attend_forward: _tuned(attend_forward, ["SIZE"]),
-    attend_backward: _tuned(attend_backward, ["SIZE", "ADDS"], pre_hook=_forget_gradients),
+    attend_backward: _tuned(attend_backward, ["SIZE", "ADDS"], pre_hook=_keep_gradients, post_hook=_restore_gradients),
 }
 
 

@@ -232,3 +232,15 @@ def test_a_step_writes_nothing_of_the_size_of_all_tokens(monkeypatch: pytest.Mon
         peaks.append(counter.peak_bytes)
     more_tokens = 2 * 50 * 300
     assert peaks[1] - peaks[0] < more_tokens * 64 * 4 / 8
+
+
+def test_trials_of_the_kernel_leave_the_gradients_that_it_adds_to() -> None:
+    """A first launch tries block sizes on the gradient that came down the chain."""
+    kernels = pytest.importorskip("infnet_rec.models.infnet.triton_kernels")
+    arguments = {"gradients": (torch.zeros(1), torch.zeros(1), torch.arange(3.0))}
+    for exception in (None, RuntimeError("too many registers")):
+        kernels._keep_gradients(arguments)
+        arguments["gradients"][-1].add_(1)
+        kernels._restore_gradients(arguments, exception=exception)
+        kernels._keep_gradients(arguments, reset_only=True)
+    assert torch.equal(arguments["gradients"][-1], torch.arange(3.0))
