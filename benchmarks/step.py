@@ -255,6 +255,8 @@ def page(lines: Sequence[JSON]) -> str:
         by_form = [[line for line in mine if line["form"] == form] for form in (BEFORE, AFTER)]
         # A round is one of each; a stopped one is left out.
         rounds = list(zip(*by_form, strict=False))
+        if not rounds:
+            continue
         commits = [line["commit"] for line in rounds[-1]]
         rounds = [pair for pair in rounds if [line["commit"] for line in pair] == commits]
         of_form = dict(zip((BEFORE, AFTER), zip(*rounds, strict=True), strict=True))
