@@ -1,7 +1,8 @@
 """One batch on one rank.
 
 Shapes: B examples on this rank, F sequences, K unpooled tokens (one a shared feature and example, one a sequence and
-event), P means of Q rows, M features, T tasks.
+event), L of them of sequences, U distinct ones of an example, Y = B + 1 places between examples, X distinct embeddings
+(means among them), P means of Q rows, M features, T tasks.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,45 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """The sequence tokens of a batch, counted: within an example and over the batch. All are int32.
+
+    Behaviours share videos and videos share authors, tags and durations, so an example has about half as many distinct
+    tokens as tokens. Equal ones have equal scores under every query, whichever sequence they come from.
+
+    Attributes:
+        row_U: the distinct tokens of each example, one example after the other, as rows of the distinct embeddings.
+        count_U: how many tokens of the example each of them stands for; at least 1.
+        start_Y: where each example's begin, then U.
+        by_row_L: the sequence tokens, counted from the first of them, in the order of their rows.
+        row_start_X: where the tokens of each distinct embedding begin in `by_row_L`.
+    """
+
+    row_U: Tensor
+    count_U: Tensor
+    start_Y: Tensor
+    by_row_L: Tensor
+    row_start_X: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # noqa: FBT001, FBT002 - as a tensor's
+        """The same on another device."""
+        return type(self)(*(value.to(device=device, non_blocking=non_blocking) for value in self.tensors()))
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked host memory."""
+        return type(self)(*(value.pin_memory() for value in self.tensors()))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """See `Batch.record_stream`."""
+        for value in self.tensors():
+            value.record_stream(stream)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them, in their order."""
+        return (getattr(self, f.name) for f in fields(self))
 
 
 @dataclass(slots=True)
@@ -40,6 +80,7 @@ class Batch(Pipelineable):
         mean_start_P: where each mean's rows begin in `mean_row_Q`, int64.
         loss_weight_B: of the examples in the training loss, float32: 0 for padding, and over all training examples 1 in
             the mean; None where the log has no weights, and `weight_B` is all there is.
+        repeats: what models read in the place of every single sequence token; None where nobody counted.
     """
 
     categorical: KeyedJaggedTensor
@@ -54,6 +95,7 @@ class Batch(Pipelineable):
     mean_row_Q: Tensor | None = None
     mean_start_P: Tensor | None = None
     loss_weight_B: Tensor | None = None
+    repeats: Repeats | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # noqa: FBT001, FBT002 - TorchRec's signature
         """The same batch on another device."""

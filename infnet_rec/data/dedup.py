@@ -1,7 +1,8 @@
-"""Each distinct id of a batch once, without sorting.
+"""Each distinct id of a batch once, without sorting; and each distinct token of an example once.
 
-Shapes: N numbers, X distinct ones, B examples, S shared features, V behaviours, E events of a batch, W item columns
-read for an event, k most values of an attribute, K unpooled tokens, P means of Q rows.
+Shapes: N numbers, X distinct ones, B examples, F sequences, S shared features, V behaviours, E events of a batch, W
+item columns read for an event, k most values of an attribute, K unpooled tokens, L of them of sequences, U distinct
+ones of an example, Y = B + 1 places between examples, P means of Q rows.
 """
 
 import threading
@@ -19,6 +20,8 @@ from infnet_rec.schema import EMPTY_SLOT, Schema
 COPIED_BYTES = 256 << 20
 # Up to so many places for each number, looking at all places is cheaper than finding out which were written.
 FEW_PLACES = 1
+# numpy sorts 16 bits by counting, several times faster than anything wider.
+DIGIT_BITS = 16
 
 
 class Distinct:
@@ -63,6 +66,61 @@ class TokenIds:
     spread_K: np.ndarray
     mean_row_Q: np.ndarray | None = None
     mean_start_P: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedRows:
+    """`Repeats` under the same names, in arrays of int32."""
+
+    row_U: np.ndarray
+    count_U: np.ndarray
+    start_Y: np.ndarray
+    by_row_L: np.ndarray
+    row_start_X: np.ndarray
+
+
+def count_repeats(row_L: np.ndarray, length_FB: np.ndarray, num_rows: int) -> RepeatedRows:
+    """Counts equal tokens within each example, and puts the tokens of the batch in the order of their rows.
+
+    Args:
+        row_L: of each sequence token its row among the distinct embeddings, feature-major, int64.
+        length_FB: events of each sequence in each example, int64; sums to L.
+        num_rows: X, of the distinct embeddings with the means.
+    """
+    num_sequences, num_examples = length_FB.shape
+    example_B = np.arange(num_examples, dtype=_least_dtype(num_examples))
+    example_L = np.repeat(np.tile(example_B, num_sequences), length_FB.reshape(-1))
+    by_row_L = order_of(row_L, num_rows)
+    tokens_of_row_X = np.bincount(row_L, minlength=num_rows)
+    sorted_row_L = np.repeat(np.arange(num_rows, dtype=_least_dtype(num_rows)), tokens_of_row_X)
+    # Sorting is stable: what comes out is in the order of examples, and within an example in that of rows.
+    sorted_row_L = sorted_row_L.take(order_of(example_L.take(by_row_L), num_examples))
+    token_start_Y = np.append(0, np.cumsum(length_FB.sum(axis=0)))
+    is_first_L = np.empty(len(row_L), np.bool_)
+    np.not_equal(sorted_row_L[1:], sorted_row_L[:-1], out=is_first_L[1:])
+    is_first_L[token_start_Y[token_start_Y < len(row_L)]] = True
+    first_U = np.flatnonzero(is_first_L)
+    return RepeatedRows(
+        row_U=sorted_row_L.take(first_U).astype(np.int32),
+        count_U=np.diff(first_U, append=len(row_L)).astype(np.int32),
+        start_Y=np.searchsorted(first_U, token_start_Y).astype(np.int32),
+        by_row_L=by_row_L.astype(np.int32),
+        row_start_X=(np.cumsum(tokens_of_row_X) - tokens_of_row_X).astype(np.int32),
+    )
+
+
+def _least_dtype(limit: int) -> type[np.integer]:
+    """For whole numbers from 0 to `limit` - 1."""
+    return np.uint16 if limit <= 1 << DIGIT_BITS else np.int64
+
+
+def order_of(number_N: np.ndarray, limit: int) -> np.ndarray:
+    """What a stable argsort of whole numbers from 0 to `limit` - 1 gives, int64."""
+    order_N = np.argsort(number_N.astype(np.uint16, copy=False), kind="stable")
+    for shift in range(DIGIT_BITS, max(0, limit - 1).bit_length(), DIGIT_BITS):
+        digit_N = (number_N[order_N] >> shift).astype(np.uint16)
+        order_N = order_N[np.argsort(digit_N, kind="stable")]
+    return order_N
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,15 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from infnet_rec.batch import Batch
-from infnet_rec.data.dedup import UnpooledTokens
+from infnet_rec.batch import Batch, Repeats
+from infnet_rec.data.dedup import TokenIds, UnpooledTokens, count_repeats
 from infnet_rec.data.gather import ExampleRows, FeatureIds, Histories
 from infnet_rec.data.sampler import Order, local_slice
 from infnet_rec.data.store import Examples, Store
@@ -65,13 +66,14 @@ class BatchReader:
         rows, user_B = self._rows.read(rows_B)
         events = self._histories.read(rows_B, user_B)
         tokens = self._unpooled.read(self._shared.jagged(rows), events)
+        length_FB = events.length_VB[self._behaviour_of_sequence]
         labels_TB = np.stack([self._examples.labels[t.name][rows_B] for t in self.schema.tasks])
         rarity_BM = np.concatenate([self._bag.rarity(rows), self._shared.rarity(rows)], axis=1)
         return Batch(
             categorical=_keyed(self._plain_keys, *self._plain.jagged(rows)),
             sequences=self._sequences(tokens.ids, len(rows_B)),
             spread_K=torch.from_numpy(tokens.spread_K),
-            lengths_FB=torch.from_numpy(events.length_VB[self._behaviour_of_sequence]),
+            lengths_FB=torch.from_numpy(length_FB),
             labels_BT=torch.from_numpy(labels_TB.T.astype(np.float32)),
             user_B=torch.from_numpy(user_B.astype(np.int64)),
             rarity_BM=torch.from_numpy(rarity_BM),
@@ -80,6 +82,7 @@ class BatchReader:
             mean_start_P=None if tokens.mean_start_P is None else torch.from_numpy(tokens.mean_start_P),
             loss_weight_B=self._loss_weights(rows_B, real_B),
             managed=_keyed(self._managed_keys, *self._managed.jagged(rows)) if self._managed_keys else None,
+            repeats=_repeats(tokens, length_FB),
         )
 
     def _loss_weights(self, rows_B: np.ndarray, real_B: np.ndarray) -> Tensor | None:
@@ -93,6 +96,13 @@ class BatchReader:
         lengths_TB = np.zeros((len(ids), batch_size), np.int64)
         lengths_TB[:, 0] = num_ids
         return _keyed(self._table_keys, np.concatenate(ids), lengths_TB.reshape(-1), num_ids)
+
+
+def _repeats(tokens: TokenIds, length_FB: np.ndarray) -> Repeats:
+    num_means = 0 if tokens.mean_start_P is None else len(tokens.mean_start_P)
+    row_L = tokens.spread_K[len(tokens.spread_K) - int(length_FB.sum()) :]
+    found = count_repeats(row_L, length_FB, sum(map(len, tokens.ids)) + num_means)
+    return Repeats(*(torch.from_numpy(getattr(found, f.name)) for f in fields(Repeats)))
 
 
 def _keyed(keys: list[str], values: np.ndarray, lengths: np.ndarray, length_per_key: list[int]) -> KeyedJaggedTensor:

@@ -1,6 +1,6 @@
 """Schema to embedding collections, and looked-up embeddings to tokens.
 
-Shapes: B examples, M features, F sequences, K unpooled tokens, L sequence tokens, D width.
+Shapes: B examples, M features, F sequences, K unpooled tokens, X distinct embeddings, D width.
 """
 
 from collections.abc import Collection
@@ -13,6 +13,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.modules.regroup import KTRegroupAsDict
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
+from infnet_rec.batch import Repeats
 from infnet_rec.errors import UserError
 from infnet_rec.models.tokens import Tokens
 from infnet_rec.schema import Schema
@@ -97,6 +98,7 @@ class TokenAssembly(nn.Module):
         managed: KeyedTensor | None = None,
         mean_row_Q: Tensor | None = None,
         mean_start_P: Tensor | None = None,
+        repeats: Repeats | None = None,
     ) -> Tokens:
         """Assembles the tokens of a batch.
 
@@ -108,6 +110,7 @@ class TokenAssembly(nn.Module):
             managed: as `bags`, of managed tables.
             mean_row_Q: see `Batch`.
             mean_start_P: see `Batch`.
+            repeats: see `Batch`.
         """
         pooled = [bags] if managed is None else [bags, managed]
         in_order = managed is None and list(bags.keys()) == self._bag
@@ -118,15 +121,14 @@ class TokenAssembly(nn.Module):
             # A token of several ids is the mean of their rows, and that is one row more.
             mean_PD = functional.embedding_bag(mean_row_Q, distinct_XD, mean_start_P, mode="mean")  # pyright: ignore[reportArgumentType]
             distinct_XD = torch.cat([distinct_XD, mean_PD])
-        # functional.embedding, not indexing: its backward pass sums repeated rows many times faster on a CPU.
-        tokens_KD = functional.embedding(spread_K, distinct_XD)
         batch_size = bag_BMD.shape[0]
-        num_shared = self._num_shared * batch_size
-        # split, not two slices: the gradient of a slice is zeros of the whole.
-        shared_XD, sequence_LD = tokens_KD.split([num_shared, len(tokens_KD) - num_shared])
-        shared_BMD = shared_XD.view(self._num_shared, batch_size, self._width).transpose(0, 1)
+        shared_SB = spread_K[: self._num_shared * batch_size].view(self._num_shared, batch_size)
+        # functional.embedding, not indexing: its backward pass sums repeated rows many times faster on a CPU.
+        shared_BMD = functional.embedding(shared_SB.t(), distinct_XD)
         return Tokens(
             categorical_BMD=torch.cat([bag_BMD, shared_BMD], dim=1),
-            sequence_LD=sequence_LD,
+            distinct_XD=distinct_XD,
             lengths_FB=lengths_FB,
+            row_L=spread_K[shared_SB.numel() :],
+            repeats=repeats,
         )

@@ -25,7 +25,7 @@ def in_its_precision(forward: Callable[[Any, Any], Tensor]) -> Callable[[Any, An
 
     @wraps(forward)
     def computing(tower: Any, tokens: Any) -> Tensor:
-        with computing_in(getattr(tower, "precision", "fp32"), tokens.sequence_LD.device):
+        with computing_in(getattr(tower, "precision", "fp32"), tokens.lengths_FB.device):
             logits_BT = forward(tower, tokens)
         return widened(logits_BT)
 

@@ -122,8 +122,8 @@ class RankingModel(nn.Module):
         events = self.events(batch.sequences)
         # What a collection of managed tables returns second is None.
         managed = None if self.managed is None else self.managed(batch.managed)[0]
-        means = batch.mean_row_Q, batch.mean_start_P
-        tokens: Tokens = self.assembly(bags, events, batch.spread_K, batch.lengths_FB, managed, *means)
+        counted = batch.mean_row_Q, batch.mean_start_P, batch.repeats
+        tokens: Tokens = self.assembly(bags, events, batch.spread_K, batch.lengths_FB, managed, *counted)
         logits_BT = self.tower(tokens)
         loss, loss_T = self.criterion(logits_BT, tokens, batch)
         return loss, Scores(logits_BT.detach(), batch.labels_BT, batch.weight_B, batch.user_B, loss_T)

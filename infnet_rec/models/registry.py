@@ -116,7 +116,7 @@ def check_tower(make: MakesTower, layout: TokenLayout, section: ModelConfig, wid
         lengths_FB = torch.tensor([[0, 3]] * len(layout.sequence_names), dtype=torch.int64).view(-1, 2)
         tokens = Tokens(
             categorical_BMD=torch.randn(2, len(layout.feature_names), width),
-            sequence_LD=torch.randn(int(lengths_FB.sum()), width),
+            distinct_XD=torch.randn(int(lengths_FB.sum()), width),
             lengths_FB=lengths_FB,
         )
         try:

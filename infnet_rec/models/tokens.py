@@ -1,13 +1,16 @@
 """What every model in this room consumes.
 
-Shapes: B examples, M categorical tokens, F sequences, L sequence tokens of the whole batch, D width.
+Shapes: B examples, M categorical tokens, F sequences, L sequence tokens of the whole batch, X distinct embeddings, D
+width.
 """
 
 from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
+from torch.nn import functional
 
+from infnet_rec.batch import Repeats
 from infnet_rec.schema import Schema
 
 
@@ -15,16 +18,32 @@ from infnet_rec.schema import Schema
 class Tokens:
     """Looked-up embeddings of one batch.
 
+    Sequence tokens are rows of what was looked up: a batch has far more tokens than distinct embeddings, so models read
+    them by reference.
+
     Attributes:
         categorical_BMD: one token a feature: the schema's bag features, then its shared features.
-        sequence_LD: one token a (sequence, event), feature-major: all events of sequence 0 (example 0, then 1, ...),
-            then all of sequence 1, and so on; oldest event first. This is TorchRec's own layout.
+        distinct_XD: the distinct embeddings that sequence tokens refer to.
         lengths_FB: number of events of each sequence in each example, int64; sums to L.
+        row_L: the row of each sequence token, int64, one a (sequence, event), feature-major: all events of sequence 0
+            (example 0, then 1, ...), then all of sequence 1, and so on; oldest event first. This is TorchRec's own
+            layout. None where every row is one token, in this order.
+        repeats: the same tokens counted; None where nobody counted.
     """
 
     categorical_BMD: Tensor
-    sequence_LD: Tensor
+    distinct_XD: Tensor
     lengths_FB: Tensor
+    row_L: Tensor | None = None
+    repeats: Repeats | None = None
+
+    @property
+    def sequence_LD(self) -> Tensor:
+        """Every sequence token, written out anew at each call, [L, D]; for models that cannot read by reference."""
+        if self.row_L is None:
+            return self.distinct_XD
+        # functional.embedding, not indexing: its backward pass sums repeated rows many times faster on a CPU.
+        return functional.embedding(self.row_L, self.distinct_XD)
 
 
 @dataclass(frozen=True, slots=True)

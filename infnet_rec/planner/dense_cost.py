@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from infnet_rec.batch import Batch
+from infnet_rec.batch import Batch, Repeats
 from infnet_rec.config.train import DenseOptimizer
 from infnet_rec.distributed.optimizers import DENSE
 from infnet_rec.models.embeddings import TokenAssembly
@@ -94,7 +94,7 @@ def tower_cost(
     # The eager form reads chunks of one size, so a small batch is no small part of a large one.
     size = TRIAL_EXAMPLES if kernel else min(TRIAL_EXAMPLES, shape.local_batch_size)
     if (steps, size) not in known:
-        trial = _Trial(model, schema, shape.events_F, RATIO_STEP**steps, width)
+        trial = _Trial(model, schema, shape.events_F, RATIO_STEP**steps, shape.entries_per_token, width)
         known[steps, size] = trial.run(size, kernel=kernel)
     # Longer histories are more of the same.
     return known[steps, size].times(shape.local_batch_size / size * p95_tokens / max(1.0, tokens))
@@ -110,6 +110,7 @@ class _Trial:
     schema: Schema
     events_F: tuple[float, ...]
     ratio: float
+    entries_per_token: float
     width: int
 
     def run(self, num_examples: int, *, kernel: bool) -> TowerCost:
@@ -142,11 +143,11 @@ class _Trial:
             assembly = TokenAssembly(self.schema, self.width)
             batch = self._batch(fake.from_tensor(lengths_FB) if fake else lengths_FB, num_tokens)
             bags, distinct = self._lookups(batch)
-            means = batch.mean_row_Q, batch.mean_start_P
+            counted = batch.mean_row_Q, batch.mean_start_P, batch.repeats
             # What the first batch finds out is known in all others.
-            assembly(bags, distinct, batch.spread_K, batch.lengths_FB, None, *means)
+            assembly(bags, distinct, batch.spread_K, batch.lengths_FB, None, *counted)
             with OpCounter() as ledger:
-                tokens = assembly(bags, distinct, batch.spread_K, batch.lengths_FB, None, *means)
+                tokens = assembly(bags, distinct, batch.spread_K, batch.lengths_FB, None, *counted)
                 loss, _ = criterion(tower(tokens), tokens, batch)
                 loss.backward()
         return ledger
@@ -159,12 +160,14 @@ class _Trial:
     def _batch(self, lengths_FB: Tensor, num_tokens: int) -> Batch:
         num_examples, num_shared = lengths_FB.shape[1], len(self.schema.shared_features)
         whole = torch.int64
+        num_unpooled = num_shared * num_examples + num_tokens
         row_Q, start_P = self._means(lengths_FB)
+        num_rows = self._num_distinct(num_unpooled) + (0 if start_P is None else len(start_P))
         empty = KeyedJaggedTensor(keys=[], values=torch.empty(0), lengths=torch.empty(0, dtype=whole))
         return Batch(
             categorical=empty,
             sequences=empty,
-            spread_K=torch.zeros(num_shared * num_examples + num_tokens, dtype=whole),
+            spread_K=torch.zeros(num_unpooled, dtype=whole),
             lengths_FB=lengths_FB,
             labels_BT=torch.zeros(num_examples, len(self.schema.tasks)),
             user_B=torch.zeros(num_examples, dtype=whole),
@@ -172,7 +175,25 @@ class _Trial:
             weight_B=torch.ones(num_examples),
             mean_row_Q=row_Q,
             mean_start_P=start_P,
+            repeats=self._repeats(num_examples, num_tokens, num_rows),
         )
+
+    def _repeats(self, num_examples: int, num_tokens: int, num_rows: int) -> Repeats:
+        """Entries spread evenly over the examples; all tokens are of the first row."""
+        num_entries = round(self.entries_per_token * num_tokens)
+        start_Y = torch.arange(num_examples + 1) * num_entries // num_examples
+        row_start_X = torch.full((num_rows,), num_tokens, dtype=torch.int32)
+        row_start_X[0] = 0
+        return Repeats(
+            row_U=torch.zeros(num_entries, dtype=torch.int32),
+            count_U=torch.ones(num_entries, dtype=torch.int32),
+            start_Y=start_Y.int(),
+            by_row_L=torch.arange(num_tokens, dtype=torch.int32),
+            row_start_X=row_start_X,
+        )
+
+    def _num_distinct(self, num_tokens: int) -> int:
+        return max(1, round(self.ratio * num_tokens))
 
     def _means(self, lengths_FB: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """`Batch.mean_row_Q` and `mean_start_P`; each mean has as many rows as there may be."""
@@ -189,7 +210,7 @@ class _Trial:
         bags = KeyedTensor(names, [self.width] * len(names), bag_BX)
         # Tables do not matter: their rows are joined before they are read.
         first, *others = (table.name for table in self.schema.sequence_tables)
-        num_rows = {first: max(1, round(self.ratio * batch.spread_K.numel())), **dict.fromkeys(others, 0)}
+        num_rows = {first: self._num_distinct(batch.spread_K.numel()), **dict.fromkeys(others, 0)}
         distinct = {}
         for name, number in num_rows.items():
             rows_XD = torch.zeros(number, self.width, requires_grad=True)
@@ -210,7 +231,7 @@ def _materialise(module: nn.Module) -> None:
 
 
 GIB = 2**30
-ID_BYTES, FLOAT_BYTES = 8, 4
+ID_BYTES, FLOAT_BYTES, COUNT_BYTES = 8, 4, 4
 
 # Assumptions. A CUDA context with the kernels of torch, FBGEMM and Triton, cuBLAS's work space, and NCCL's buffers.
 LIBRARY_BYTES = int(1.5 * GIB)
@@ -325,8 +346,12 @@ def planned_batch_bytes(schema: Schema, shape: BatchShape, *, with_rarity: bool)
     ids = num_examples * sum(shape.ids_M) + sum(shape.p95_distinct.values()) + num_tokens
     lengths = num_examples * (2 * num_bags + 2 * num_tables + len(schema.sequences))
     ids += shape.means + shape.mean_rows
+    # `Repeats`: rows and counts of entries, tokens in the order of their rows, and where examples and rows begin.
+    num_sequence_tokens = num_examples * sum(shape.p95_events_F)
+    num_rows = sum(shape.p95_distinct.values()) + shape.means
+    counts = (2 * shape.entries_per_token + 1) * num_sequence_tokens + num_examples + 1 + num_rows
     floats = num_examples * (len(schema.tasks) + 1 + shape.weighs + with_rarity * len(schema.features))
-    return int(ID_BYTES * (ids + lengths + num_examples) + FLOAT_BYTES * floats)
+    return int(ID_BYTES * (ids + lengths + num_examples) + COUNT_BYTES * counts + FLOAT_BYTES * floats)
 
 
 def host_bytes(schema: Schema, shape: BatchShape, *, on_gpu: bool, read_ahead: int, num_threads: int) -> int:

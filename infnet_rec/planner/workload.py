@@ -38,6 +38,8 @@ class BatchShape:
             event; in a batch that one in twenty exceeds.
         mean_rows: rows of these means, at most.
         weighs: whether examples have weights in the loss.
+        entries_per_token: distinct sequence tokens of an example to all of its sequence tokens; 1 where nobody counted,
+            which is the most that it can be.
         repeats_are_measured: whether the manifest knew how often ids repeat; if not, nothing but the size of a table
             holds the number of distinct ids down.
     """
@@ -53,6 +55,7 @@ class BatchShape:
     means: float = 0.0
     mean_rows: float = 0.0
     weighs: bool = False
+    entries_per_token: float = 1.0
 
 
 def batch_shape(manifest: JSON, schema: Schema, *, sequence_length: int, local_batch_size: int) -> BatchShape:

@@ -21,7 +21,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from infnet_rec.batch import Batch
+from infnet_rec.batch import Batch, Repeats
 from infnet_rec.config.load import load_config
 from infnet_rec.config.run import RunConfig
 from infnet_rec.console import aligned
@@ -137,8 +137,13 @@ def batch_bytes(batch: Batch) -> int:
     """Of one batch, with the offsets that TorchRec has derived by the time it is used."""
     tensors: list[Tensor] = []
     for field in batch.__dataclass_fields__:
-        value = getattr(batch, field)
-        tensors += _of_ids(value) if isinstance(value, KeyedJaggedTensor) else [] if value is None else [value]
+        match value := getattr(batch, field):
+            case KeyedJaggedTensor():
+                tensors += _of_ids(value)
+            case Repeats():
+                tensors += value.tensors()
+            case Tensor():
+                tensors.append(value)
     return storage_bytes(tensors)
 
 
@@ -168,8 +173,8 @@ def part_times(model: DistributedModelParallel, optimizers: Optimizers, batch: B
     marks.append(now_ms(device))
     bags, events = (collection.output_dist(context, found).wait() for collection, context, found in rows)
     marks.append(now_ms(device))
-    means = batch.mean_row_Q, batch.mean_start_P
-    tokens = module.assembly(bags, events, batch.spread_K, batch.lengths_FB, None, *means)
+    counted = batch.mean_row_Q, batch.mean_start_P, batch.repeats
+    tokens = module.assembly(bags, events, batch.spread_K, batch.lengths_FB, None, *counted)
     loss, _ = module.criterion(module.tower(tokens), tokens, batch)
     loss.backward()
     marks.append(now_ms(device))

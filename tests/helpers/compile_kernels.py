@@ -57,9 +57,10 @@ class AbsentGpu(DriverBase):
 def arguments(dtype: torch.dtype, width: int, num_queries: int) -> list[tuple[torch.Tensor, ...]]:
     """Tensors of the right types; nobody reads them."""
     token_LD, query_BRD = torch.empty(64, width, dtype=dtype), torch.empty(2, num_queries, width, dtype=dtype)
-    inputs = (token_LD, torch.zeros(57, dtype=torch.int64), query_BRD)
+    entry_U = torch.zeros(64, dtype=torch.int32)
+    inputs = (token_LD, entry_U, entry_U, torch.zeros(3, dtype=torch.int32), query_BRD)
     read_BRD = torch.empty_like(query_BRD, dtype=torch.float32)
-    return [inputs, (read_BRD, read_BRD[..., 0].clone()), (read_BRD.clone(), query_BRD.clone(), token_LD.clone())]
+    return [inputs, (read_BRD, read_BRD[..., 0].clone()), (read_BRD.clone(), query_BRD.clone(), token_LD.float())]
 
 
 def resources(cubin: bytes) -> tuple[str, ...]:
@@ -78,13 +79,15 @@ def main(capability: int, cases: list[str]) -> None:
     for case in cases:
         dtype, width, num_queries, *chosen = case.split(":")
         tensors = arguments(DTYPES[dtype], int(width), int(num_queries))
-        size = triton_kernels.Extent(28, int(num_queries), int(width), tensors[0][0].element_size())
-        for kernel, given in ((triton_kernels.attend_forward, tensors[:2]), (triton_kernels.attend_backward, tensors)):
+        size = triton_kernels.Extent(int(num_queries), int(width), tensors[0][0].element_size())
+        forward, backward = triton_kernels.attend_forward, triton_kernels.attend_backward
+        launches = [(forward, tensors[:2], {}), *((backward, tensors, {"ADDS": adds}) for adds in (True, False))]
+        for kernel, given, own in launches:
             if chosen:
                 options = {"BLOCK": int(chosen[0]), "num_warps": int(chosen[1]), "num_stages": 2}
-                all_compiled = [kernel.warmup(*given, SIZE=size, grid=(2,), **options)]
+                all_compiled = [kernel.warmup(*given, **own, SIZE=size, grid=(2,), **options)]
             else:
-                all_compiled = triton_kernels._TUNED[kernel].warmup(*given, SIZE=size, grid=(2,))
+                all_compiled = triton_kernels._TUNED[kernel].warmup(*given, **own, SIZE=size, grid=(2,))
             for compiled in all_compiled:
                 registers, stack = resources(compiled.asm["cubin"])
                 print(

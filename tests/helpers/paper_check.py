@@ -3,15 +3,17 @@
 Shapes: B examples, M categorical tokens, F sequences, L sequence tokens, T tasks, D width.
 """
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import literal
+from infnet_rec.batch import Repeats
 from infnet_rec.config.model import InfnetConfig
 from infnet_rec.config.train import Precision
+from infnet_rec.data.dedup import count_repeats
 from infnet_rec.models.infnet.model import Infnet
 from infnet_rec.models.tokens import Tokens
 
@@ -28,6 +30,38 @@ def make_tokens(lengths_FB: Tensor = LENGTHS_FB, dtype: torch.dtype = torch.floa
         torch.randn(lengths_FB.shape[1], NUM_FEATURES, WIDTH).mul(0.5).to(dtype).requires_grad_(),
         torch.randn(int(lengths_FB.sum()), WIDTH).mul(0.5).to(dtype).requires_grad_(),
         lengths_FB,
+    )
+
+
+def make_repeated(
+    lengths_FB: Tensor = LENGTHS_FB, num_rows: int = 9, dtype: torch.dtype = torch.float64, *, counted: bool = True
+) -> Tokens:
+    """Tokens that are rows of few distinct embeddings, one of which nobody refers to, counted or not."""
+    row_L = torch.randint(0, num_rows, (int(lengths_FB.sum()),))
+    return Tokens(
+        torch.randn(lengths_FB.shape[1], NUM_FEATURES, WIDTH).mul(0.5).to(dtype).requires_grad_(),
+        torch.randn(num_rows + 1, WIDTH).mul(0.5).to(dtype).requires_grad_(),
+        lengths_FB,
+        row_L,
+        repeats_of(row_L, lengths_FB, num_rows + 1) if counted else None,
+    )
+
+
+def repeats_of(row_L: Tensor, lengths_FB: Tensor, num_rows: int) -> Repeats:
+    """As the loader counts them."""
+    found = count_repeats(row_L.numpy(), lengths_FB.numpy(), num_rows)
+    return Repeats(*(torch.from_numpy(getattr(found, name)) for name in Repeats.__dataclass_fields__))
+
+
+def on(device: str, tokens: Tokens) -> Tokens:
+    """The same tokens, of the same leaves."""
+    there = torch.device(device)
+    return Tokens(
+        tokens.categorical_BMD.to(there),
+        tokens.distinct_XD.to(there),
+        tokens.lengths_FB.to(there),
+        None if tokens.row_L is None else tokens.row_L.to(there),
+        None if tokens.repeats is None else tokens.repeats.to(there),
     )
 
 
@@ -90,14 +124,14 @@ def check_against_paper(
     *,
     device: str = "cpu",
     precision: Precision = "fp32",
+    draw: Callable[..., Tokens] = make_tokens,
 ) -> None:
     """Logits and all gradients agree with the equations; the weights that the package leaves out get none there."""
     torch.manual_seed(0)
-    model, tokens = make_model(options, groups, dtype), make_tokens(dtype=dtype)
+    model, tokens = make_model(options, groups, dtype), draw(dtype=dtype)
     direction_BT = torch.randn(tokens.lengths_FB.shape[1], NUM_TASKS, dtype=dtype)
     model.precision = precision
-    on_device = Tokens(*(getattr(tokens, f.name).to(device) for f in dataclasses.fields(tokens)))
-    logits_BT = model.to(device)(on_device)
+    logits_BT = model.to(device)(on(device, tokens))
     assert logits_BT.dtype == dtype
     logits_BT.backward(direction_BT.to(device))
 
@@ -113,7 +147,8 @@ def check_against_paper(
             missing.append(paper)
     assert not parameters, f"unknown to the paper: {sorted(parameters)}"
     categorical_BMD = tokens.categorical_BMD.detach().to(torch.float64).requires_grad_()
-    sequence_LD = tokens.sequence_LD.detach().to(torch.float64).requires_grad_()
+    distinct_XD = tokens.distinct_XD.detach().to(torch.float64).requires_grad_()
+    sequence_LD = distinct_XD if tokens.row_L is None else distinct_XD[tokens.row_L]
     variant = variant_of(options)
     event_BFED, present_BFE = literal.pad(sequence_LD, tokens.lengths_FB)
     expected_BT = literal.logits(weights, sizes, variant, categorical_BMD, event_BFED, present_BFE)
@@ -127,7 +162,7 @@ def check_against_paper(
 
     close(logits_BT.detach(), expected_BT.detach(), "logits")
     close(tokens.categorical_BMD.grad, categorical_BMD.grad, "categorical tokens")
-    close(tokens.sequence_LD.grad, sequence_LD.grad, "sequence tokens")
+    close(tokens.distinct_XD.grad, distinct_XD.grad, "sequence tokens")
     for paper, weight in weights.items():
         if paper in missing:
             assert weight.grad is None or not weight.grad.any(), f"{paper} is left out but matters"

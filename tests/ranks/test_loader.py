@@ -21,7 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import sharded_runs
 from handmade import Handmade, schema, write_store
-from infnet_rec.batch import Batch
+from infnet_rec.batch import Batch, Repeats
 from infnet_rec.config.data import DataConfig
 from infnet_rec.data import dedup as distinct_module
 from infnet_rec.data.dedup import Distinct
@@ -137,7 +137,8 @@ def test_types_are_what_the_batch_says(handmade: Handmade) -> None:
         "categorical": torch.int64,
         "sequences": torch.int64,
     }
-    given = {f.name: getattr(batch, f.name) for f in fields(Batch)[2:]}
+    given = {f.name: getattr(batch, f.name) for f in fields(Batch)[2:] if f.name != "repeats"}
+    assert batch.repeats is not None and {x.dtype for x in batch.repeats.tensors()} == {torch.int32}
     types = {name: value.dtype for name, value in given.items() if value is not None}
     assert given.keys() - types.keys() == {"managed", "mean_row_Q", "mean_start_P", "loss_weight_B"}
     floats = ("labels_BT", "rarity_BM", "weight_B")
@@ -152,7 +153,10 @@ def same(a: Batch, b: Batch) -> bool:
         for value in (getattr(batch, field.name) for field in fields(Batch)):
             if value is None:
                 continue
-            yield from (value.values(), value.lengths()) if isinstance(value, KeyedJaggedTensor) else (value,)
+            if isinstance(value, Repeats):
+                yield from value.tensors()
+            else:
+                yield from (value.values(), value.lengths()) if isinstance(value, KeyedJaggedTensor) else (value,)
 
     return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
 

@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from infnet_rec.batch import Batch
+from infnet_rec.batch import Batch, Repeats
 from infnet_rec.errors import UserError
 from infnet_rec.models.embeddings import TokenAssembly
 from infnet_rec.models.tokens import Tokens
@@ -46,7 +46,7 @@ def make_token_events(schema: Schema, width: int) -> EmbeddingCollection:
 
 
 def every_token(batch: Batch, schema: Schema) -> Batch:
-    """The batch with an id for every token; `spread_K` has nothing left to say and is empty."""
+    """The batch with an id for every token; `spread_K` has nothing left to say and is empty; nothing is counted."""
     num_shared, batch_size = len(schema.shared_features), len(batch.labels_BT)
     lengths_FB = torch.cat([batch.lengths_FB.new_ones(num_shared, batch_size), batch.lengths_FB])
     ids = KeyedJaggedTensor(
@@ -55,7 +55,7 @@ def every_token(batch: Batch, schema: Schema) -> Batch:
         lengths=lengths_FB.flatten(),
         length_per_key=lengths_FB.sum(dim=1).tolist(),
     )
-    return replace(batch, sequences=ids, spread_K=batch.spread_K[:0])
+    return replace(batch, sequences=ids, spread_K=batch.spread_K[:0], repeats=None)
 
 
 class TokenByTokenAssembly(TokenAssembly):
@@ -74,9 +74,10 @@ class TokenByTokenAssembly(TokenAssembly):
         managed: KeyedTensor | None = None,
         mean_row_Q: Tensor | None = None,
         mean_start_P: Tensor | None = None,
+        repeats: Repeats | None = None,
     ) -> Tokens:
         """See `TokenAssembly.forward`; here an id is not distinct, `spread_K` is not read, and no table is managed."""
-        assert managed is None and mean_row_Q is None and mean_start_P is None
+        assert managed is None and mean_row_Q is None and mean_start_P is None and repeats is None
         in_order = list(bags.keys()) == self._bag
         bag_BX: Tensor = bags.values() if in_order else KeyedTensor.regroup([bags], [self._bag])[0]
         bag_BMD = bag_BX.view(-1, len(self._bag), self._width)

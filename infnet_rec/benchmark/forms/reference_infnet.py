@@ -52,7 +52,7 @@ class LiteralInfnet(Infnet):
         """Returns logits_BT, one for each example and task."""
         # Where towers have a precision of their own, the literal one keeps to it.
         if getattr(self, "precision", "fp32") == "bf16":
-            with torch.autocast(tokens.sequence_LD.device.type, torch.bfloat16):
+            with torch.autocast(tokens.lengths_FB.device.type, torch.bfloat16):
                 return self._logits(tokens).float()
         return self._logits(tokens)
 

@@ -25,7 +25,7 @@ MAX_BYTES = 8 << 30
 
 def passes_of(model: nn.Module, tokens: Tokens, precision: Precision = "fp32") -> dict[Pass, Callable[[], None]]:
     """The passes that are timed, by name."""
-    device = tokens.sequence_LD.device.type
+    device = tokens.lengths_FB.device.type
 
     def forward() -> None:
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
@@ -43,7 +43,7 @@ def passes_of(model: nn.Module, tokens: Tokens, precision: Precision = "fp32") -
 def clear(model: nn.Module, tokens: Tokens) -> None:
     """Forgets the gradients of weights and inputs."""
     model.zero_grad(set_to_none=True)
-    tokens.categorical_BMD.grad = tokens.sequence_LD.grad = None
+    tokens.categorical_BMD.grad = tokens.distinct_XD.grad = None
 
 
 def measure_tower(
@@ -103,7 +103,7 @@ def count(run: Callable[[], None], model: nn.Module, tokens: Tokens) -> dict[str
 
     Afterwards the model is warm, and all gradients are forgotten.
     """
-    device = tokens.sequence_LD.device
+    device = tokens.lengths_FB.device
     clear(model, tokens)
     with OpCounter() as ledger:
         run()

@@ -81,9 +81,10 @@ def histories(tokens: Tokens, behaviours: Sequence[Behaviour]) -> list[History]:
     Raises:
         UserError: lengths and tokens do not fit.
     """
-    check_lengths(tokens.sequence_LD, tokens.lengths_FB)
+    token_LD = tokens.sequence_LD
+    check_lengths(token_LD, tokens.lengths_FB)
     # On a GPU this waits for the lengths, once a forward: the sizes of what is computed next hang on them.
-    rows_ND = tokens.sequence_LD.split(tokens.lengths_FB.sum(dim=1).tolist())
+    rows_ND = token_LD.split(tokens.lengths_FB.sum(dim=1).tolist())
     example_B = torch.arange(tokens.lengths_FB.shape[1], device=tokens.lengths_FB.device)
     found = []
     for behaviour in behaviours:

@@ -19,11 +19,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple, Protocol, Self, cast
+from typing import Any, NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from infnet_rec.errors import UserError
@@ -62,17 +63,68 @@ class DenseTokens:
 
     def attend(self, query_BRD: Tensor) -> tuple[Tensor, Self]:
         """See `TokenSet.attend`. Plain products beat scaled_dot_product_attention on CPU at these sizes."""
-        check_query(query_BRD, self.token_BXD, self.token_BXD.shape[0])
-        query_BRD = times_gate(query_BRD, self.gate_BD).to(self.token_BXD.dtype)
+        token_BXD = self.token_BXD
+        check_query(query_BRD, token_BXD, token_BXD.shape[0])
+        query_BRD = times_gate(query_BRD, self.gate_BD).to(token_BXD.dtype)
         # All is as wide as products want it: on a GPU autocast would make the softmax wider, and narrow it again.
         with torch.autocast(query_BRD.device.type, enabled=False):
-            weight_BRX = (query_BRD @ self.token_BXD.transpose(1, 2)).softmax(dim=-1)
-            read_BRD = weight_BRX @ self.token_BXD
-        return times_gate(read_BRD, self.gate_BD), self
+            if torch.compiler.is_compiling():
+                return times_gate(_weights(query_BRD, token_BXD) @ token_BXD, self.gate_BD), self
+            read_BRD, passed_on_BXD = _ReadDense.apply(query_BRD, token_BXD)
+        link_BXD = next_link(token_BXD, passed_on_BXD)
+        return times_gate(read_BRD, self.gate_BD), replace(self, token_BXD=link_BXD)
 
     def gated(self, factor_BD: Tensor) -> Self:
         """See `TokenSet.gated`. Costs B x D, whatever the number of tokens."""
         return replace(self, gate_BD=next_gate(self.gate_BD, factor_BD, self.token_BXD, self.token_BXD.shape[0]))
+
+
+class _ReadDense(torch.autograd.Function):
+    """query_BRD and token_BXD to read_BRD and token_BXD: a link of the chain that `jagged_attention` describes.
+
+    Autograd would make two gradients of the tokens for each reading, one of them the other way round in memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query_BRD: Tensor, token_BXD: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        weight_BRX = _weights(query_BRD, token_BXD)
+        ctx.save_for_backward(query_BRD, token_BXD, weight_BRX)
+        return torch.bmm(weight_BRX, token_BXD), token_BXD.view_as(token_BXD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator's types lose the names
+        ctx: Any, grad_read_BRD: Tensor | None, grad_token_BXD: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if grad_read_BRD is None:
+            return None, grad_token_BXD
+        query_BRD, token_BXD, weight_BRX = ctx.saved_tensors
+        with torch.autocast(query_BRD.device.type, enabled=False):
+            grad_weight_BRX = torch.bmm(grad_read_BRD, token_BXD.transpose(1, 2))
+            grad_score_BRX = torch._softmax_backward_data(grad_weight_BRX, weight_BRX, -1, weight_BRX.dtype)
+            grad_query_BRD = torch.bmm(grad_score_BRX, token_BXD) if ctx.needs_input_grad[0] else None
+            if not ctx.needs_input_grad[1]:
+                return grad_query_BRD, grad_token_BXD
+            # A token is the value and the key of every query. Two products are faster than one of the two side by side.
+            weight_BXR = weight_BRX.transpose(1, 2)
+            if grad_token_BXD is None:
+                grad_token_BXD = torch.bmm(weight_BXR, grad_read_BRD)
+            else:
+                grad_token_BXD.baddbmm_(weight_BXR, grad_read_BRD)
+            return grad_query_BRD, grad_token_BXD.baddbmm_(grad_score_BRX.transpose(1, 2), query_BRD)
+
+
+def _weights(query_BRD: Tensor, token_BXD: Tensor) -> Tensor:
+    return torch.bmm(query_BRD, token_BXD.transpose(1, 2)).softmax(dim=-1)
+
+
+def next_link(token_XD: Tensor, passed_on_XD: Tensor) -> Tensor:
+    """What the next reading takes: what the last one passed on, where it hands gradients down.
+
+    It has none to hand down for tokens that are not learned; and under `no_grad` it is no link at all.
+    """
+    return passed_on_XD if token_XD.requires_grad and torch.is_grad_enabled() else token_XD
 
 
 class Flow(nn.Module):
@@ -239,25 +291,30 @@ def check_query(query_BRD: Tensor, token_XD: Tensor, num_examples: int) -> None:
         )
 
 
-def check_lengths(token_LD: Tensor, lengths_FB: Tensor) -> None:
+def check_lengths(token_XD: Tensor, lengths_FB: Tensor, row_L: Tensor | None = None) -> None:
     """Refuses lengths that do not describe the tokens.
 
     On a GPU the sum is compared there, and a wrong one ends the process: to raise here, the GPU would have to be waited
     for in every step. A compiled tower does not compare it.
 
+    Args:
+        token_XD: the tokens, or the rows that they refer to.
+        lengths_FB: see `Tokens`.
+        row_L: see `Tokens`.
+
     Raises:
         UserError: they are on another device, are not [F, B], or on a CPU do not sum to L.
     """
-    if lengths_FB.device != token_LD.device:
+    if lengths_FB.device != token_XD.device:
         raise UserError(
-            f"lengths: are on {lengths_FB.device} and the tokens on {token_LD.device}; move one to the other"
+            f"lengths: are on {lengths_FB.device} and the tokens on {token_XD.device}; move one to the other"
         )
-    if lengths_FB.dim() != 2 or token_LD.dim() != 2:
+    if lengths_FB.dim() != 2 or token_XD.dim() != 2:
         raise UserError(
-            f"lengths: have shape {tuple(lengths_FB.shape)}, the tokens {tuple(token_LD.shape)}; give them (sequences, "
+            f"lengths: have shape {tuple(lengths_FB.shape)}, the tokens {tuple(token_XD.shape)}; give them (sequences, "
             "examples) and (all events, width)"
         )
-    num_tokens = token_LD.shape[0]
+    num_tokens = token_XD.shape[0] if row_L is None else row_L.shape[0]
     if torch.compiler.is_compiling():
         return  # a number that decides what comes next would cut the compiled tower in two
     if is_gpu(lengths_FB.device):

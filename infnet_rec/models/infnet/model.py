@@ -214,7 +214,7 @@ class Infnet(nn.Module):
         Raises:
             UserError: lengths and tokens do not fit, or the tokens are where "fused" attention does not work.
         """
-        with computing_in(self.precision, tokens.sequence_LD.device):
+        with computing_in(self.precision, tokens.lengths_FB.device):
             blocks = [cast(Block, block) for block in self.blocks]
             first = [start for start in self.start.values() if isinstance(start, CategoricalProxies)]
             parts = [first, *(block.parts() for block in blocks), [self.heads]]
@@ -222,10 +222,11 @@ class Infnet(nn.Module):
             of_start, *of_blocks, (of_heads,) = ([next(stacked) for _ in group] for group in parts)
 
             narrow = replace(tokens, categorical_BMD=narrowed(tokens.categorical_BMD))
-            query_BPD, sequence_LD = self._begin(narrow, of_start)
+            query_BPD, distinct_XD = self._begin(narrow, of_start)
+            sequences = replace(tokens, distinct_XD=distinct_XD)
             sets: dict[str, TokenSet] = {
                 "categorical": DenseTokens(narrow.categorical_BMD),
-                "sequence": lay_out_sequences(sequence_LD, tokens.lengths_FB, self.attention),
+                "sequence": lay_out_sequences(sequences, self.attention),
             }
             for block, of_block in zip(blocks, of_blocks, strict=True):
                 if self.config.checkpoint_blocks and torch.is_grad_enabled():
@@ -236,16 +237,16 @@ class Infnet(nn.Module):
         return logits_BT if self.precision == "fp32" else widened(logits_BT)
 
     def _begin(self, tokens: Tokens, stacked: Sequence[Sequence[Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
-        """The first proxies and task tokens, [B, P, D] each, and the sequence tokens for whoever reads them next."""
-        query_BPD, sequence_LD = {}, tokens.sequence_LD
+        """The first proxies and task tokens, [B, P, D] each, and the distinct rows for whoever reads them next."""
+        query_BPD, distinct_XD = {}, tokens.distinct_XD
         for name, start in self.start.items():
             if isinstance(start, SequenceProxies):
-                query_BPD[name], sequence_LD = start(tokens)
+                query_BPD[name], distinct_XD = start(tokens)
             elif isinstance(start, CategoricalProxies):
                 query_BPD[name] = widened(start(tokens, *stacked))
             else:
                 query_BPD[name] = start(tokens)
-        return query_BPD, sequence_LD
+        return query_BPD, distinct_XD
 
     def _read_out(self, query_BPD: Mapping[str, Tensor], sets: Mapping[str, TokenSet]) -> Tensor:
         """What each task's head reads, [B, T, D] or wider."""

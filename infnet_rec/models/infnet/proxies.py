@@ -1,7 +1,7 @@
 """The first proxies of the categorical and the sequence tokens.
 
 Shapes: B examples, M categorical tokens, F sequences, G groups of them, L sequence tokens of the whole batch,
-P proxies, D width.
+X distinct embeddings, Z = F * B runs of tokens, P proxies, D width.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
+from infnet_rec.batch import Repeats
 from infnet_rec.config.model import Pooling
 from infnet_rec.models.batched import Constant, stack_alike
-from infnet_rec.models.infnet.attention import check_lengths, is_gpu, per_token
-from infnet_rec.models.infnet.jagged_attention import chunk_tokens, next_link, outside_graphs
+from infnet_rec.models.infnet.attention import check_lengths, is_gpu, next_link, per_token
+from infnet_rec.models.infnet.jagged_attention import chunk_tokens, outside_graphs
 from infnet_rec.models.layers import Linear, Mlp, alike_layers, run_together
 from infnet_rec.models.tokens import Tokens
 
@@ -67,73 +69,99 @@ class SequenceProxies(nn.Module):
         self.group_F = Constant(group_of_sequence, torch.int64)
 
     def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Proxies [B, G, D], 0 for a group without events, and the sequence tokens for whoever reads them next."""
-        sum_BGD, count_BG, token_LD = pool_sequences(
-            tokens.sequence_LD, tokens.lengths_FB, self.group_F(), self.num_groups
+        """Proxies [B, G, D], 0 for a group without events, and the distinct rows for whoever reads them next."""
+        sum_BGD, count_BG, link_XD = pool_sequences(
+            tokens.distinct_XD, tokens.lengths_FB, self.group_F(), self.num_groups, tokens.row_L, tokens.repeats
         )
         count_BG1 = count_BG[..., None].to(sum_BGD.dtype)
         # Sums over long histories and what is made of them need float32, and are too few for a narrower product to pay.
         with torch.autocast(sum_BGD.device.type, enabled=False):
             proxy_BGD = sum_BGD @ self.projection.weight.t() + count_BG1 * self.projection.bias
-        return proxy_BGD if self.pooling == "sum" else proxy_BGD / count_BG1.clamp(min=1), token_LD
+        return proxy_BGD if self.pooling == "sum" else proxy_BGD / count_BG1.clamp(min=1), link_XD
 
 
 @outside_graphs
 def pool_sequences(
-    token_LD: Tensor, lengths_FB: Tensor, group_F: Tensor, num_groups: int
+    distinct_XD: Tensor,
+    lengths_FB: Tensor,
+    group_F: Tensor,
+    num_groups: int,
+    row_L: Tensor | None = None,
+    repeats: Repeats | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Adds up the events of each group of sequences. The first link of the chain that `model.jagged` describes.
+    """Adds up the events of each group of sequences. The first link of the chain that `jagged_attention` describes.
 
     Args:
-        token_LD: feature-major tokens, as in `Tokens.sequence_LD`.
-        lengths_FB: number of events of each sequence in each example; sums to L.
+        distinct_XD: see `Tokens`.
+        lengths_FB: see `Tokens`.
         group_F: for each sequence, the index of its group, 0 .. G - 1, int64.
         num_groups: G.
+        row_L: see `Tokens`.
+        repeats: see `Tokens`.
 
     Returns:
         sum_BGD: sums of tokens; 0 for a group without events.
         count_BG: numbers of events.
-        token_LD: the same tokens, for readings and nothing else.
+        distinct_XD: the same rows, for readings and nothing else.
 
     Raises:
         UserError: see `check_lengths`.
     """
-    check_lengths(token_LD, lengths_FB)
+    check_lengths(distinct_XD, lengths_FB, row_L)
     num_examples = lengths_FB.shape[1]
-    num_slots = num_examples * num_groups
-    slot_FB = torch.arange(0, num_slots, num_groups, device=group_F.device) + group_F[:, None]
-    slot_L = per_token(slot_FB, lengths_FB, token_LD.shape[0])
-    sum_XD, passed_on_LD = _Pool.apply(token_LD, slot_L, num_slots)
+    sum_ZD, passed_on_XD = _Pool.apply(distinct_XD, lengths_FB, row_L, repeats)
+    # A sum over runs of tokens, not one over tokens, is what finds its group.
+    sum_FX = sum_ZD.view(len(group_F), -1)
+    sum_GX = sum_FX.new_zeros(num_groups, sum_FX.shape[1]).index_add(0, group_F, sum_FX)
     count_GB = lengths_FB.new_zeros(num_groups, num_examples).index_add_(0, group_F, lengths_FB)
-    return sum_XD.view(num_examples, num_groups, -1), count_GB.t(), next_link(token_LD, passed_on_LD)
+    sum_BGD = sum_GX.view(num_groups, num_examples, -1).transpose(0, 1)
+    return sum_BGD, count_GB.t(), next_link(distinct_XD, passed_on_XD)
 
 
 class _Pool(torch.autograd.Function):
-    """token_LD, the slot of each and the number of slots to the sum of each slot's tokens, and token_LD."""
+    """distinct_XD, and where tokens are, to the sum of the tokens of each (sequence, example), and distinct_XD."""
 
     @staticmethod
-    def forward(ctx: Any, token_LD: Tensor, slot_L: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, distinct_XD: Tensor, lengths_FB: Tensor, row_L: Tensor | None, repeats: Repeats | None
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(slot_L)
-        sum_XD = token_LD.new_zeros(num_slots, token_LD.shape[1]).index_add_(0, slot_L, token_LD)
-        return sum_XD, token_LD.view_as(token_LD)
+        ctx.repeats, ctx.num_rows = repeats, distinct_XD.shape[0]
+        length_Z = lengths_FB.flatten()
+        ctx.save_for_backward(length_Z, row_L)
+        start_Z = length_Z.cumsum(dim=0) - length_Z
+        if row_L is None:
+            row_L = torch.arange(ctx.num_rows, device=length_Z.device)
+        return functional.embedding_bag(row_L, distinct_XD, start_Z, mode="sum"), distinct_XD.view_as(distinct_XD)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator's types lose the names
-        ctx: Any, grad_sum_XD: Tensor | None, grad_token_LD: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
-        (slot_L,) = ctx.saved_tensors
-        if grad_sum_XD is None:
-            return grad_token_LD, None, None
-        if grad_token_LD is None:
-            return grad_sum_XD.index_select(0, slot_L), None, None
-        size = pool_tokens(slot_L)
-        for grad_XD, slot_X in zip(grad_token_LD.split(size), slot_L.split(size), strict=True):
-            grad_XD += grad_sum_XD.index_select(0, slot_X)
-        return grad_token_LD, None, None
+        ctx: Any, grad_sum_ZD: Tensor | None, grad_distinct_XD: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
+        if grad_sum_ZD is None:
+            return grad_distinct_XD, None, None, None
+        length_Z, row_L = ctx.saved_tensors
+        num_tokens = ctx.num_rows if row_L is None else row_L.shape[0]
+        run_L = per_token(torch.arange(len(length_Z), dtype=torch.int32, device=length_Z.device), length_Z, num_tokens)
+        repeats: Repeats | None = ctx.repeats
+        if repeats is not None:
+            # The gradient of a row is the sum of those of the runs that have it.
+            by_row_L = run_L.index_select(0, repeats.by_row_L)
+            own_XD = functional.embedding_bag(by_row_L, grad_sum_ZD.contiguous(), repeats.row_start_X, mode="sum")
+            return own_XD if grad_distinct_XD is None else grad_distinct_XD.add_(own_XD), None, None, None
+        if grad_distinct_XD is None:
+            grad_distinct_XD = grad_sum_ZD.new_zeros(ctx.num_rows, grad_sum_ZD.shape[1])
+        size = pool_tokens(run_L)
+        rows = grad_distinct_XD.split(size) if row_L is None else row_L.split(size)
+        for row_X, run_X in zip(rows, run_L.split(size), strict=True):
+            if row_L is None:
+                row_X += grad_sum_ZD.index_select(0, run_X)
+            else:
+                grad_distinct_XD.index_add_(0, row_X, grad_sum_ZD.index_select(0, run_X))
+        return grad_distinct_XD, None, None, None
 
 
-def pool_tokens(slot_L: Tensor) -> int:
+def pool_tokens(run_L: Tensor) -> int:
     """How many tokens get their gradient at once: what a processor's cache holds, or a share of all."""
-    return max(1, -(-len(slot_L) // PARTS_ON_GPU)) if is_gpu(slot_L.device) else chunk_tokens(slot_L.device)
+    return max(1, -(-len(run_L) // PARTS_ON_GPU)) if is_gpu(run_L.device) else chunk_tokens(run_L.device)

@@ -10,7 +10,7 @@ tokens, F sequences, S slots of the longest sequence, L sequence tokens of the w
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -53,7 +53,7 @@ class Recorded:
 class _Draft:
     """What hooks have found of the forward pass that is under way."""
 
-    lengths_FB: Tensor
+    tokens: Tokens
     attention: dict[Kind, Tensor] = field(default_factory=dict)
     gates_BD: dict[tuple[int, Kind], Tensor] = field(default_factory=dict)
 
@@ -78,17 +78,17 @@ def recording(tower: Infnet, take: Callable[[Recorded], None]) -> Iterator[None]
     draft: list[_Draft] = []
 
     def begin(_: nn.Module, args: tuple[Tokens]) -> None:
-        draft[:] = [_Draft(args[0].lengths_FB)]
+        draft[:] = [_Draft(args[0])]
 
     def end(*_: object) -> None:
         found = draft.pop()
         fields, events = found.attention["categorical"], found.attention["sequence"]
-        take(Recorded(fields, events, found.lengths_FB, found.gates_BD))
+        take(Recorded(fields, events, found.tokens.lengths_FB, found.gates_BD))
 
     def note_reading(last: nn.Module, args: tuple[Tensor, Mapping[str, Any], Any], _: object) -> None:
         query_BPD, sets, _stacked = args
         for kind in ("categorical", "sequence"):
-            attention = _attention(cast(Readings, last), query_BPD, kind, sets[kind], draft[0].lengths_FB)
+            attention = _attention(cast(Readings, last), query_BPD, kind, sets[kind], draft[0].tokens)
             draft[0].attention[kind] = attention
 
     def note_gates(number: int) -> Callable[..., None]:
@@ -114,11 +114,11 @@ def _attention(
     readings: Readings,
     query_BPD: Tensor,
     kind: Kind,
-    tokens: DenseTokens | JaggedTokens | FusedTokens,
-    lengths_FB: Tensor,
+    token_set: DenseTokens | JaggedTokens | FusedTokens,
+    tokens: Tokens,
 ) -> Tensor:
     """Probabilities of what the recorded queries read of one kind of tokens, [B, Q, M] or [B, Q, F, S]."""
-    with torch.autocast(lengths_FB.device.type, enabled=False):
+    with torch.autocast(tokens.lengths_FB.device.type, enabled=False):
         # Weights are of their own precision here, and queries are made so, whatever autocast made of them.
         (stacked,) = stack_alike(readings)
         parts_BRD = readings.absorb(query_BPD.to(stacked[0].dtype), *stacked[:2])
@@ -129,33 +129,35 @@ def _attention(
             for name, part_BRD in zip(run.names, absorbed_BRD.split(run.sizes(readings.num_heads), dim=1), strict=True)
         }
         absorbed_BRD = torch.cat([found[name] for name in RECORDED if name in found], dim=1)
-        query_BRD = times_gate(absorbed_BRD, tokens.gate_BD)
-        if isinstance(tokens, DenseTokens):
-            score_BRM = query_BRD @ tokens.token_BXD.to(query_BRD.dtype).transpose(1, 2)
+        query_BRD = times_gate(absorbed_BRD, token_set.gate_BD)
+        if isinstance(token_set, DenseTokens):
+            score_BRM = query_BRD @ token_set.token_BXD.to(query_BRD.dtype).transpose(1, 2)
             probability = score_BRM.softmax(dim=-1)
         else:
-            probability = event_attention(query_BRD, tokens.token_LD, lengths_FB)
+            probability = event_attention(query_BRD, replace(tokens, distinct_XD=token_set.distinct_XD))
     # R counts a query's heads one after the other.
     return probability.unflatten(1, (-1, readings.num_heads)).mean(dim=2)
 
 
-def event_attention(query_BRD: Tensor, token_LD: Tensor, lengths_FB: Tensor) -> Tensor:
+def event_attention(query_BRD: Tensor, tokens: Tokens) -> Tensor:
     """The softmax of inner products with an example's sequence tokens: [B, R, F, S], newest event in the last slot.
+
+    Every token has its own place, those that the example has several times too.
 
     Args:
         query_BRD: absorbed, and gated as the tokens would be.
-        token_LD: feature-major, see `Tokens.sequence_LD`.
-        lengths_FB: number of events of each sequence; sums to L.
+        tokens: of the same examples.
     """
+    distinct_XD, lengths_FB, row_L = tokens.distinct_XD, tokens.lengths_FB, tokens.row_L
     # A GPU is waited for, here and where the rows are moved to the host: nobody is in a hurry who looks at pictures.
     num_slots = max(1, int(lengths_FB.max()))
-    if not len(token_LD):
+    if not len(distinct_XD if row_L is None else row_L):
         return query_BRD.new_zeros(*query_BRD.shape[:2], len(lengths_FB), num_slots)
     end_BF = lengths_FB.flatten().cumsum(dim=0).view_as(lengths_FB).t()
     age_S = torch.arange(num_slots, device=lengths_FB.device).flip(0)
     present_BFS = age_S < lengths_FB.t()[..., None]
     row_BFS = torch.where(present_BFS, end_BF[..., None] - 1 - age_S, 0)
-    token_BFSD = token_LD[row_BFS].to(query_BRD.dtype)
+    token_BFSD = distinct_XD[row_BFS if row_L is None else row_L[row_BFS]].to(query_BRD.dtype)
     score_BRFS = torch.einsum("brd,bfsd->brfs", query_BRD, token_BFSD)
     score_BRFS.masked_fill_(~present_BFS[:, None], -torch.inf)
     # An example without events has no largest score: its row is NaN until the slots without an event are emptied.

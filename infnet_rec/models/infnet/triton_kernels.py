@@ -1,13 +1,15 @@
 """Triton kernels: few queries of an example read all tokens of its sequences, which are streamed once.
 
-One program an example. Its tokens lie in F runs, one a sequence; a block of tokens may reach over several short runs,
-so blocks are full whatever the lengths. The scores of a block meet the online softmax and are forgotten; the backward
-pass makes them again out of the log-sum-exp that the forward pass kept. Tokens are keys and values at once, and every
-token belongs to one example, so its gradient is written once, by one program, without atomics.
+One program an example. Its tokens are listed as rows of the distinct embeddings, each distinct one once with how many
+there are, whose logarithm is added to its scores. The scores of a block meet the online softmax and are forgotten; the
+backward pass makes them again out of the log-sum-exp that the forward pass kept. Tokens are keys and values at once.
+Examples share rows, so a row's gradient is added up with atomics, in an order that differs from run to run; where
+that is not wanted, each example writes the gradients of its own entries, and they are added up afterwards.
 
 Sums are in float32 whatever the tokens are in; products of float32 are not rounded to TF32.
 
-Shapes: B examples, F sequences, R queries of an example, N tokens of a block, D width; R, D and F are padded here.
+Shapes: B examples, R queries of an example, U distinct tokens of an example, of all examples together, N of them in a
+block, X distinct embeddings, D width; R and D are padded here.
 
 Reference: Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv 1805.02867; Dao et al.,
 FlashAttention, arXiv 2205.14135, for the backward pass.
@@ -36,21 +38,14 @@ class Extent:
     """The numbers that a kernel is compiled for; tensor cores want the padded ones, powers of two.
 
     Attributes:
-        num_sequences: F.
         num_queries: R.
         width: D.
         token_bytes: of one number of a token, 2 or 4.
     """
 
-    num_sequences: int
     num_queries: int
     width: int
     token_bytes: int
-
-    @property
-    def padded_sequences(self) -> int:
-        """F, padded."""
-        return padded(self.num_sequences, 1)
 
     @property
     def padded_queries(self) -> int:
@@ -69,41 +64,29 @@ def padded(size: int, least: int) -> int:
 
 
 @triton.jit
-def _runs(offset_ptr: tl.tensor, SIZE: tl.constexpr) -> Any:
-    """Where the tokens of this program's example lie.
-
-    Counted through its runs, token v of the example is row `first + v` plus the gaps after all runs that end at or
-    before v; see `_rows`.
-
-    Returns:
-        first: row of the first run's start.
-        total: tokens of the example.
-        end_F: tokens up to the end of each run.
-        gap_F: rows between each run's end and the next one's start.
-    """
-    example, num_examples = tl.program_id(0), tl.num_programs(0)
-    f_F = tl.arange(0, SIZE.padded_sequences)
-    run_F = offset_ptr + f_F * num_examples + example
-    start_F = tl.load(run_F, mask=f_F < SIZE.num_sequences, other=0)
-    stop_F = tl.load(run_F + 1, mask=f_F < SIZE.num_sequences, other=0)
-    next_F = tl.load(run_F + num_examples, mask=f_F + 1 < SIZE.num_sequences, other=0)
-    gap_F = tl.where(f_F + 1 < SIZE.num_sequences, next_F - stop_F, 0).to(tl.int32)
-    length_F = (stop_F - start_F).to(tl.int32)
-    return tl.load(offset_ptr + example).to(tl.int32), tl.sum(length_F), tl.cumsum(length_F, 0), gap_F
+def _extent(start_ptr: tl.tensor) -> Any:
+    """The first entry of this program's example, and how many it has."""
+    start_ptr += tl.program_id(0)
+    first = tl.load(start_ptr).to(tl.int32)
+    return first, tl.load(start_ptr + 1).to(tl.int32) - first
 
 
 @triton.jit
-def _rows(begin: tl.tensor, runs: tl.tuple, BLOCK: tl.constexpr) -> Any:
-    """The rows of a block of an example's tokens, and which of them there are."""
-    first, total, end_F, gap_F = runs
+def _entries(row_ptr: tl.tensor, count_ptr: tl.tensor, begin: tl.tensor, extent: tl.tuple, BLOCK: tl.constexpr) -> Any:
+    """A block of an example's entries: which there are, where, their rows, and the logarithms of their counts."""
+    first, total = extent
     v_N = begin + tl.arange(0, BLOCK)
-    passed_NF = v_N[:, None] >= end_F[None, :]
-    return first + v_N + tl.sum(tl.where(passed_NF, gap_F[None, :], 0), 1), v_N < total
+    there_N = v_N < total
+    row_N = tl.load(row_ptr + first + v_N, mask=there_N, other=0)
+    count_N = tl.load(count_ptr + first + v_N, mask=there_N, other=1)
+    # An entry that is not there weighs nothing.
+    bias_N = tl.where(there_N, tl.log(count_N.to(tl.float32)), -float("inf"))
+    return there_N, first + v_N, row_N, bias_N
 
 
 @triton.jit
 def _tokens(row_N: tl.tensor, there_N: tl.tensor, SIZE: tl.constexpr) -> Any:
-    """Where a block of tokens lies in a [L, D] tensor, and which of its values there are."""
+    """Where a block of tokens lies in a tensor of D columns, and which of its values there are."""
     d_D = tl.arange(0, SIZE.padded_width)
     return row_N.to(tl.int64)[:, None] * SIZE.width + d_D[None, :], there_N[:, None] & (d_D < SIZE.width)[None, :]
 
@@ -141,25 +124,24 @@ def attend_forward(inputs: tl.tuple, outputs: tl.tuple, SIZE: tl.constexpr, BLOC
     """Reads the tokens.
 
     Args:
-        inputs: token_LD; offset_X [F * B + 1], where each run starts; query_BRD.
+        inputs: distinct_XD; row_U; count_U; start_Y [B + 1], where each example's entries start; query_BRD.
         outputs: read_BRD and norm_BR (logarithm of the softmax's denominator), both float32.
         SIZE: an `Extent`.
         BLOCK: tokens of a block, N.
     """
-    token_ptr, offset_ptr, query_ptr = inputs
+    token_ptr, row_ptr, count_ptr, start_ptr, query_ptr = inputs
     read_ptr, norm_ptr = outputs
     place_R, there_R, place_RD, there_RD = _queries(SIZE)
     query_RD = tl.load(query_ptr + place_RD, mask=there_RD, other=0.0).to(token_ptr.dtype.element_ty)
     top_R = tl.full([SIZE.padded_queries], -float("inf"), tl.float32)
     total_R = tl.full([SIZE.padded_queries], 0.0, tl.float32)
     read_RD = tl.full([SIZE.padded_queries, SIZE.padded_width], 0.0, tl.float32)
-    runs = _runs(offset_ptr, SIZE)
-    for begin in range(0, _whole(runs[1]), BLOCK):
-        row_N, there_N = _rows(begin, runs, BLOCK)
+    extent = _extent(start_ptr)
+    for begin in range(0, _whole(extent[1]), BLOCK):
+        there_N, _, row_N, bias_N = _entries(row_ptr, count_ptr, begin, extent, BLOCK)
         place_ND, there_ND = _tokens(row_N, there_N, SIZE)
         token_ND = tl.load(token_ptr + place_ND, mask=there_ND, other=0.0)
-        score_RN = _product(query_RD, tl.trans(token_ND))
-        score_RN = tl.where(there_N[None, :], score_RN, -float("inf"))
+        score_RN = _product(query_RD, tl.trans(token_ND)) + bias_N[None, :]
         # A block holds a token, so the new top is a number even where the old one is not.
         new_top_R = tl.maximum(top_R, tl.max(score_RN, 1))
         weight_RN = tl.exp(score_RN - new_top_R[:, None])
@@ -176,7 +158,12 @@ def attend_forward(inputs: tl.tuple, outputs: tl.tuple, SIZE: tl.constexpr, BLOC
 
 @triton.jit
 def attend_backward(
-    inputs: tl.tuple, outputs: tl.tuple, gradients: tl.tuple, SIZE: tl.constexpr, BLOCK: tl.constexpr
+    inputs: tl.tuple,
+    outputs: tl.tuple,
+    gradients: tl.tuple,
+    ADDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     """The gradients of queries and tokens.
 
@@ -186,11 +173,12 @@ def attend_backward(
     Args:
         inputs: as in `attend_forward`.
         outputs: what it wrote.
-        gradients: of read_BRD, given; of query_BRD and token_LD, written.
+        gradients: of read_BRD, given; of query_BRD, written; of tokens, float32.
+        ADDS: whether the last are those of distinct_XD, and are added to; else they are those of each entry, [U, D].
         SIZE: an `Extent`.
         BLOCK: tokens of a block, N.
     """
-    token_ptr, offset_ptr, query_ptr = inputs
+    token_ptr, row_ptr, count_ptr, start_ptr, query_ptr = inputs
     read_ptr, norm_ptr = outputs
     given_ptr, grad_query_ptr, grad_token_ptr = gradients
     place_R, there_R, place_RD, there_RD = _queries(SIZE)
@@ -202,19 +190,22 @@ def attend_backward(
     query_RD = tl.load(query_ptr + place_RD, mask=there_RD, other=0.0).to(token_ptr.dtype.element_ty)
     query_DR, given_DR = tl.trans(query_RD), tl.trans(given_RD)
     grad_query_RD = tl.full([SIZE.padded_queries, SIZE.padded_width], 0.0, tl.float32)
-    runs = _runs(offset_ptr, SIZE)
-    for begin in range(0, _whole(runs[1]), BLOCK):
-        row_N, there_N = _rows(begin, runs, BLOCK)
+    extent = _extent(start_ptr)
+    for begin in range(0, _whole(extent[1]), BLOCK):
+        there_N, entry_N, row_N, bias_N = _entries(row_ptr, count_ptr, begin, extent, BLOCK)
         place_ND, there_ND = _tokens(row_N, there_N, SIZE)
         token_ND = tl.load(token_ptr + place_ND, mask=there_ND, other=0.0)
-        score_NR = _product(token_ND, query_DR)
-        # Without the mask, exp of an absent token's score 0 may be infinite, and infinite times 0 is no number.
-        weight_NR = tl.where(there_N[:, None], tl.exp(score_NR - norm_R[None, :]), 0.0)
+        # An entry that is not there has a score of minus infinity, whose exp is 0.
+        weight_NR = tl.exp(_product(token_ND, query_DR) + bias_N[:, None] - norm_R[None, :])
         given_token_NR = _product(token_ND, given_DR)
         grad_score_NR = (weight_NR * (given_token_NR - given_read_R[None, :])).to(token_ND.dtype)
         grad_token_ND = _product(weight_NR.to(token_ND.dtype), given_RD)
         grad_token_ND += _product(grad_score_NR, query_RD)
-        tl.store(grad_token_ptr + place_ND, grad_token_ND, mask=there_ND)
+        if ADDS:
+            tl.atomic_add(grad_token_ptr + place_ND, grad_token_ND, mask=there_ND, sem="relaxed")
+        else:
+            own_ND, there_ND = _tokens(entry_N, there_N, SIZE)
+            tl.store(grad_token_ptr + own_ND, grad_token_ND, mask=there_ND)
         grad_query_RD += _product(tl.trans(grad_score_NR), token_ND)
     tl.store(grad_query_ptr + place_RD, grad_query_RD, mask=there_RD)
 
@@ -237,35 +228,48 @@ def _candidates(configs: list[triton.Config], _named: dict[str, Any], **rest: An
     return [config for config in fitting if config.num_warps == 8] if most == 16 else fitting
 
 
-_TUNED = {
-    kernel: triton.autotune(
+def _forget_gradients(arguments: dict[str, Any], reset_only: bool = False) -> None:  # noqa: FBT001, FBT002 - Triton's own
+    """Every trial of the kernel that adds to the gradients of tokens begins from none, and so does what comes after."""
+    arguments["gradients"][-1].zero_()
+
+
+def _tuned(kernel: Any, key: list[str], **hooks: Any) -> Any:
+    return triton.autotune(
         configs=[
             triton.Config({"BLOCK": block}, num_warps=num_warps, num_stages=2)
             for block in (16, 32, 64, 128)
             for num_warps in (4, 8)
         ],
-        key=["SIZE"],
+        key=key,
         prune_configs_by={"early_config_prune": _candidates},
+        **hooks,
     )(kernel)
-    for kernel in (attend_forward, attend_backward)
+
+
+_TUNED = {
+    attend_forward: _tuned(attend_forward, ["SIZE"]),
+    attend_backward: _tuned(attend_backward, ["SIZE", "ADDS"], pre_hook=_forget_gradients),
 }
 
 
-def launch_kernel(kernel: Any, inputs: tuple[torch.Tensor, ...], *others: tuple[torch.Tensor, ...]) -> None:
+def launch_kernel(
+    kernel: Any, inputs: tuple[torch.Tensor, ...], *others: tuple[torch.Tensor, ...], **options: bool
+) -> None:
     """Runs a kernel on a whole batch; the first time for an `Extent` it tries block sizes, which takes seconds.
 
     Args:
         kernel: `attend_forward` or `attend_backward`.
-        inputs: token_LD, start_X and query_BRD, contiguous.
+        inputs: as the kernel takes them, contiguous.
         *others: the kernel's other tensors.
+        **options: of the kernel.
     """
-    token_LD, start_X, query_BRD = inputs
+    token_XD, *_, query_BRD = inputs
     num_examples, num_queries, width = query_BRD.shape
     if num_examples == 0:
         return
-    size = Extent((start_X.shape[0] - 1) // num_examples, num_queries, width, token_LD.element_size())
+    size = Extent(num_queries, width, token_XD.element_size())
     if INTERPRETED:
-        kernel[(num_examples,)](inputs, *others, SIZE=size, BLOCK=INTERPRETED_BLOCK)
+        kernel[(num_examples,)](inputs, *others, **options, SIZE=size, BLOCK=INTERPRETED_BLOCK)
         return
-    with torch.cuda.device_of(token_LD):
-        _TUNED[kernel][(num_examples,)](inputs, *others, SIZE=size)
+    with torch.cuda.device_of(token_XD):
+        _TUNED[kernel][(num_examples,)](inputs, *others, **options, SIZE=size)

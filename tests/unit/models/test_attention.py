@@ -119,8 +119,8 @@ def test_chunks_hold_every_token_once_and_little_else(chunk):
         assert part.first == first and min(lengths) > 0
         assert len(part.row_C) == max(lengths) * len(lengths) <= max(chunk, lengths[0])
         present_C = torch.ones(len(part.row_C), dtype=torch.bool)
-        if part.absent_N1S is not None:
-            present_C = ~part.absent_N1S.flatten()
+        if part.bias_N1S is not None:
+            present_C = part.bias_N1S.flatten() == 0
         assert int(present_C.sum()) == sum(lengths)
         rows += part.row_C[present_C].tolist()
         first = part.last

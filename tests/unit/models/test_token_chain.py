@@ -143,7 +143,7 @@ def test_tokens_that_are_not_learned_cost_no_gradient() -> None:
     _, tokens = arrange_sequences(fixed_LD, LENGTHS_FB).attend(query_BRD)
     got = torch.autograd.grad(loss_of(chained(fixed_LD, query_BRD, gate_BD)), (query_BRD, gate_BD))
 
-    assert not tokens.token_LD.requires_grad
+    assert not tokens.distinct_XD.requires_grad
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 

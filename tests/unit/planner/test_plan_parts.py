@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from infnet_rec.batch import Batch
+from infnet_rec.batch import Batch, Repeats
 from infnet_rec.config.load import load_config
 from infnet_rec.config.model import model_sections
 from infnet_rec.data.ingest.repeats import distinct_ids, measure_repeats
@@ -46,7 +46,11 @@ def shape_of(batch: Batch, schema: Any) -> BatchShape:
     events_F = tuple((batch.lengths_FB.sum(1) / num_examples).tolist())
     distinct = dict(zip(batch.sequences.keys(), map(float, batch.sequences.length_per_key()), strict=True))
     ids_M = tuple(n / num_examples for n in batch.categorical.length_per_key())
-    return BatchShape(num_examples, ids_M, events_F, events_F, {}, distinct, distinct, True)
+    assert batch.repeats is not None
+    entries_per_token = batch.repeats.row_U.numel() / max(1, batch.repeats.by_row_L.numel())
+    return BatchShape(
+        num_examples, ids_M, events_F, events_F, {}, distinct, distinct, True, entries_per_token=entries_per_token
+    )
 
 
 def first_batch(config: Any, data: Any) -> Batch:
@@ -141,6 +145,9 @@ def test_bytes_of_a_batch_are_exact(l2: float, small_store: Path) -> None:
     for value in (getattr(batch, name) for name in batch.__dataclass_fields__):
         if value is None:
             continue
+        if isinstance(value, Repeats):
+            tensors += value.tensors()
+            continue
         whole = isinstance(value, KeyedJaggedTensor)
         # TorchRec works offsets out when it first needs them: one more than lengths.
         tensors += [value.values(), value.lengths(), value.offsets()[1:]] if whole else [value]
@@ -177,7 +184,7 @@ def test_a_few_examples_foretell_a_batch(overrides: tuple[str, ...], small_store
         parameter.grad = torch.zeros_like(parameter)
     bags, rows = lookups_of(batch, data.schema, width)
     with OpCounter() as ledger:
-        tokens = model.assembly(bags, rows, batch.spread_K, batch.lengths_FB)
+        tokens = model.assembly(bags, rows, batch.spread_K, batch.lengths_FB, repeats=batch.repeats)
         loss, _ = criterion(tower(tokens), tokens, batch)
         loss.backward()
     assert cost.peak_bytes == pytest.approx(ledger.peak_bytes, rel=0.03)
