@@ -18,7 +18,13 @@ from torch.distributed.checkpoint import CheckpointException
 
 from infnet_rec.checkpoint.dcp_files import PartsWriter, Snapshot
 from infnet_rec.checkpoint.loader import OptimizerState, load_weights
-from infnet_rec.checkpoint.store import CheckpointManifest, CheckpointStore, checkpoint_name, rank_checkpoints
+from infnet_rec.checkpoint.store import (
+    CheckpointManifest,
+    CheckpointStore,
+    add_owed_evaluation,
+    checkpoint_name,
+    rank_checkpoints,
+)
 from infnet_rec.checkpoint.train_state import TrainState, metrics_from_json
 from infnet_rec.config.checkpoint import CheckpointConfig
 from infnet_rec.errors import UserError
@@ -129,7 +135,7 @@ class CheckpointSaver:
     def _write(self, state: dict[str, Any], progress: dict[str, Any]) -> None:
         step = progress["step"]
         # A run that was stopped where it was to be evaluated goes on with that, and its weights are here already.
-        if self._on_first(lambda: self._store.amend(step, progress)):
+        if self._on_first(lambda: add_owed_evaluation(self._store, step, progress)):
             if self._is_first:
                 self._remove_old()
             return

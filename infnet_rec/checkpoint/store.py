@@ -162,25 +162,6 @@ class CheckpointStore:
         os.rename(writing, final)  # noqa: PTH104
         _sync_folder(self.root)
 
-    def amend(self, step: int, progress: dict[str, Any]) -> bool:
-        """Adds what a run that goes on found of the very step that it was saved at, owing its evaluation.
-
-        Returns:
-            Whether there is such a checkpoint; its files stay as they are, its progress is the new one.
-        """
-        commit = self._look(checkpoint_name(step), step).commit
-        if commit is None or not commit.progress.get("owes_evaluation"):
-            return False
-        progress = {**progress, "kernel_steps": commit.progress["kernel_steps"]}
-        marker, text = self.path(checkpoint_name(step), MARKER), _marker_text(replace(commit, progress=progress))
-        if not self.is_local:
-            self.files.pipe_file(marker, text)
-            return True
-        _write_to_disk(f"{marker}.writing", text)
-        os.rename(f"{marker}.writing", marker)  # noqa: PTH104
-        _sync_folder(self.path(checkpoint_name(step)))
-        return True
-
     def withdraw(self, step: int) -> None:
         """Makes a committed checkpoint count no longer; its files stay until the step is saved again."""
         self.files.mv(self.path(checkpoint_name(step), MARKER), self.path(checkpoint_name(step), WITHDRAWN))
@@ -229,6 +210,34 @@ class CheckpointStore:
             return FoundCheckpoint(name, step, None, f"it has no {MARKER}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             return FoundCheckpoint(name, step, None, f"its {MARKER} cannot be used: {error}")
+
+
+def add_owed_evaluation(store: CheckpointStore, step: int, progress: dict[str, Any]) -> bool:
+    """Adds what a run that goes on found of the very step that it was saved at, owing its evaluation.
+
+    Args:
+        store: of the run's checkpoints.
+        step: at which the run stands.
+        progress: `TrainState.to_json` after the evaluation.
+
+    Returns:
+        Whether there is such a checkpoint; its files stay as they are, its progress is the new one.
+    """
+    marker = store.path(checkpoint_name(step), MARKER)
+    try:
+        commit = _read_marker(store.files.cat_file(marker), step)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if not commit.progress.get("owes_evaluation"):
+        return False
+    text = _marker_text(replace(commit, progress={**progress, "kernel_steps": commit.progress["kernel_steps"]}))
+    if not store.is_local:
+        store.files.pipe_file(marker, text)
+        return True
+    _write_to_disk(f"{marker}.writing", text)
+    os.rename(f"{marker}.writing", marker)  # noqa: PTH104
+    _sync_folder(store.path(checkpoint_name(step)))
+    return True
 
 
 def checkpoint_name(step: int) -> str:
