@@ -218,7 +218,7 @@ def test_a_run_without_a_store_and_without_a_manifest_is_refused(tmp_path: Path)
 
 
 def test_a_sweep_has_a_row_a_cluster() -> None:
-    words = (LARGE, "--hardware", "h100", "--set", "train.global_batch_size=131072")
+    words = (LARGE, "--hardware", "h100", "--set", "train.global_batch_size=81920")
     found = answer(*words, "--sweep", "1x1,1x3,1x8,2x8")
     fitting = {row["cluster"]: row["fits"] for row in found["sweep"]}
     assert fitting == {"1x1": False, "1x3": False, "1x8": True, "2x8": True}
