@@ -95,6 +95,14 @@ def tower(out: Path, said: str) -> None:
     assert "| 16, eager |" in (out / "tower.md").read_text()
 
 
+def step(out: Path, said: str) -> None:
+    lines = [json.loads(line) for line in (ROOT / "runs" / "quick" / "step.jsonl").read_text().splitlines()]
+    before, after = lines[-2:]
+    assert (before["form"], after["form"]) == ("before", "after") and min(before["shortest_ms"], after["median_ms"]) > 0
+    # One checkout against itself.
+    assert before["first_losses"] == after["first_losses"] and before["peak_mib"] == after["peak_mib"]
+
+
 def versions(out: Path, said: str) -> None:
     sets = json.loads(said)
     assert sets["2.13"]["torchrec"] == "1.8.0" and all(set(one) == set(sets["2.13"]) for one in sets.values())
@@ -119,6 +127,7 @@ PROGRAMS = {
     "kuairand_pure_late": Program(f"{ON_STORE}/late.jsonl", kuairand_pure_late),
     "plan_check": Program(f"{ON_STORE}/plan_check.json", plan_check),
     "scaling": Program(f"{ON_STORE}/scaling.json", scaling),
+    "step": Program("--quick", step),
     "tower": Program(f"{ON_STORE}/tower.json", tower),
     "versions": Program("--list", versions),
 }

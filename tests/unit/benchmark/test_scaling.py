@@ -104,8 +104,7 @@ def simulated() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         # The manifest's path in the run's file is relative.
         patch.chdir(ROOT)
-        patch.setattr(scaling, "SIZES", (8, 32, 1024))
-        scaling.add_simulated(results)
+        scaling.add_simulated(results, (8, 32, 1024))
     return results
 
 
