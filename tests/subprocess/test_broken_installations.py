@@ -10,10 +10,12 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from benchmarks.versions import SETS
 from infnet_rec.diagnostics import doctor
 from infnet_rec.diagnostics.installation import Requirement, import_faults, requirements, will_do
 
@@ -87,6 +89,11 @@ def copy(tmp_path: Path) -> Copy:
     return Copy(tmp_path / "environment")
 
 
+TORCHREC = metadata.version("torchrec")
+# The release that it is for.
+TORCH = next(one.torch for one in SETS.values() if one.torchrec == TORCHREC)
+
+
 def crash(copy: Copy) -> None:
     copy.replace("torch", "import os\nos.abort()")
 
@@ -111,7 +118,14 @@ def both_fbgemms(copy: Copy) -> None:
     ("break_it", "words"),
     [
         (crash, ["FAULT  torch", "ended the process that imported it with signal 6", "make clean && make install"]),
-        (other_torch, ["torch 2.9.0, torchrec 1.8.0, .* do not fit", r"pip install torch==2\.13\.0", "undefined sym"]),
+        (
+            other_torch,
+            [
+                f"torch 2.9.0, torchrec {TORCHREC}, .* do not fit",
+                f"pip install torch=={re.escape(TORCH)}",
+                "undefined sym",
+            ],
+        ),
         (nothing_at_all, [r"torch \(not installed\)", r"FAULT  typer .* is needed", r"pip install 'pydantic"]),
         (
             both_fbgemms,

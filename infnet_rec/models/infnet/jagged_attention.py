@@ -94,7 +94,8 @@ class Entries(NamedTuple):
     start_Y: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: torch.compile would look into a frozen one, and capture the graphs anew for every number of chunks.
+@dataclass(slots=True, eq=False)
 class JaggedLayout:
     """Where the tokens of each example are.
 
