@@ -1,4 +1,7 @@
-"""What samples of a time say: percentiles, how well their mean is known, and the ratio of two."""
+"""What samples of a time say: percentiles, how well their mean is known, and the ratio of two.
+
+Where other programs share the processor, wall time also says what they did; processor time does not.
+"""
 
 import math
 import time

@@ -2,6 +2,8 @@
 
 The pipeline of TorchRec, its sharded collections, DDP and the optimizers all leave ranges behind; `meter.py` adds those
 of the step and the loader.
+
+A stretch of time is (start, end); results of their arithmetic are in order and do not touch.
 """
 
 import json

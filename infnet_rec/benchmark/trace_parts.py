@@ -1,7 +1,12 @@
-"""Where the steps of a CPU rank go, by its trace: every instant of the thread that trains belongs to one part.
+"""Where the steps of a rank go, by its trace: every instant belongs to one part.
 
-On a CPU that thread runs forward, backward and optimizers; gloo's threads talk to the other ranks. So communication is
-exposed while the thread is in a range that waits for it, and overlapped while the thread does something else.
+On a CPU it is an instant of the thread that trains, which runs forward, backward and optimizers; gloo's threads talk to
+the other ranks. So communication is exposed while the thread is in a range that waits for it, and overlapped while the
+thread does something else.
+
+On a GPU every instant of the device belongs to one part. The host only says what is to be done, so what counts is when
+kernels ran. A kernel is a part of what the host was in when it launched it. Communication is exposed while a kernel of
+nccl runs and no other; the device idles while none runs. Not yet run on hardware: tested with made-up traces.
 """
 
 import re

@@ -1,4 +1,8 @@
-"""Files of a checkpoint as torch.distributed.checkpoint writes and reads them, hashed on their way out."""
+"""Files of a checkpoint as torch.distributed.checkpoint writes and reads them, hashed on their way out.
+
+Training changes the original while a copy in the host's memory is written. torch's own stager copies a sharded tensor's
+whole storage; TorchRec's tables are views of one storage, so it would copy all tables once for each of them.
+"""
 
 import copy
 import hashlib

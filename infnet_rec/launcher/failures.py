@@ -2,6 +2,10 @@
 
 When one rank is gone, its peers' collectives fail within milliseconds and may even be noticed before it; the launcher
 then ends the rest with a signal. None of that is news.
+
+A rank whose launcher is ours (`torchrun.py`) prints nothing. It leaves its error in the file that torchrun gives it for
+that, and the launcher, which sees all ranks of its machine, says what came first; the others mostly only noticed that
+somebody was gone. Nothing here imports torch: ranks fail before that, too.
 """
 
 import faulthandler

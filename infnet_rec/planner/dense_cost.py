@@ -1,6 +1,15 @@
 """Bytes of a rank that no table takes: dense part, inputs, activations, what a device keeps for itself.
 
 Every part is counted from the schema and the model, but for the two that are marked as assumptions.
+
+What the model above its tables costs is counted without doing the work. The parts that every rank has whole (token
+assembly, tower, loss) go forward and backward once on torch's fake tensors, which have shapes and storages and no
+numbers, under the same counter as the benchmarks. Whatever the model is, its own operators are what is counted; a real
+pass over a batch of the same size counts the same, but for what is padded where examples of unlike lengths are read
+together. All of it is proportional to the batch but for what is as large as the weights, so one size foretells every
+other. A model that has to know its lengths goes over a few real examples.
+
+Shapes: B examples, M bag features, F sequences, S shared features, K unpooled tokens, X distinct ids, D width.
 """
 
 import copy

@@ -2,6 +2,10 @@
 
 The estimate of the rest rests on the assumptions below and on the peaks of the hardware; it is for comparing plans and
 for orders of magnitude, not for promises.
+
+Bytes that ranks send one another are those of all ranks together. An id goes to where its row is, its embedding comes
+back in the forward pass and the gradient goes there again in the backward pass. What stays on its rank is not counted.
+W ranks, B examples a rank.
 """
 
 from collections.abc import Iterable, Mapping

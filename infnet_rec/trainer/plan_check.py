@@ -1,7 +1,10 @@
 """`plan --check`: builds the sharded model for real, trains some steps, and compares with what was predicted.
 
 Predictions come from the plan that the run trains under and from the report's own accounting; measurements from the
-tensors that stand on each rank afterwards (`infnet_rec.trainer.plan_check`).
+tensors that stand on each rank afterwards.
+
+What a sharded model really takes is read from the tensors that stand there. TorchRec keeps lookups out of `modules()`,
+so they are reached through its private attributes, as they are named in the versions that pyproject.toml allows.
 """
 
 import time

@@ -3,6 +3,10 @@
 What a feature holds is counted by rows of its side, each weighted with its examples: nothing is gathered per example.
 
 N examples of a chunk, R rows of a side, W values of a feature, S splits.
+
+How often each number occurs is what quantiles, shares and curves are read from, exactly and without the numbers.
+
+Shapes: K distinct values.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,7 @@
-"""What else would fit, each answer found by planning it: other batches, other clusters, tables kept in another way."""
+"""What else would fit, each answer found by planning it: other batches, other clusters, tables kept in another way.
+
+Where a plan does not fit, the cheapest change that makes it fit is found by planning it.
+"""
 
 import json
 import shlex

@@ -3,6 +3,10 @@
 No process group, no GPU, no data; the same answer for the same question. How it is fast: a shard of one shape is
 estimated once, candidates that another one makes pointless go before their shards are listed, and combinations are
 placed in the order of a bound on what they can reach, until no bound is better than what was found.
+
+Tables of one shape need not all do the same: some of them, cut finer, fill the gaps that the others leave.
+
+Letters: R ranks, H nodes.
 """
 
 from collections.abc import Sequence
