@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from infnet_rec.benchmark import loader
+from infnet_rec.benchmark.exchange import Exchange
 from infnet_rec.benchmark.report import bench_run_lines
 from infnet_rec.benchmark.trace import COMMUNICATION, PARTS
 
@@ -112,3 +114,24 @@ def test_the_input_verb(small_store: Path) -> None:
     assert all(ms > 0 for ms in stages.values())
     assert result["times_needed"] == pytest.approx(result["examples_per_s"] / result["needed_examples_per_s"])
     assert loader.loader_lines(result)[0].startswith("batches of 64 examples with ")
+
+
+def sent_by(rank: int, world_size: int) -> tuple[float, dict[str, int]]:
+    """Rank 0 sends 3 rows to rank 1 and keeps 1; rank 1 sends 2 and keeps 5."""
+    import torch.distributed as dist
+
+    send = [[1, 3], [2, 5]]
+    taken = [send[other][rank] for other in range(world_size)]
+    out, source = torch.empty(sum(taken), 4), torch.ones(sum(send[rank]), 4)
+    with Exchange(rank, world_size) as exchange:
+        dist.all_to_all_single(out, source, taken, send[rank])
+        dist.all_reduce(torch.ones(8))
+    return exchange.sent_bytes, exchange.calls
+
+
+@pytest.mark.slow
+def test_bytes_to_other_ranks_are_counted(ranks: Any) -> None:
+    (first, calls), (second, _) = ranks(sent_by)
+    assert first == 3 * 16 + 8 * 4 / 2
+    assert second == 2 * 16 + 8 * 4 / 2
+    assert calls == {"alltoall_base_": 1, "allreduce_": 1}

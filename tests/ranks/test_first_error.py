@@ -182,3 +182,14 @@ def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(small_store: Path, t
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     assert {"train/auc_click", "train/rss_gib", "train/examples_per_s"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_ranks_is_not_asked_for_again(tmp_path: Path) -> None:
+    verb = ["infnet_rec.cli", "train", "nowhere.toml", f"--run-dir={tmp_path / 'run'}"]
+    command = [*TORCHRUN, "--max-restarts=3", "-m", *verb]
+    finished = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 2, finished.stderr
+    assert finished.stderr.count("infnet-rec: fault: nowhere.toml") == 1
+    assert "Traceback" not in finished.stderr
+    assert not any(tmp_path.iterdir())

@@ -278,6 +278,21 @@ def _public_functions(text: str) -> Iterator[Function]:
         yield from (found for found in inner if isinstance(found, Function) and not found.name.startswith("_"))
 
 
+MANY_RANKS = re.compile(r"--nproc-per-node=(?!1\b)\d+")
+
+
+def ranks_beside_other_tests(sources: Sources) -> Iterator[str]:
+    """Tests that start several ranks, in a folder whose tests run beside others on the second worker."""
+    for name, text in sources.items():
+        if {"ranks", "engines", "helpers"}.intersection(Path(name).parts):
+            continue
+        for node in ast.walk(_tree(text)):
+            if isinstance(node, ast.Constant) and MANY_RANKS.fullmatch(str(node.value)):
+                yield f"{name}:{node.lineno}: {node.value}"
+            if isinstance(node, Function) and node.name.startswith("test_"):
+                yield from (f"{name}:{node.lineno}: {node.name}" for a in node.args.args if a.arg == "ranks")
+
+
 # Written so that this file does not match itself.
 MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:home|root|Users|work|mnt|scratch)/[\w.]+")
 REGISTRY = re.compile(
@@ -307,6 +322,8 @@ def _rooms(num_lines: int) -> dict[str, str]:
 
 
 BROKEN = [
+    (ranks_beside_other_tests, {"tests/unit/a/test_b.py": "x = ['--nproc-per-node=" + "2']"}),
+    (ranks_beside_other_tests, {"tests/subprocess/test_b.py": "def test_c(ranks): ..."}),
     (long_files, {"a.py": "x = 1\n" * 701}),
     (large_functions, {"a.py": _function(61)}),
     (many_parameters, {"a.py": _function(2, "a, b, c, d, e, *, f, g, h, i")}),
@@ -431,7 +448,7 @@ def test_child_programs_import_what_there_is() -> None:
     assert not list(lost_names(_sources(*CODE_FOLDERS, "tests")))
 
 
-@pytest.mark.parametrize("rule", [long_files, large_functions, vague_names])
+@pytest.mark.parametrize("rule", [long_files, large_functions, vague_names, ranks_beside_other_tests])
 def test_tests_keep_theirs(rule) -> None:
     assert not list(rule(_sources("tests")))
 

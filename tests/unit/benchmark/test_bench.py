@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from infnet_rec.benchmark.exchange import Exchange
 from infnet_rec.benchmark.forms.every_token import every_token
 from infnet_rec.benchmark.forms.forms import (
     TowerShape,
@@ -221,24 +220,3 @@ def test_a_batch_without_dedup_names_every_token(small_store: Path) -> None:
         assert torch.equal(part.lengths(), lengths_B)
         assert torch.equal(part.values(), ids[start : start + int(lengths_B.sum())])
         start += int(lengths_B.sum())
-
-
-def sent_by(rank: int, world_size: int) -> tuple[float, dict[str, int]]:
-    """Rank 0 sends 3 rows to rank 1 and keeps 1; rank 1 sends 2 and keeps 5."""
-    import torch.distributed as dist
-
-    send = [[1, 3], [2, 5]]
-    taken = [send[other][rank] for other in range(world_size)]
-    out, source = torch.empty(sum(taken), 4), torch.ones(sum(send[rank]), 4)
-    with Exchange(rank, world_size) as exchange:
-        dist.all_to_all_single(out, source, taken, send[rank])
-        dist.all_reduce(torch.ones(8))
-    return exchange.sent_bytes, exchange.calls
-
-
-@pytest.mark.slow
-def test_bytes_to_other_ranks_are_counted(ranks: Any) -> None:
-    (first, calls), (second, _) = ranks(sent_by)
-    assert first == 3 * 16 + 8 * 4 / 2
-    assert second == 2 * 16 + 8 * 4 / 2
-    assert calls == {"alltoall_base_": 1, "allreduce_": 1}

@@ -219,18 +219,6 @@ def test_torchrun_by_hand_asks_for_the_first_node(tmp_path: Path) -> None:
     assert "--rdzv-endpoint=localhost:29500" in line
 
 
-@pytest.mark.slow
-def test_a_fault_of_the_ranks_is_not_asked_for_again(tmp_path: Path) -> None:
-    agent = ["infnet_rec.launcher.torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
-    verb = ["infnet_rec.cli", "train", "nowhere.toml", f"--run-dir={tmp_path / 'run'}"]
-    command = [sys.executable, "-m", *agent, "-m", *verb]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 2, finished.stderr
-    assert finished.stderr.count("infnet-rec: fault: nowhere.toml") == 1
-    assert "Traceback" not in finished.stderr
-    assert not any(tmp_path.iterdir())
-
-
 def ask(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "infnet_rec.cli", *arguments]
     around = {**os.environ, **environment}
