@@ -7,22 +7,24 @@ public files have (user before item) and the values decide.
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 
 import duckdb
 
 from infnet_rec.data.ingest.build import BuildProgress
-from infnet_rec.data.parsing.instants import EARLIEST, LATEST, PER_SECOND, Clock, TimeUnit
 from infnet_rec.data.sniff.sniffer import (
+    MIN_ID_FILLED,
     RECBOLE,
+    Reason,
     SniffedColumn,
     SniffedTable,
     fixed_by,
     is_unique,
     matched_share,
     parts_of,
-    quantiles_of,
+    plain_name,
+    words_of,
 )
+from infnet_rec.data.sniff.times import Time, guess_splits, guess_time, time_unit
 from infnet_rec.errors import UserError
 from infnet_rec.schema import Side
 
@@ -39,7 +41,6 @@ ITEM_WORDS = _words(
     "item iid itemid video movie product sku article song track artist book news ad adgroup goods post photo game "
     "recipe place business poi asin isbn creative listing offer app vid mid pid music course clip"
 )
-TIME_WORDS = ("timestamp", "time", "ts", "datetime", "date", "at", "when", "created", "unix", "day")
 RATING_WORDS = _words("rating ratings score stars star rate grade")
 EVENT_WORDS = _words("behavior behaviour event action type interaction")
 EVENT_VALUES = _words(
@@ -52,16 +53,12 @@ CONTEXT_WORDS = _words(
     "devicetype hourmin context"
 )
 NO_LABEL_WORDS = _words("rand random test valid train split fold")
-MIN_ID_FILLED = 0.999
 RATING_SHARE = 0.75  # of the way from the lowest to the highest rating
 MAX_RATINGS, MAX_EVENTS = 101, 12
 MAX_INDEX = 1_000
 LONG_TEXT = 48
-FEW_ROWS_OF_A_USER = 10
 FEW_COLUMNS = 5  # a log without names and times has hardly more than user, item and label
 SEPARATORS = ("|", ",", ";", " ", "/")
-
-Reason = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +95,6 @@ class GuessedFeature:
 
 
 @dataclass(frozen=True, slots=True)
-class Time:
-    """The log's instant, and boundaries of its splits on the local clock."""
-
-    columns: tuple[str, ...]
-    unit: TimeUnit
-    reason: str
-    boundaries: tuple[datetime, datetime, datetime, datetime] | None
-
-
-@dataclass(frozen=True, slots=True)
 class Guess:
     """A whole first recipe; `unused` says of tables and columns why they are left out."""
 
@@ -124,18 +111,6 @@ class Guess:
     unused: tuple[str, ...]
 
 
-def plain_name(name: str) -> str:
-    """A name without the type that RecBole's atomic files put behind it."""
-    match = RECBOLE.fullmatch(name)
-    return match[1] if match else name
-
-
-def words_of(name: str) -> list[str]:
-    """The words of a name: user_id, userId and User ID are two."""
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", plain_name(name))
-    return [word for word in re.split(r"[^a-z0-9]+", apart.lower()) if word]
-
-
 def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[SniffedTable], progress: BuildProgress) -> Guess:
     """Guesses what the tables mean.
 
@@ -149,7 +124,7 @@ def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[SniffedTable],
     """
     progress.stage("guessing what the columns mean", 0, "")
     log, user, item = _log_of(tables)
-    time = _time(connection, log, {user[0], item[0]})
+    time = guess_time(connection, log, {user[0], item[0]})
     others = [c.name for c in log.columns if c.filled and c.distinct > 1 and not c.is_list]
     taken = {user[0], item[0], *(time.columns if time else ())}
     own = _fixed(connection, log, user[0], item[0], [name for name in others if name not in taken])
@@ -182,7 +157,7 @@ def guess(connection: duckdb.DuckDBPyConnection, tables: Sequence[SniffedTable],
         tuple(labels),
         tuple(joins),
         tuple(features),
-        _splits(connection, log, user[0], time),
+        guess_splits(connection, log, user[0], time),
         tuple(unused),
     )
 
@@ -218,7 +193,7 @@ def _log_of(tables: Sequence[SniffedTable]) -> tuple[SniffedTable, Reason, Reaso
             user, item = _best(ids, USER_WORDS), _best(ids, ITEM_WORDS)
             reasons = [f"its name says so; about {c.distinct:,} values" for c in (user, item) if c]
         else:
-            times = [c for c in table.columns if _unit(c) is not None]
+            times = [c for c in table.columns if time_unit(c) is not None]
             plain = [
                 c for c in ids if c not in times and not _is_rating(c, named=False) and not _is_event(c, named=False)
             ]
@@ -240,75 +215,6 @@ def _log_of(tables: Sequence[SniffedTable]) -> tuple[SniffedTable, Reason, Reaso
             "hand, see configs/datasets/template.toml"
         )
     return max(found, key=lambda f: f[0])[1:]
-
-
-def _unit(column: SniffedColumn) -> TimeUnit | None:
-    """The unit in which every number of a column is an instant that can be true."""
-    if not column.is_number or column.low is None or column.high is None or column.padded:
-        return None
-    low, high = (edge.replace(tzinfo=UTC).timestamp() for edge in (EARLIEST, LATEST))
-    units: tuple[TimeUnit, ...] = ("s", "ms", "us", "ns")
-    for unit in units:
-        if low * PER_SECOND[unit] <= column.low and column.high < high * PER_SECOND[unit]:
-            return unit if column.is_whole else "decimal_s" if unit == "s" else None
-    return None
-
-
-def _time(connection: duckdb.DuckDBPyConnection, log: SniffedTable, taken: set[str]) -> Time | None:
-    """The log's time, or None where no column may be one."""
-    found: list[tuple[tuple[int, ...], tuple[str, ...], TimeUnit, str]] = []
-    clocks = [c for c in log.columns if c.filled and c.clocks == c.filled]
-    for column in log.columns:
-        if column.name in taken or column.is_list or column.filled < MIN_ID_FILLED * log.num_rows:
-            continue
-        words = words_of(column.name)
-        named = min((k for k, word in enumerate(TIME_WORDS) if word in words), default=None)
-        rank = -len(TIME_WORDS) if named is None else -named
-        if column.is_instant:
-            found.append(((3, rank), (column.name,), "ms", "its type in the file is a time"))
-        elif (unit := _unit(column)) is not None and (named is not None or not log.has_header):
-            first, last = (_day(column, unit, end) for end in (column.low, column.high))
-            reason = f"every value would be an instant from {first} to {last} in {unit}"
-            found.append(((2, rank), (column.name,), unit, reason))
-        elif column.filled == column.dates and (named is not None or not column.is_whole):
-            if column.mean_length <= 10 and clocks:
-                pair = (column.name, clocks[0].name)
-                found.append(((1, rank), pair, "text", "a date and a time of day in every row"))
-            else:
-                found.append(
-                    ((1 if column.mean_length > 10 else 0, rank), (column.name,), "text", "a date in every row")
-                )
-    if not found:
-        return None
-    _, columns, unit, reason = max(found, key=lambda f: (f[0], -log.column(f[1][0]).place))
-    return Time(columns, unit, reason, _boundaries(connection, log, columns, unit))
-
-
-def _day(column: SniffedColumn, unit: str, value: float | None) -> str:
-    seconds = (value or 0.0) / PER_SECOND.get(unit, 1)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
-
-
-def _boundaries(
-    connection: duckdb.DuckDBPyConnection, log: SniffedTable, columns: tuple[str, ...], unit: TimeUnit
-) -> tuple[datetime, datetime, datetime, datetime] | None:
-    """Where splits of eight, one and one tenth of the rows begin: midnights, where the log is long enough."""
-    clock = Clock(unit, 0, EARLIEST, LATEST)
-    ticks = clock.sql(log.raw, columns)
-    valid, test, first, last = quantiles_of(connection, log, ticks, (0.8, 0.9))
-    if first is None or last is None:
-        return None
-    at = [datetime(1970, 1, 1) + timedelta(seconds=t / clock.ticks_per_second) for t in (first, valid, test, last)]
-    if not EARLIEST <= at[0] < LATEST:
-        return None
-    days = [t.replace(hour=0, minute=0, second=0, microsecond=0) for t in at]
-    for train, of_valid, of_test, end in (
-        (days[0], days[1], days[2], days[3] + timedelta(days=1)),
-        (*(t.replace(microsecond=0) for t in at[:3]), at[3].replace(microsecond=0) + timedelta(seconds=1)),
-    ):
-        if train < of_valid < of_test < end:
-            return train, of_valid, of_test, end
-    return None
 
 
 def _named(
@@ -559,12 +465,3 @@ def _encoding(
 def _means_missing(column: SniffedColumn) -> bool:
     r"""Whether texts such as NA say that a value is missing: in numbers they do, and \N always does."""
     return column.is_number or "\\N" in column.nulls
-
-
-def _splits(connection: duckdb.DuckDBPyConnection, log: SniffedTable, user: str, time: Time | None) -> Reason:
-    """How rows are split: "time", "rows_of_each_user" or "random"; and why."""
-    if time is not None and time.boundaries is not None:
-        return "time", "the last tenth of the rows for test, the tenth before it for validation"
-    if log.num_rows >= FEW_ROWS_OF_A_USER * max(1, log.column(user).distinct):
-        return "rows_of_each_user", "there is no time, so the rows of a user must stand in order in the files"
-    return "random", "there is no time and too few rows of each user"

@@ -32,6 +32,9 @@ INTEGER = r"[+-]?[0-9]{1,19}"
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 CLOCK = r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?"
 RECBOLE = re.compile(r"(.+):(token|token_seq|float|float_seq)")
+MIN_ID_FILLED = 0.999
+# What was guessed, and why.
+Reason = tuple[str, str]
 NAME = re.compile(r"[A-Za-z_À-￿][\w .:/()#-]*")
 TRUE_FALSE = frozenset(["true", "false"])
 NULLS = sorted({text.lower() for text in (*NOTHING, "nan")})
@@ -415,3 +418,15 @@ def parts_of(
         (SELECT count(DISTINCT trim(p)) FROM (SELECT unnest({split}) AS p FROM {scan})),
         (SELECT max(len({split})) FROM {scan})"""
     return connection.execute(query).fetchall()[0]
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name: user_id, userId and User ID are two."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", plain_name(name))
+    return [word for word in re.split(r"[^a-z0-9]+", apart.lower()) if word]
+
+
+def plain_name(name: str) -> str:
+    """A name without the type that RecBole's atomic files put behind it."""
+    match = RECBOLE.fullmatch(name)
+    return match[1] if match else name
