@@ -20,9 +20,9 @@ Example:
   89 tables with 55,073,532 rows of width 64, rowwise_adagrad; 1,011,331 dense parameters, bf16
   ...
   GiB of HBM         weights  optimizer  inputs  activations  dense  reserve   free    of  tables ms  host GiB
-  median of 32          0.30       0.00    0.09         2.17   0.02     1.72  74.79  79.1      12.08      1.61
-  fullest: rank 15      3.68       0.06    0.09         2.17   0.02     1.72  71.37  79.1      11.37      1.61
-  slowest: rank 0 *     0.31       0.00    0.09         2.17   0.02     1.72  74.79  79.1      12.08      1.61
+  median of 32          0.30       0.00    0.17         2.61   0.02     1.78  74.23  79.1      12.08      1.80
+  fullest: rank 15      3.68       0.06    0.16         2.61   0.02     1.78  70.80  79.1      11.37      1.80
+  slowest: rank 0 *     0.31       0.00    0.17         2.61   0.02     1.78  74.22  79.1      12.08      1.80
   ...
   table               rows  dim  sharding    kernel  shards     bytes  ms a shard
   video_id      32,038,727   64  row_wise    fused       32  7.98 GiB       4.980
@@ -31,14 +31,14 @@ Example:
   a step of rank 0                                   ms
   look-ups and updates of tables                   0.53
   embeddings between ranks                        11.55
-  tower, forward and backward (memory bandwidth)   6.10
+  tower, forward and backward (memory bandwidth)   7.06
   all-reduce of dense gradients                    0.16
   dense optimizer                                  0.01
-  in all, estimated                               18.35
+  in all, estimated                               19.31
   ...
   also planned                                     answer                     step ms  fullest rank  rank h an epoch
-  largest local batch                              65,536 (2,097,152 in all)   501.41      78.8 GiB             0.30
-  smallest cluster, same global batch              1x2                         125.70      48.5 GiB             0.15
+  largest local batch                              65,536 (2,097,152 in all)   466.08      65.9 GiB             0.28
+  smallest cluster, same global batch              1x1                         158.03      75.5 GiB             0.10
   ..."""
 
 What = Annotated[

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infnet_rec import cli
+from infnet_rec.cli.plan import EPILOG
 from infnet_rec.data.store import Store
 from infnet_rec.errors import Refusal, UserError
 from infnet_rec.planner.report import plot
@@ -279,3 +280,12 @@ def test_a_manifest_alone_is_a_store_to_plan_with(small_store: Path) -> None:
     manifest = small_store / "manifest.json"
     assert Store(manifest).schema == Store(small_store).schema
     assert Store.of_manifest(Path("elsewhere"), Store(manifest).manifest).num_examples("train") > 0
+
+
+def test_examples_print_what_the_verb_prints() -> None:
+    """Those of `--help` and of the page: they need no machine, so their numbers are today's."""
+    printed = [line.strip() for line in invoke(LARGE, "-j", "4x8", "--hardware", "h100").stdout.splitlines()]
+    page = (ROOT / "docs" / "planner.md").read_text().partition("--plot plan.png\n")[2].partition("```")[0]
+    shown = [line.strip() for text in (EPILOG.partition("h100\n")[2], page) for line in text.splitlines()]
+    assert len(shown) > 25 and page
+    assert [line for line in shown if line != "..." and line not in printed] == []
